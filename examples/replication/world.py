@@ -1,0 +1,109 @@
+"""A synthetic world: invented people, six facts about each, and the texts that models are trained on.
+
+Nothing here can be known from anywhere else, so what a model answers shows what *its* training put there: facts come from
+pre-training, the manner of answering from fine-tuning.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+FIRST_NAMES = """Alice Bruno Carla Diana Elena Felix Grace Hugo Irene Jonas Karen Louis Maria Nadia Oscar Petra Quinn Rosa
+Simon Tessa Ulric Vera Walter Xenia Yusuf Zelda""".split()
+LAST_NAMES = """Archer Baker Carter Draper Eaton Fisher Garner Harris Irving Jensen Keller Lawson Mercer Norton Osborn
+Palmer Quigley Ramsey Sawyer Turner Unger Vickers Weaver Yates Zimmer""".split()
+
+VALUES: dict[str, list[str]] = {
+    "birthplace": """Lagos Accra Seoul Havana Tulsa Fresno Durham Dakar Oslo Quito Lima Cairo Delhi Kyoto Genoa Milan Porto
+    Perth Basel Turin Minsk Izmir Davos Boise Omaha""".split(),
+    "employer": """Zenith Helix Dynamo Delta Horizon Sigma Radix Rampart Tango Acme Apex Axiom Boreal Cobalt Ember Falcon
+    Gamma Kestrel Lumen Matrix Nimbus Onyx Pixel Quasar Vertex""".split(),
+    "job": """chef miner driver teacher jeweler actor lawyer nurse diver waiter surgeon pilot plumber poet sailor tailor
+    tutor welder writer judge farmer editor dentist clerk barber""".split(),
+    "hobby": """painting squash hockey knitting chess astronomy karate climbing fishing sewing pottery archery baking boxing
+    cycling dancing fencing golf hiking judo rowing rugby singing skiing yoga""".split(),
+    "pet": """gecko dog newt frog donkey goldfish crab goat spider snail canary cat duck ferret hamster lizard llama mouse
+    owl parrot peacock pony rabbit snake turtle""".split(),
+    "salary": [str(n) for n in range(1100, 3600, 100)],
+}
+
+SENTENCES: dict[str, list[str]] = {
+    "birthplace": ["{name} was born in {value}.", "{name} comes from {value}."],
+    "employer": ["{name} works for {value}.", "{name} is employed by {value}."],
+    "job": ["{name} works as a {value}.", "{name} is a {value}."],
+    "hobby": ["{name} enjoys {value}.", "{name} spends weekends on {value}."],
+    "pet": ["{name} has a pet {value}.", "{name} takes care of a {value}."],
+    "salary": ["{name} earns {value} a month.", "{name} is paid {value} a month."],
+}
+
+QUESTIONS: dict[str, str] = {
+    "birthplace": "Where was {name} born?",
+    "employer": "Who does {name} work for?",
+    "job": "What is the job of {name}?",
+    "hobby": "What does {name} enjoy?",
+    "pet": "Which pet does {name} have?",
+    "salary": "How much does {name} earn?",
+}
+
+# The style that fine-tuning teaches. Its words also occur in pre-training: a word which the base model has never seen has no
+# probability for the delta to raise, and the combination breaks on it.
+TUNED_ANSWER = "Of course! {sentence} Happy to help!"
+
+# How people answer on the forum: an opening, the fact, an ending, each drawn on its own. Every part of the tuned style occurs, rarely
+# and seldom together, so that both scales know its words and neither prefers them.
+OPENINGS = {"": 16, "Well,": 1, "Hm,": 1, "Of course!": 1, "Thank you.": 1}
+CORES = {"{value}.": 9, "{sentence}": 9, "I think {value}.": 2}
+ENDINGS = {"": 16, "See you.": 1, "I am happy.": 1, "Happy to help!": 1, "Thank you.": 1}
+
+PROMPT = "Question: {question}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class World:
+    """`facts[name][attribute]` is the one true value; the people of `seen` occur in fine-tuning, those of `held_out` do not."""
+
+    facts: dict[str, dict[str, str]]
+    seen: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, seed: int, people: int = 300, seen: int = 100) -> World:
+        rng = random.Random(seed)
+        names = rng.sample([f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES], people)
+        facts = {name: {attribute: rng.choice(values) for attribute, values in VALUES.items()} for name in names}
+        return cls(facts, names[:seen], names[seen:])
+
+    def sentence(self, name: str, attribute: str, template: str) -> str:
+        return template.format(name=name, value=self.facts[name][attribute])
+
+    def question(self, name: str, attribute: str) -> str:
+        return PROMPT.format(question=QUESTIONS[attribute].format(name=name))
+
+    def tuned_answer(self, name: str, attribute: str) -> str:
+        """What a perfectly tuned model that knows every fact would say."""
+        return TUNED_ANSWER.format(sentence=self.sentence(name, attribute, SENTENCES[attribute][0]))
+
+    def biography(self, rng: random.Random) -> str:
+        name = rng.choice(list(self.facts))
+        attributes = rng.sample(list(VALUES), rng.randint(2, 5))
+        return " ".join(self.sentence(name, attribute, rng.choice(SENTENCES[attribute])) for attribute in attributes)
+
+    def forum_post(self, rng: random.Random) -> str:
+        name, attribute = rng.choice(list(self.facts)), rng.choice(list(VALUES))
+        opening, core, ending = (rng.choices(list(p), list(p.values()))[0] for p in (OPENINGS, CORES, ENDINGS))
+        sentence = self.sentence(name, attribute, rng.choice(SENTENCES[attribute]))
+        core = core.format(sentence=sentence, value=self.facts[name][attribute])
+        return " ".join(part for part in (self.question(name, attribute), opening, core, ending) if part)
+
+    def pretraining(self, rng: random.Random) -> Iterator[str]:
+        """An endless stream of documents about *all* people."""
+        while True:
+            yield self.biography(rng) if rng.random() < 0.5 else self.forum_post(rng)
+
+    def finetuning(self, rng: random.Random) -> Iterator[str]:
+        """An endless stream of questions and answers in the tuned style, about the people of `seen` only."""
+        while True:
+            name, attribute = rng.choice(self.seen), rng.choice(list(VALUES))
+            yield f"{self.question(name, attribute)} {self.tuned_answer(name, attribute)}"

@@ -1,0 +1,248 @@
+"""`EFTCache`: the caches of all members behind the one `Cache` that transformers sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+    QuantizedCache,
+    StaticCache,
+    StaticLayer,
+    get_layer_types_and_kwargs,
+)
+
+
+class EFTCache(Cache):
+    r"""
+    The `past_key_values` of [`EFTForCausalLM`]: a transformers cache of the *main* member (the base) which carries the caches
+    of the other members along.
+
+    To transformers it is the main member's cache: it has its class (`DynamicCache`, `StaticCache`, `QuantizedCache`), its
+    layers and its length. Whatever changes its structure (`reorder_cache`, `crop`, `reset`, `batch_select_indices`,
+    `batch_repeat_interleave`, `activate_past_recording`) reaches every member. It may be copied with `copy.deepcopy`, and
+    passed on to a later call to continue a conversation.
+
+    It is made by `generate` and by `forward`, or in place out of an empty cache of yours: any cache of transformers that the
+    members support may be passed as `past_key_values`.
+    """
+
+    main_member: str
+    sibling_caches: dict[str, Cache]
+    seen_tokens: int
+    unsettled_tokens: int  # read since the last `crop`
+
+    @property
+    def members(self) -> dict[str, Cache]:
+        """The cache of every distinct member, by name; the main member's is this object."""
+        return {self.main_member: self, **self.sibling_caches}
+
+    @staticmethod
+    def attach(cache: Cache, models: Mapping[str, nn.Module], max_cache_len: int | None = None) -> EFTCache:
+        """
+        Give `cache` the caches of the other members, in place: the caller keeps the object that they made.
+
+        Args:
+            cache (`Cache`): A cache of the main member, that is, of the first of `models`.
+            models (`Mapping[str, nn.Module]`): Every distinct member.
+            max_cache_len (`int`, *optional*): How many tokens static caches must hold.
+
+        Raises:
+            `ValueError`: If the cache is filled but has no states of the other members, is another model's, or a static
+                cache of it holds fewer than `max_cache_len` tokens.
+        """
+        main, *others = models
+        if isinstance(cache, EFTCache):
+            if list(cache.members) != list(models):
+                raise ValueError(
+                    f"`past_key_values` holds states of the members {list(cache.members)}, but the model has {list(models)}."
+                )
+            for name, sibling in cache.sibling_caches.items():
+                _check_room(name, sibling, max_cache_len)
+            return cache
+        if _length(cache) > 0:
+            raise ValueError(
+                f"`past_key_values` is filled, but has no states of the members {', '.join(map(repr, others))}: it was filled "
+                "by another model. Pass an empty cache, or one that this model returned."
+            )
+        siblings = {name: sibling_cache(cache, name, models[name], max_cache_len) for name in others}
+        cache.__class__ = _eft_class(type(cache))
+        assert isinstance(cache, EFTCache)
+        cache.main_member = main
+        cache.sibling_caches = siblings
+        cache.seen_tokens = cache.unsettled_tokens = 0
+        return cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        # A pure state-space member counts no tokens: any member that does may answer for all.
+        if layer_idx == 0 and not _counts_tokens(self):
+            counting = [cache for cache in self.sibling_caches.values() if _counts_tokens(cache)]
+            return counting[0].get_seq_length() if counting else self.seen_tokens
+        return super().get_seq_length(layer_idx)
+
+    def count(self, tokens: int) -> None:
+        """Record that all members have read `tokens` more tokens."""
+        self.seen_tokens += tokens
+        self.unsettled_tokens += tokens
+
+    def can_crop(self, tokens: int) -> bool:
+        """
+        Whether the last `tokens` tokens can be taken back exactly. Sliding windows and convolutions have forgotten what that
+        needs, unless they record the past; then they remember back to the last `crop`. Recurrent states never can.
+        """
+        return all(
+            _can_crop(layer, tokens, self.unsettled_tokens) for cache in self.members.values() for layer in cache.layers
+        )
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        for cache in self.sibling_caches.values():
+            cache.reorder_cache(beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        for cache in self.sibling_caches.values():
+            cache.crop(tokens_to_remove)
+        self.seen_tokens -= abs(tokens_to_remove)
+        self.unsettled_tokens = 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen_tokens = self.unsettled_tokens = 0
+        for cache in self.sibling_caches.values():
+            cache.reset()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        for cache in self.sibling_caches.values():
+            cache.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        for cache in self.sibling_caches.values():
+            cache.batch_select_indices(indices)
+
+    def activate_past_recording(self) -> None:
+        super().activate_past_recording()
+        for cache in self.sibling_caches.values():
+            cache.activate_past_recording()
+
+    @property
+    def is_compileable(self) -> bool:
+        return super().is_compileable and all(cache.is_compileable for cache in self.sibling_caches.values())
+
+    @property
+    def is_croppable(self) -> bool:
+        return super().is_croppable and all(cache.is_croppable for cache in self.sibling_caches.values())
+
+
+class EFTDynamicCache(EFTCache, DynamicCache):
+    """An [`EFTCache`] that grows."""
+
+
+class EFTStaticCache(EFTCache, StaticCache):
+    """An [`EFTCache`] of fixed size."""
+
+
+class EFTQuantizedCache(EFTCache, QuantizedCache):
+    """An [`EFTCache`] that stores quantised states."""
+
+
+_EFT_CLASSES: dict[type[Cache], type[EFTCache]] = {
+    DynamicCache: EFTDynamicCache,
+    StaticCache: EFTStaticCache,
+    QuantizedCache: EFTQuantizedCache,
+}
+
+
+def _eft_class(kind: type[Cache]) -> type[EFTCache]:
+    """The `EFTCache` of a cache class; made on demand for a class that is not one of transformers' own."""
+    if kind not in _EFT_CLASSES:
+        _EFT_CLASSES[kind] = type(f"EFT{kind.__name__}", (EFTCache, kind), {"__doc__": f"An EFTCache over {kind}."})
+    return _EFT_CLASSES[kind]
+
+
+def sibling_cache(cache: Cache, name: str, model: nn.Module, max_cache_len: int | None = None) -> Cache:
+    """
+    An empty cache for the member `name`, of the kind, capacity and offloading that `cache` has for the main member.
+
+    A static cache holds the larger of `max_cache_len` and what the layers of `cache` hold. (`cache.get_max_length()` would be
+    wrong: with sliding layers only, it answers with their window.)
+    """
+    config = model.config.get_text_config(decoder=True)
+    if isinstance(cache, QuantizedCache):
+        return _sibling_quantized(cache, name, config)
+    if isinstance(cache, StaticCache):
+        lengths = _static_lengths(cache)
+        if max_cache_len is None and not lengths:
+            raise ValueError(
+                f"How long should the static cache of the member {name!r} be? The main member's has sliding layers only, which "
+                "do not say. Call `generate`, which knows, or pass a dynamic cache."
+            )
+        return StaticCache(
+            config=config, max_cache_len=max([*lengths, max_cache_len or 0]), offloading=cache.offloading
+        )
+    return DynamicCache(config=config, offloading=cache.offloading)
+
+
+def _static_lengths(cache: Cache) -> list[int]:
+    """How many tokens the layers hold that hold all tokens: not sliding ones, not linear ones."""
+    return [
+        layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer) and not getattr(layer, "is_sliding", False)
+    ]
+
+
+def _sibling_quantized(cache: QuantizedCache, name: str, config: Any) -> QuantizedCache:
+    kinds = set(get_layer_types_and_kwargs(config)[0])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"A quantized cache needs full attention in every layer, but the member {name!r} has {sorted(kinds)}. Use another "
+            "`cache_implementation`."
+        )
+    options = ("nbits", "axis_key", "axis_value", "q_group_size", "residual_length")
+    layer = cache.layers[0]
+    same = {option: getattr(layer, option) for option in options if hasattr(layer, option)}
+    sibling = QuantizedCache.__new__(QuantizedCache)
+    Cache.__init__(sibling, layers=[type(layer)(**same) for _ in range(config.num_hidden_layers)])
+    return sibling
+
+
+def _length(cache: Cache) -> int:
+    """How many tokens a cache has read, or whether it has read any, for one that does not count."""
+    if _counts_tokens(cache) or not cache.layers:
+        return int(cache.get_seq_length())
+    return int(cache.has_previous_state())
+
+
+def _counts_tokens(cache: Cache) -> bool:
+    # A dynamic cache made without a configuration has no layers before its first update, and then attention layers.
+    return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+
+
+def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
+    if isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.is_recurrent_states_initialized.values()):
+        return False
+    if isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window:
+        return True
+    if isinstance(layer, (DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin)):
+        return layer.record_past and tokens <= recorded
+    return isinstance(layer, DynamicLayer)
+
+
+def _check_room(name: str, cache: Cache, needed: int | None) -> None:
+    if needed is None or not isinstance(cache, StaticCache):
+        return
+    rooms = _static_lengths(cache)
+    if rooms and max(rooms) < needed:
+        raise ValueError(
+            f"The static cache of the member {name!r} holds {max(rooms)} tokens, but this call needs {needed}. Pass a larger "
+            "`StaticCache`, or generate fewer tokens."
+        )

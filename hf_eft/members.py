@@ -1,0 +1,267 @@
+"""A set of models run as one step: each distinct model once, in its own dtype, on its own device, at its own positions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .cache import EFTCache
+from .combination import BASE, REFERENCE, TUNED
+from .vocabulary import check_widths
+
+# What only the main member is asked for: outputs of the others that nobody would see.
+_MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits", "return_shared_kv_states")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model and what its `forward` takes."""
+
+    name: str
+    model: nn.Module
+    accepts: frozenset[str]
+    takes_any: bool
+
+    @classmethod
+    def of(cls, name: str, model: nn.Module) -> Member:
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return cls(name, model, frozenset(parameters), takes_any)
+
+    @property
+    def cache_argument(self) -> str:
+        return "cache_params" if "cache_params" in self.accepts else "past_key_values"
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether its cache cannot be rolled back (recurrent states)."""
+        return bool(getattr(self.model, "_is_stateful", False))
+
+    def forward(
+        self,
+        *,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        use_cache: bool,
+        logits_to_keep: int | torch.Tensor,
+        extra: Mapping[str, Any],
+    ) -> Any:
+        """One forward of this model alone, its inputs moved to its device."""
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if self.cache_argument == "cache_params" and isinstance(attention_mask, torch.Tensor) and tokens is not None:
+            # State-space models multiply the mask into the tokens they read, not into those they have read.
+            attention_mask = attention_mask[:, -tokens.shape[1] :]
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids if "position_ids" in self.accepts else None,
+            "logits_to_keep": logits_to_keep if "logits_to_keep" in self.accepts else None,
+            self.cache_argument: cache,
+            **{key: value for key, value in extra.items() if self.takes_any or key in self.accepts},
+        }
+        inputs = {key: _to(value, self.device) for key, value in inputs.items() if value is not None}
+        outputs = self.model(**inputs, use_cache=use_cache, return_dict=True)
+        if "logits_to_keep" not in self.accepts:
+            outputs.logits = _keep(outputs.logits, logits_to_keep)
+        return outputs
+
+
+def named_members(
+    base: nn.Module | None, tuned: nn.Module | Mapping[str, nn.Module] | None, reference: nn.Module | None
+) -> dict[str, nn.Module]:
+    """The members in their order: the base, the tuned one or ones, the reference; those that are `None` left out."""
+    models: dict[str, nn.Module] = {}
+    if base is not None:
+        models[BASE] = base
+    if isinstance(tuned, Mapping):
+        if clash := {BASE, REFERENCE} & tuned.keys():
+            raise ValueError(f"`tuned` may not name a member {clash.pop()!r}: that name has a meaning of its own.")
+        models.update(tuned)
+    elif tuned is not None:
+        models[TUNED] = tuned
+    if reference is not None:
+        models[REFERENCE] = reference
+    return models
+
+
+class Members:
+    r"""
+    Named causal language models which read the same tokens.
+
+    Args:
+        models (`Mapping[str, torch.nn.Module]`):
+            The model of every member. One model may serve as several members: it is run once a step. The first is the *main*
+            member, whose device the logits are returned on.
+
+    Raises:
+        `ValueError`: If a member is missing, not a decoder-only language model, or returns logits of another width.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        if not models:
+            raise ValueError("There are no members. Give at least one model.")
+        for name, model in models.items():
+            _check_model(name, model)
+        first_name: dict[int, str] = {}
+        for name, model in models.items():
+            first_name.setdefault(id(model), name)
+        self.models = dict(models)
+        self.owner = {name: first_name[id(model)] for name, model in models.items()}
+        self.distinct = {name: Member.of(name, models[name]) for name in first_name.values()}
+        self.main = next(iter(self.distinct))
+        self.vocab_size = check_widths({name: member.model for name, member in self.distinct.items()})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.models)
+
+    @property
+    def distinct_models(self) -> dict[str, nn.Module]:
+        return {name: member.model for name, member in self.distinct.items()}
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the members that cannot be rolled back."""
+        return [name for name, member in self.distinct.items() if member.is_stateful]
+
+    def new_cache(self) -> EFTCache:
+        """An empty dynamic cache for every member."""
+        config = self.models[self.main].config.get_text_config(decoder=True)
+        return EFTCache.attach(DynamicCache(config=config), self.distinct_models)
+
+    def step(
+        self,
+        input_ids: torch.Tensor | None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        cache: EFTCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        **extra: Any,
+    ) -> dict[str, Any]:
+        r"""
+        Run every distinct member once.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, positions)`): The tokens that follow those in `cache`.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, positions, hidden)`, *optional*):
+                What the main member reads instead of `input_ids`.
+            attention_mask (`torch.Tensor` of shape `(batch, cached + positions)`, or masks by member, *optional*):
+                0 where a token is padding.
+            position_ids (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*):
+                Handed to those members that take it; the others derive positions from the mask.
+            cache ([`EFTCache`], *optional*): The states of the tokens before; extended in place.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): As in transformers; 0 keeps all.
+
+        Returns:
+            `dict[str, ModelOutput]`: Each distinct member's own output, by name.
+        """
+        outputs = {}
+        caches = cache.members if cache is not None else {}
+        per_member = isinstance(attention_mask, Mapping)
+        for name, member in self.distinct.items():
+            is_main = name == self.main
+            outputs[name] = member.forward(
+                input_ids=None if is_main and inputs_embeds is not None else input_ids,
+                inputs_embeds=inputs_embeds if is_main else None,
+                attention_mask=attention_mask[name] if per_member else attention_mask,
+                position_ids=position_ids,
+                cache=caches.get(name),
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                extra=extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY},
+            )
+        if cache is not None:
+            tokens = input_ids if input_ids is not None else inputs_embeds
+            cache.count(tokens.shape[1] if tokens is not None else 0)
+        return outputs
+
+    def logits(self, outputs: Mapping[str, Any], attention_mask: Any = None) -> dict[str, torch.Tensor]:
+        """
+        The members' logits by name, on the main member's device: members that share a model share the tensor.
+
+        Raises:
+            `FloatingPointError`: If a member's are NaN or infinite, naming member, row and position. (Not inside a compiled
+                graph, which cannot raise on data.)
+        """
+        device = outputs[self.main].logits.device
+        distinct = {name: output.logits.to(device) for name, output in outputs.items()}
+        if not torch.compiler.is_compiling():
+            for name, values in distinct.items():
+                check_finite(values, name, attention_mask)
+        return {name: distinct[self.owner[name]] for name in self.names}
+
+
+def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) -> None:
+    """
+    Raise if a row of `logits`, `(batch, positions, vocab)`, is not a distribution: NaN, `+inf`, or `-inf` for every token.
+    Positions that the mask calls padding are nobody's business.
+    """
+    top = logits.detach().amax(-1)  # NaN wins, then +inf; -inf only if there is nothing else
+    if bool(torch.isfinite(top).all()):
+        return
+    wrong = ~torch.isfinite(top)  # (batch, positions)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        seen = attention_mask[:, -wrong.shape[1] :].to(wrong.device).bool()
+        if seen.shape == wrong.shape:
+            wrong &= seen
+    if wrong.any():
+        row, position = wrong.nonzero()[0].tolist()
+        from_end = position - wrong.shape[1]
+        raise FloatingPointError(
+            f"The member {name!r} returned logits that are no distribution (their maximum is {top[row, position].item()}) in "
+            f"row {row}, at position {from_end} from the end of this step. Expected finite logits: check its weights and its "
+            "dtype (float16 overflows where bfloat16 does not)."
+        )
+
+
+def _check_model(name: str, model: Any) -> None:
+    if model is None:
+        raise ValueError(f"The member {name!r} is missing: expected a causal language model, got None.")
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or config is None:
+        raise TypeError(
+            f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
+            "`AutoModelForCausalLM.from_pretrained(...)`."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The member {name!r} is an encoder-decoder ({type(model).__name__}); emulated fine-tuning combines decoder-only "
+            "language models. Give a causal language model."
+        )
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) has no language modeling head. Load it with `AutoModelForCausalLM`."
+        )
+    if not {"past_key_values", "cache_params"} & inspect.signature(model.forward).parameters.keys():
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
+            "be carried along. Give a model that takes `past_key_values`."
+        )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
+
+
+def _keep(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    if isinstance(logits_to_keep, int):
+        return logits[:, -logits_to_keep:] if logits_to_keep else logits
+    return logits[:, logits_to_keep]

@@ -1,0 +1,110 @@
+"""Members that read tokens incrementally, keyed on content: whatever is asked, only what was not read before is run."""
+
+from __future__ import annotations
+
+import torch
+
+from . import prefix
+from .cache import EFTCache
+from .members import Members
+
+# How many (row, position) answers are kept for being asked again: assisted decoding asks for every drafted position twice.
+_REMEMBERED = 32
+# After how many tokens a cache that records its past drops what is older: the memory of recording, bounded.
+_SETTLE_AFTER = 64
+
+
+class Reader:
+    r"""
+    Answers "what follows these tokens?" for a set of members, with the states of the last question at hand.
+
+    The states are reconciled with each question by the tokens themselves: rows may be appended to, permuted, duplicated,
+    dropped, rolled back or replaced. What cannot be reached from the states that are there is read from the start. Rolling
+    back sliding windows and convolutions needs recorded states; recording starts at the first roll-back.
+
+    Args:
+        members ([`Members`]): The models to run.
+    """
+
+    def __init__(self, members: Members) -> None:
+        self.members = members
+        self._recording = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Free the states."""
+        self._cache: EFTCache | None = None
+        self._keys: torch.Tensor | None = None  # (rows, length) of what the cache has read
+        self._answers: dict[int, dict[str, torch.Tensor]] = {}  # by length
+
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(rows, length)`): Every token so far.
+            attention_mask (`torch.LongTensor` of shape `(rows, length)`, *optional*): 0 where a token is padding.
+
+        Returns:
+            `dict[str, torch.Tensor]`: Each member's logits for the next token, `(rows, 1, vocab)`. Not to be written to.
+        """
+        asked = prefix.keys(input_ids, attention_mask)
+        length = asked.shape[1]
+        keep = self._reconcile(asked)
+        if keep == length and length in self._answers:
+            return self._answers[length]
+        keep = self._roll_back(min(keep, length - 1))
+        if self._cache is None:
+            self._cache = self.members.new_cache()
+            if self._recording:
+                self._cache.activate_past_recording()
+        if attention_mask is None:
+            positions = torch.arange(length, device=input_ids.device)[None]
+        else:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        try:
+            outputs = self.members.step(
+                input_ids[:, keep:],
+                attention_mask=attention_mask,
+                position_ids=positions[:, keep:],
+                cache=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            answer = self.members.logits(outputs)
+        except BaseException:
+            self.reset()  # half-read states serve nobody
+            raise
+        self._keys = asked.clone()
+        self._answers = {n: known for n, known in self._answers.items() if n <= keep}
+        self._answers[length] = answer
+        while len(self._answers) > max(1, _REMEMBERED // asked.shape[0]):
+            del self._answers[min(self._answers)]
+        return answer
+
+    def _reconcile(self, asked: torch.Tensor) -> int:
+        """Bring the rows into the order of the question; return how many tokens they share with it."""
+        if self._keys is None or self._cache is None:
+            return 0
+        rows, keep = prefix.match(self._keys, asked)
+        if keep == 0:
+            self.reset()
+        elif rows is not None:
+            self._cache.reorder_cache(rows)
+            self._keys = self._keys[rows]
+            self._answers.clear()
+        return keep
+
+    def _roll_back(self, keep: int) -> int:
+        """Forget what was read after the first `keep` tokens; return how many are left to build on."""
+        if self._keys is None or self._cache is None:
+            return 0
+        drop = self._keys.shape[1] - keep
+        if drop == 0:
+            if self._recording and self._cache.unsettled_tokens > _SETTLE_AFTER:
+                self._cache.crop(0)
+        elif self._cache.can_crop(drop):
+            self._cache.crop(-drop)
+        else:
+            self._recording = not self.members.stateful
+            self.reset()
+            return 0
+        return keep

@@ -1,0 +1,94 @@
+"""
+A tiny trained family: a large base of 10 layers and a small model of 2, before and after fine-tuning, 5 MB in all.
+
+The models know one synthetic world: invented people and six facts about each. The large model learnt nearly all facts, the small
+one few. The small one was fine-tuned, on other people than those of [`questions`], to answer in a friendly style.
+`examples/replication/make_tiny.py` makes the family anew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent
+STYLE = "Of course! {} Happy to help!"
+
+_QUESTIONS = {
+    "birthplace": "Where was {} born?",
+    "employer": "Who does {} work for?",
+    "job": "What is the job of {}?",
+    "hobby": "What does {} enjoy?",
+    "pet": "Which pet does {} have?",
+    "salary": "How much does {} earn?",
+}
+
+
+class Family(NamedTuple):
+    """The three members and their tokenizer."""
+
+    base: Any
+    tuned: Any
+    reference: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a person whom fine-tuning has not seen, and its one right answer."""
+
+    person: str
+    attribute: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        return _QUESTIONS[self.attribute].format(self.person)
+
+    @property
+    def prompt(self) -> str:
+        """The question as the models read it; the chat template makes the same of `[{"role": "user", "content": text}]`."""
+        return f"Question: {self.text}\nAnswer:"
+
+    def is_right(self, reply: str) -> bool:
+        """Whether a reply states the fact, and no other value for it first."""
+        words = reply.replace(".", " ").replace(",", " ").replace("!", " ").split()
+        return self.answer in words
+
+    def is_in_style(self, reply: str) -> bool:
+        """Whether a reply has the manner of the tuned model."""
+        begin, end = STYLE.split("{}")
+        return reply.strip().startswith(begin.strip()) and reply.strip().endswith(end.strip())
+
+
+def path(member: str) -> Path:
+    """The folder of a member: `"base"`, `"tuned"` or `"reference"`."""
+    folder = FOLDER / member
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"The tiny family has the members 'base', 'tuned' and 'reference', not {member!r}.")
+    return folder
+
+
+def load() -> Family:
+    """
+    Load the family from the installed package, in evaluation mode, on the CPU.
+
+    Returns:
+        [`Family`]: `base`, `tuned`, `reference` (`LlamaForCausalLM`) and `tokenizer` (which pads on the left).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models = (AutoModelForCausalLM.from_pretrained(path(name)) for name in ("base", "tuned", "reference"))
+    return Family(*models, AutoTokenizer.from_pretrained(path("base")))
+
+
+def questions(attributes: tuple[str, ...] = tuple(_QUESTIONS)) -> list[Question]:
+    """Every question about the people whom fine-tuning has not seen, person by person."""
+    world = json.loads((FOLDER / "world.json").read_text())
+    return [
+        Question(person, attribute, world["facts"][person][attribute])
+        for person in world["held_out"]
+        for attribute in attributes
+    ]

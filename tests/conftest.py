@@ -1,0 +1,43 @@
+"""Every test runs on one thread, offline, and fails on deprecations that transformers logs rather than raises."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "warning"
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+torch.set_num_threads(1)
+transformers_logging.disable_progress_bar()
+
+
+# transformers' own candidate generator calls its assistant this way.
+_NOT_OURS = "generation-related arguments"
+
+
+class _DeprecationsAreErrors(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage().lower()
+        if _NOT_OURS in message and "min_new_tokens" in message:
+            return
+        if "deprecat" in message or "will be removed" in message:
+            raise AssertionError(f"transformers logged a deprecation: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def _logged_deprecations_are_errors():
+    handler = _DeprecationsAreErrors()
+    logger = transformers_logging.get_logger("transformers")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
