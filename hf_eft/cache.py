@@ -89,7 +89,10 @@ class EFTCache(Cache):
         return super().get_seq_length(layer_idx)
 
     def count(self, tokens: int) -> None:
-        """Record that all members have read `tokens` more tokens."""
+        """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
+        static caches, which are compiled, are never rolled back."""
+        if isinstance(self, StaticCache):
+            return
         self.seen_tokens += tokens
         self.unsettled_tokens += tokens
 
@@ -137,6 +140,9 @@ class EFTCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
+        # transformers never compiles a plain `DynamicCache`, even one whose (linear) layers all could be.
+        if isinstance(self, DynamicCache):
+            return False
         return super().is_compileable and all(cache.is_compileable for cache in self.sibling_caches.values())
 
     @property

@@ -80,7 +80,8 @@ class Combination:
     """
 
     coefficients: Mapping[str, float]
-    truncation: Truncation | None = field(default=None)
+    truncation: Truncation | None = None
+    _pairs: tuple[tuple[str, float], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked: dict[str, float] = {}
@@ -91,11 +92,12 @@ class Combination:
         if not any(checked.values()):
             raise ValueError(f"At least one coefficient must differ from 0, got {checked or 'no members'}.")
         object.__setattr__(self, "coefficients", MappingProxyType(checked))
+        object.__setattr__(self, "_pairs", tuple(checked.items()))  # what a compiled graph can read
         if self.truncation is not None:
             self._nucleus_member(self.truncation.rule)
 
     def __hash__(self) -> int:
-        return hash((tuple(self.coefficients.items()), self.truncation))
+        return hash((self._pairs, self.truncation))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Combination, (dict(self.coefficients), self.truncation)
@@ -152,6 +154,10 @@ class Combination:
                 "`combination=Combination.steer({...})`."
             )
         return cls.emulate(alpha, beta)
+
+    def coefficient(self, name: str) -> float:
+        """The coefficient of a member, 0 if it has none."""
+        return next((value for known, value in self._pairs if known == name), 0.0)
 
     @property
     def tuned_names(self) -> tuple[str, ...]:
@@ -225,26 +231,29 @@ def combine(
     """
     if combination.truncation is None:
         return _weighted_sum(_terms(logits, combination, rows))
-    log_probs = {id(x): x.float().log_softmax(-1) for x in logits.values()}
-    by_name = {name: log_probs[id(x)] for name, x in logits.items()}
+    by_name: dict[str, torch.Tensor] = {}
+    for name, x in logits.items():
+        twin = next((by_name[other] for other, y in logits.items() if y is x and other in by_name), None)
+        by_name[name] = x.float().log_softmax(-1) if twin is None else twin
     total = _weighted_sum(_terms(by_name, combination, rows))
-    return _truncate(total, by_name, combination)
+    return _truncate(total, by_name, combination.truncation, combination._nucleus_member(combination.truncation.rule))
 
 
 def _terms(
     logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor | None
 ) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
     """The distinct tensors with their net coefficients: a number, or (batch, 1, 1) for coefficients per row."""
-    net: dict[int, tuple[torch.Tensor, float | torch.Tensor]] = {}
+    terms: list[tuple[torch.Tensor, float | torch.Tensor]] = []
     for column, (name, values) in enumerate(logits.items()):
-        coefficient: float | torch.Tensor
-        if rows is None:
-            coefficient = combination.coefficients.get(name, 0.0)
+        c: float | torch.Tensor = combination.coefficient(name)
+        if rows is not None:
+            c = rows[:, column].to(values.device, torch.float32).view(-1, 1, 1)  # (batch, 1, 1)
+        twin = next((i for i, (known, _) in enumerate(terms) if known is values), None)
+        if twin is None:
+            terms.append((values, c))
         else:
-            coefficient = rows[:, column].to(values.device, torch.float32).view(-1, 1, 1)  # (batch, 1, 1)
-        known = net.get(id(values))
-        net[id(values)] = (values, coefficient if known is None else known[1] + coefficient)
-    return [(values, c) for values, c in net.values() if isinstance(c, torch.Tensor) or c != 0]
+            terms[twin] = (values, terms[twin][1] + c)
+    return [(values, c) for values, c in terms if isinstance(c, torch.Tensor) or c != 0]
 
 
 def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> torch.Tensor:
@@ -263,11 +272,10 @@ def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> tor
     return torch.nan_to_num_(total, nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
-def _truncate(total: torch.Tensor, log_probs: Mapping[str, torch.Tensor], combination: Combination) -> torch.Tensor:
-    truncation = combination.truncation
-    if truncation is None:
-        return total
-    guide = log_probs[combination._nucleus_member(truncation.rule)]  # (batch, positions, vocab)
+def _truncate(
+    total: torch.Tensor, log_probs: Mapping[str, torch.Tensor], truncation: Truncation, guide_name: str
+) -> torch.Tensor:
+    guide = log_probs[guide_name]  # (batch, positions, vocab)
     if truncation.rule == "plausible":
         outside = guide < guide.amax(-1, keepdim=True) + math.log(truncation.p)
     else:
