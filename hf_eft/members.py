@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, TUNED
@@ -60,7 +60,40 @@ class Member:
         logits_to_keep: int | torch.Tensor,
         extra: Mapping[str, Any],
     ) -> Any:
-        """One forward of this model alone, its inputs moved to its device."""
+        """One step of this model alone, its inputs moved to its device."""
+        arguments: dict[str, Any] = {"cache": cache, "use_cache": use_cache, "extra": extra}
+        tokens = inputs_embeds if input_ids is None else input_ids
+        length = 0 if tokens is None else tokens.shape[1]
+        if not (self.is_stateful and length > 1 and cache is not None and _has_read(cache)):
+            return self._forward(input_ids, inputs_embeds, attention_mask, position_ids, logits_to_keep, **arguments)
+        # Recurrent models go on from their states one token at a time; given several, they start from nothing.
+        logits = []
+        for i in range(length):
+            one, seen = slice(i, i + 1), None if i + 1 == length else i + 1 - length
+            outputs = self._forward(
+                None if input_ids is None else input_ids[:, one],
+                None if inputs_embeds is None else inputs_embeds[:, one],
+                attention_mask[:, :seen] if isinstance(attention_mask, torch.Tensor) else attention_mask,
+                None if position_ids is None else position_ids[:, one],
+                0,
+                **arguments,
+            )
+            logits.append(outputs.logits)
+        outputs.logits = _keep(torch.cat(logits, dim=1), logits_to_keep)
+        return outputs
+
+    def _forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        *,
+        cache: Cache | None,
+        use_cache: bool,
+        extra: Mapping[str, Any],
+    ) -> Any:
         tokens = inputs_embeds if input_ids is None else input_ids
         if self.cache_argument == "cache_params" and isinstance(attention_mask, torch.Tensor) and tokens is not None:
             # State-space models multiply the mask into the tokens they read, not into those they have read.
@@ -255,6 +288,11 @@ def _check_model(name: str, model: Any) -> None:
             f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
             "be carried along. Give a model that takes `past_key_values`."
         )
+
+
+def _has_read(cache: Cache) -> bool:
+    linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    return any(state for layer in linear for state in layer.has_previous_state.values())
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -86,7 +86,10 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
         self._members = Members(members)
         self.combination = Combination.from_dict(config.combination)
         for name, model in self._members.distinct_models.items():
-            _check_attribute(name)
+            if not name.isidentifier() or hasattr(self, name):
+                raise ValueError(
+                    f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model."
+                )
             self.add_module(name, model)
         self.base_model_prefix = self._members.main
         models = self._members.distinct_models.values()
@@ -423,8 +426,3 @@ def _check_mask(attention_mask: Any, tokens: torch.Tensor, cache: Cache | None) 
             f"`attention_mask` must cover the {cached} cached and {tokens.shape[1]} new tokens of {expected[0]} rows, shape "
             f"{expected}, got {tuple(attention_mask.shape)}."
         )
-
-
-def _check_attribute(name: str) -> None:
-    if not name.isidentifier() or hasattr(EFTForCausalLM, name):
-        raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
