@@ -1,14 +1,17 @@
 """Emulated fine-tuning inside transformers' `generate`: exact under every decoding strategy."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
 from .cache import EFTCache
 from .combination import Combination, Truncation
 from .configuration_eft import EFTConfig
-from .logits_process import EFTLogitsProcessor
-from .modeling_eft import EFTForCausalLM
 
-from ._version import __version__
+if TYPE_CHECKING:
+    from .logits_process import EFTLogitsProcessor
+    from .modeling_eft import EFTForCausalLM
 
 __all__ = [
     "Combination",
@@ -20,5 +23,17 @@ __all__ = [
     "__version__",
 ]
 
-AutoConfig.register(EFTConfig.model_type, EFTConfig, exist_ok=True)
-AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)
+# These need transformers' modeling code, which takes seconds to import and which an importer may never use.
+_LAZY = {"EFTForCausalLM": ".modeling_eft", "EFTLogitsProcessor": ".logits_process"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

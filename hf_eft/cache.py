@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -19,6 +18,9 @@ from transformers.cache_utils import (
     StaticLayer,
     get_layer_types_and_kwargs,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class EFTCache(Cache):
@@ -46,13 +48,13 @@ class EFTCache(Cache):
         return {self.main_member: self, **self.sibling_caches}
 
     @staticmethod
-    def attach(cache: Cache, models: Mapping[str, nn.Module], max_cache_len: int | None = None) -> EFTCache:
+    def attach(cache: Cache, models: Mapping[str, PreTrainedModel], max_cache_len: int | None = None) -> EFTCache:
         """
         Give `cache` the caches of the other members, in place: the caller keeps the object that they made.
 
         Args:
             cache (`Cache`): A cache of the main member, that is, of the first of `models`.
-            models (`Mapping[str, nn.Module]`): Every distinct member.
+            models (`Mapping[str, PreTrainedModel]`): Every distinct member.
             max_cache_len (`int`, *optional*): How many tokens static caches must hold.
 
         Raises:
@@ -75,11 +77,11 @@ class EFTCache(Cache):
             )
         siblings = {name: sibling_cache(cache, name, models[name], max_cache_len) for name in others}
         cache.__class__ = _eft_class(type(cache))
-        assert isinstance(cache, EFTCache)
-        cache.main_member = main
-        cache.sibling_caches = siblings
-        cache.seen_tokens = cache.unsettled_tokens = 0
-        return cache
+        attached = cast(EFTCache, cache)
+        attached.main_member = main
+        attached.sibling_caches = siblings
+        attached.seen_tokens = attached.unsettled_tokens = 0
+        return attached
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         # A pure state-space member counts no tokens: any member that does may answer for all.
@@ -101,11 +103,9 @@ class EFTCache(Cache):
         Whether the last `tokens` tokens can be taken back exactly. Sliding windows and convolutions have forgotten what that
         needs, unless they record the past; then they remember back to the last `crop`. Recurrent states never can.
         """
-        return all(
-            _can_crop(layer, tokens, self.unsettled_tokens) for cache in self.members.values() for layer in cache.layers
-        )
+        return all(_can_crop(layer, tokens, self.unsettled_tokens) for cache in self.members.values() for layer in cache.layers)
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)
         for cache in self.sibling_caches.values():
             cache.reorder_cache(beam_idx)
@@ -176,7 +176,7 @@ def _eft_class(kind: type[Cache]) -> type[EFTCache]:
     return _EFT_CLASSES[kind]
 
 
-def sibling_cache(cache: Cache, name: str, model: nn.Module, max_cache_len: int | None = None) -> Cache:
+def sibling_cache(cache: Cache, name: str, model: PreTrainedModel, max_cache_len: int | None = None) -> Cache:
     """
     An empty cache for the member `name`, of the kind, capacity and offloading that `cache` has for the main member.
 
@@ -193,16 +193,16 @@ def sibling_cache(cache: Cache, name: str, model: nn.Module, max_cache_len: int 
                 f"How long should the static cache of the member {name!r} be? The main member's has sliding layers only, which "
                 "do not say. Call `generate`, which knows, or pass a dynamic cache."
             )
-        return StaticCache(
-            config=config, max_cache_len=max([*lengths, max_cache_len or 0]), offloading=cache.offloading
-        )
+        return StaticCache(config=config, max_cache_len=max([*lengths, max_cache_len or 0]), offloading=cache.offloading)
     return DynamicCache(config=config, offloading=cache.offloading)
 
 
 def _static_lengths(cache: Cache) -> list[int]:
     """How many tokens the layers hold that hold all tokens: not sliding ones, not linear ones."""
     return [
-        layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer) and not getattr(layer, "is_sliding", False)
+        layer.max_cache_len
+        for layer in cache.layers
+        if isinstance(layer, StaticLayer) and not getattr(layer, "is_sliding", False)
     ]
 
 

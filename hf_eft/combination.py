@@ -259,7 +259,7 @@ def _terms(
 def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> torch.Tensor:
     if not terms:
         raise ValueError("The coefficients of members that share one model cancel to 0: nothing is left to combine.")
-    total = None
+    total: Any = None
     for values, c in terms:
         if isinstance(c, torch.Tensor):
             term = torch.where(c == 0, 0.0, c * values)  # 0 * -inf is NaN, and a member without a say has none

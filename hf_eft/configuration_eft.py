@@ -36,14 +36,18 @@ class EFTConfig(PreTrainedConfig):
 
     model_type = "eft"
 
-    member_names: list[str] | None = None
-    shared_members: dict[str, str] | None = None
-    combination: dict[str, Any] | None = None
+    # `Any`, as a dataclass field may be `None` until `__post_init__` has run
+    member_names: Any = None
+    shared_members: Any = None
+    combination: Any = None
     text_config: Any = None
     tie_word_embeddings: bool = False  # each member ties its own
     use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # Whoever holds a configuration may look its model up with `AutoModelForCausalLM`: the module registers it.
+        from . import modeling_eft  # noqa: F401
+
         self.shared_members = dict(self.shared_members or {})
         self.combination = self.combination or Combination.emulate().to_dict()
         if self.text_config is None:
@@ -112,3 +116,6 @@ def _as_config(key: str, given: Any) -> PreTrainedConfig:
     if not isinstance(given, dict) or "model_type" not in given:
         raise ValueError(f"`{key}` must be a configuration with a `model_type`, got {given!r}.")
     return AutoConfig.for_model(**given)
+
+
+AutoConfig.register(EFTConfig.model_type, EFTConfig, exist_ok=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _CHUNK = 256  # tokens compared with the whole table at a time: bounds the memory by _CHUNK x vocab floats
 
 
-def ids_from_embeds(model: nn.Module, inputs_embeds: torch.Tensor) -> torch.Tensor:
+def ids_from_embeds(model: PreTrainedModel, inputs_embeds: torch.Tensor) -> torch.Tensor:
     r"""
     The token ids whose embeddings `inputs_embeds` are.
 
@@ -29,7 +33,7 @@ def ids_from_embeds(model: nn.Module, inputs_embeds: torch.Tensor) -> torch.Tens
     ids = []
     for chunk in vectors.split(_CHUNK):
         distance = torch.cdist(chunk.float(), table.float())  # (tokens, vocab)
-        two, nearest = distance.topk(2, largest=False)
+        _two, nearest = distance.topk(2, largest=False)
         exact = (table[nearest[:, 0]].to(chunk.dtype) == chunk).all(-1)
         unique = (table[nearest[:, 0]] != table[nearest[:, 1]]).any(-1)
         if not bool((exact & unique).all()):

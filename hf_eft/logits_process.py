@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from . import prefix
 from .combination import BASE, Combination, combine
 from .members import Members, named_members
 from .reader import Reader
+
 
 class EFTLogitsProcessor(LogitsProcessor):
     r"""
@@ -77,8 +77,8 @@ class EFTLogitsProcessor(LogitsProcessor):
 
     def __init__(
         self,
-        tuned: nn.Module | Mapping[str, nn.Module] | None = None,
-        reference: nn.Module | None = None,
+        tuned: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
+        reference: PreTrainedModel | None = None,
         alpha: float | None = None,
         beta: float | None = None,
         combination: Combination | None = None,
@@ -108,7 +108,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         self._lock = threading.Lock()
 
     @torch.no_grad()
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(rows, length)`): Every token so far, the prompt included.

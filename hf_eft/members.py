@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
@@ -25,12 +24,12 @@ class Member:
     """A model and what its `forward` takes."""
 
     name: str
-    model: nn.Module
+    model: PreTrainedModel
     accepts: frozenset[str]
     takes_any: bool
 
     @classmethod
-    def of(cls, name: str, model: nn.Module) -> Member:
+    def of(cls, name: str, model: PreTrainedModel) -> Member:
         parameters = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         return cls(name, model, frozenset(parameters), takes_any)
@@ -115,10 +114,12 @@ class Member:
 
 
 def named_members(
-    base: nn.Module | None, tuned: nn.Module | Mapping[str, nn.Module] | None, reference: nn.Module | None
-) -> dict[str, nn.Module]:
+    base: PreTrainedModel | None,
+    tuned: PreTrainedModel | Mapping[str, PreTrainedModel] | None,
+    reference: PreTrainedModel | None,
+) -> dict[str, PreTrainedModel]:
     """The members in their order: the base, the tuned one or ones, the reference; those that are `None` left out."""
-    models: dict[str, nn.Module] = {}
+    models: dict[str, PreTrainedModel] = {}
     if base is not None:
         models[BASE] = base
     if isinstance(tuned, Mapping):
@@ -145,7 +146,7 @@ class Members:
         `ValueError`: If a member is missing, not a decoder-only language model, or returns logits of another width.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+    def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         if not models:
             raise ValueError("There are no members. Give at least one model.")
         for name, model in models.items():
@@ -164,7 +165,7 @@ class Members:
         return tuple(self.models)
 
     @property
-    def distinct_models(self) -> dict[str, nn.Module]:
+    def distinct_models(self) -> dict[str, PreTrainedModel]:
         return {name: member.model for name, member in self.distinct.items()}
 
     @property
@@ -269,7 +270,7 @@ def _check_model(name: str, model: Any) -> None:
     if model is None:
         raise ValueError(f"The member {name!r} is missing: expected a causal language model, got None.")
     config = getattr(model, "config", None)
-    if not isinstance(model, nn.Module) or config is None:
+    if not isinstance(model, torch.nn.Module) or config is None:
         raise TypeError(
             f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
             "`AutoModelForCausalLM.from_pretrained(...)`."

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import Cache, StaticCache
 from transformers.generation import GenerationMode
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -72,9 +71,9 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
-    def __init__(self, config: EFTConfig, members: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, config: EFTConfig, members: Mapping[str, PreTrainedModel] | None = None) -> None:
         super().__init__(config)
         self._adopted = members is not None
         if members is None:
@@ -87,9 +86,7 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
         self.combination = Combination.from_dict(config.combination)
         for name, model in self._members.distinct_models.items():
             if not name.isidentifier() or hasattr(self, name):
-                raise ValueError(
-                    f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model."
-                )
+                raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
             self.add_module(name, model)
         self.base_model_prefix = self._members.main
         models = self._members.distinct_models.values()
@@ -102,9 +99,9 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_models(
         cls,
-        base: nn.Module | None,
-        tuned: nn.Module | Mapping[str, nn.Module] | None = None,
-        reference: nn.Module | None = None,
+        base: PreTrainedModel | None,
+        tuned: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
+        reference: PreTrainedModel | None = None,
         *,
         alpha: float | None = None,
         beta: float | None = None,
@@ -156,7 +153,7 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
     # Members ------------------------------------------------------------------------------------------------------------
 
     @property
-    def members(self) -> dict[str, nn.Module]:
+    def members(self) -> dict[str, PreTrainedModel]:
         """Every member's model, by name. Members that share a model share the object."""
         return dict(self._members.models)
 
@@ -186,22 +183,22 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
         if not self._adopted:  # live models have their weights
             super().init_weights()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> PreTrainedModel:
         return self._main_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: PreTrainedModel) -> None:
         self._main_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> PreTrainedModel:
         return self._main_model.get_output_embeddings()
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: PreTrainedModel) -> None:
         self._main_model.set_output_embeddings(value)
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> PreTrainedModel:
         return self._main_model.get_decoder()
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Resize every member's."""
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -216,16 +213,16 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
     @merge_with_config_defaults
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         coefficients: torch.Tensor | None = None,
-        member_input_ids: torch.LongTensor | None = None,
+        member_input_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         r"""
@@ -251,9 +248,9 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds` (with `member_input_ids` for the other members).")
-        tokens = input_ids if inputs_embeds is None else member_input_ids
-        if tokens is None:
-            tokens = ids_from_embeds(self._main_model, inputs_embeds)
+        tokens = cast(torch.Tensor, input_ids)
+        if inputs_embeds is not None:
+            tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
         _check_mask(attention_mask, tokens, past_key_values)
         self._check_coefficients(coefficients, tokens.shape[0])
         cache = self._cache_for(past_key_values, use_cache)
@@ -283,6 +280,11 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
             attentions=main.get("attentions"),
         )
 
+    def member_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Every member's own logits for `input_ids`, by name: `(batch, positions, vocab)` each, what [`combine`] takes."""
+        outputs = self._members.step(input_ids, attention_mask=attention_mask)
+        return self._members.logits(outputs, attention_mask)
+
     def _cache_for(self, cache: Cache | None, use_cache: bool | None) -> EFTCache | None:
         if cache is None:
             return self._members.new_cache() if use_cache else None
@@ -309,9 +311,7 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             return
@@ -352,11 +352,11 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -370,9 +370,10 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if (embeds := inputs.get("inputs_embeds")) is not None and input_ids.shape[1] > 0:
-            if inputs_embeds is None or input_ids.shape[1] != inputs_embeds.shape[1]:
+            given = cast(torch.Tensor, inputs_embeds).shape[1]
+            if input_ids.shape[1] != given:
                 raise ValueError(
-                    f"`inputs_embeds` stand for {inputs_embeds.shape[1]} tokens, but `input_ids` are {input_ids.shape[1]}: the "
+                    f"`inputs_embeds` stand for {given} tokens, but `input_ids` are {input_ids.shape[1]}: the "
                     "other members read the ids. Pass as many ids as embeddings, or none."
                 )
             inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
@@ -426,3 +427,6 @@ def _check_mask(attention_mask: Any, tokens: torch.Tensor, cache: Cache | None) 
             f"`attention_mask` must cover the {cached} cached and {tokens.shape[1]} new tokens of {expected[0]} rows, shape "
             f"{expected}, got {tuple(attention_mask.shape)}."
         )
+
+
+AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)

@@ -23,7 +23,7 @@ def match(old: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor | None, in
         new (`torch.LongTensor` of shape `(new rows, new length)`): Keys of the tokens that are asked for.
 
     Returns:
-        `tuple[torch.LongTensor | None, int]`: The old row for each new row (`None` if every row stays where it is), and how
+        `tuple[torch.Tensor | None, int]`: The old row for each new row (`None` if every row stays where it is), and how
         many tokens *all* new rows share with theirs.
     """
     shared = min(old.shape[1], new.shape[1])

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def width(model: nn.Module) -> int:
+def width(model: PreTrainedModel) -> int:
     """How many logits a model returns for a position."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
@@ -21,7 +19,7 @@ def width(model: nn.Module) -> int:
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
-def check_widths(models: Mapping[str, nn.Module]) -> int:
+def check_widths(models: Mapping[str, PreTrainedModel]) -> int:
     """
     The common width of the members' logits.
 

@@ -91,7 +91,7 @@ def build(family: str, seed: int, **overrides: Any) -> Any:
     return model
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shared(family: str, seed: int) -> Any:
     """Like `build`, made once: for tests that leave the model as it is."""
     return build(family, seed)

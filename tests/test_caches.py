@@ -47,7 +47,7 @@ def test_static_cache_with_a_compiled_full_graph(base_family: str, tuned_family:
 
 
 def test_quantized_cache() -> None:
-    _, tuned, reference, model = trio()
+    _, tuned, _reference, model = trio()
     inputs, options = prompts("left"), {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
     out = model.generate(**inputs, max_new_tokens=10, return_dict_in_generate=True, **options)
     assert out.sequences.tolist() == tokens(tuned, inputs, **options)
@@ -57,7 +57,7 @@ def test_quantized_cache() -> None:
 
 def test_quantized_cache_is_refused_by_the_member_that_cannot() -> None:
     model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("gemma3", 1), reference=shared("llama", 2))
-    with pytest.raises(ValueError, match="'tuned'.*sliding_attention"):
+    with pytest.raises(ValueError, match=r"'tuned'.*sliding_attention"):
         tokens(model, prompts("one"), cache_implementation="quantized", cache_config={"backend": "fp8"})
 
 

@@ -15,12 +15,20 @@ from hf_eft.vocabulary import check_tokenizers
 
 
 def encoder_decoder() -> Any:
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     return BartForConditionalGeneration(BartConfig(vocab_size=64, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes))
 
 
 def headless() -> Any:
-    return LlamaModel(LlamaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    return LlamaModel(
+        LlamaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
 
 
 CASES: list[tuple[Any, type[Exception], str]] = [
@@ -29,7 +37,11 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (lambda b, t, r: {"tuned": t, "reference": encoder_decoder()}, ValueError, "'reference' is an encoder-decoder"),
     (lambda b, t, r: {"tuned": headless(), "reference": r}, ValueError, "'tuned'.*has no language modeling head"),
     (lambda b, t, r: {"tuned": "gpt2", "reference": r}, TypeError, "'tuned' must be a model of transformers, got str"),
-    (lambda b, t, r: {"tuned": {"a": None}, "reference": r, "combination": Combination.steer({"a": 1})}, ValueError, "'a' is missing"),
+    (
+        lambda b, t, r: {"tuned": {"a": None}, "reference": r, "combination": Combination.steer({"a": 1})},
+        ValueError,
+        "'a' is missing",
+    ),
     (lambda b, t, r: {"tuned": t, "reference": r, "alpha": float("nan")}, ValueError, "'tuned' must be a finite number"),
     (lambda b, t, r: {"tuned": t, "reference": r, "alpha": 1.0, "beta": 1.0}, ValueError, "not both"),
     (lambda b, t, r: {"tuned": t, "reference": r, "alpha": 1.0, "combination": Combination.emulate()}, ValueError, "not both"),
@@ -65,13 +77,16 @@ def model() -> EFTForCausalLM:
 def test_member_names_that_cannot_be_attributes(name: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
         EFTForCausalLM.from_models(
-            shared("llama", 0), tuned={name: shared("gpt2", 1)}, reference=shared("gpt2", 2), combination=Combination.steer({name: 1})
+            shared("llama", 0),
+            tuned={name: shared("gpt2", 1)},
+            reference=shared("gpt2", 2),
+            combination=Combination.steer({name: 1}),
         )
 
 
 def test_vocabularies_that_differ_in_content() -> None:
     check_tokenizers({"base": tokenizer(), "tuned": tokenizer()})
-    with pytest.raises(ValueError, match="the token 'w.*' is .* in 'base' but .* in 'tuned'"):
+    with pytest.raises(ValueError, match=r"the token 'w.*' is .* in 'base' but .* in 'tuned'"):
         check_tokenizers({"base": tokenizer(), "tuned": tokenizer(offset=1)})
     wider = tokenizer()
     wider.add_tokens(["<new>"])
@@ -88,7 +103,9 @@ def test_vocabularies_that_differ_in_content() -> None:
 def test_masks_of_a_wrong_shape(model: EFTForCausalLM) -> None:
     ids = prompts("even")["input_ids"]
     for mask in (torch.ones(2, 5), torch.ones(3, 6), torch.ones(2, 9)):
-        with pytest.raises(ValueError, match=r"`attention_mask` must cover the 0 cached and 6 new tokens of 2 rows, shape \(2, 6\)"):
+        with pytest.raises(
+            ValueError, match=r"`attention_mask` must cover the 0 cached and 6 new tokens of 2 rows, shape \(2, 6\)"
+        ):
             model(ids, attention_mask=mask)
 
 
@@ -105,9 +122,9 @@ def test_members_that_are_not_finite_are_named(value: float) -> None:
     base, tuned = shared("llama", 0), build("gpt2", 1)
     handle = tuned.transformer.register_forward_hook(lambda m, a, out: _poison(out, value))
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=shared("gpt2", 2))
-    with pytest.raises(FloatingPointError, match="'tuned'.*row 1"):
+    with pytest.raises(FloatingPointError, match=r"'tuned'.*row 1"):
         model.generate(**prompts("left"), max_new_tokens=2)
-    with pytest.raises(FloatingPointError, match="'tuned'.*row 1"):
+    with pytest.raises(FloatingPointError, match=r"'tuned'.*row 1"):
         add_on = EFTLogitsProcessor(tuned, shared("gpt2", 2))
         base.generate(**prompts("left"), max_new_tokens=2, logits_processor=[add_on])
     handle.remove()

@@ -48,7 +48,7 @@ def both(trio: tuple[Any, Any, Any, EFTForCausalLM]) -> list[tuple[Any, dict[str
 
 
 def test_streamer_and_stop_strings() -> None:
-    base, tuned, reference, tok = tiny.load()
+    base, tuned, _reference, tok = tiny.load()
     question = tiny.questions()[0]
     inputs = tok(question.prompt, return_tensors="pt", return_token_type_ids=False)
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=base)
@@ -93,7 +93,9 @@ def test_prefix_allowed_tokens_and_watermark(trio: Any) -> None:
             assert model.generate(**inputs, max_new_tokens=8, **given, **options).tolist() == expected
 
 
-def contrastive_search(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any):
+def contrastive_search(
+    model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
+):
     """A local recipe of contrastive search (top-4, penalty 0.6), as the code on the Hub does it: it repeats, selects and re-reads
     the cache, and reads the hidden states."""
     top, penalty = 4, 0.6
@@ -105,7 +107,9 @@ def contrastive_search(model: Any, input_ids: Any, logits_processor: Any, stoppi
         probs, candidates = scores.softmax(-1).topk(top)
         cache.batch_repeat_interleave(top)
         mask = torch.ones(top, input_ids.shape[1] + 1, dtype=torch.long)
-        out = model(candidates.view(-1, 1), attention_mask=mask, past_key_values=cache, use_cache=True, output_hidden_states=True)
+        out = model(
+            candidates.view(-1, 1), attention_mask=mask, past_key_values=cache, use_cache=True, output_hidden_states=True
+        )
         new = out.hidden_states[-1]  # (top, 1, hidden)
         alike = torch.cosine_similarity(new, seen.expand(top, -1, -1), dim=-1).amax(-1)
         best = ((1 - penalty) * probs[0] - penalty * alike).argmax()
@@ -174,7 +178,13 @@ def test_inputs_embeds_that_are_no_tokens_are_refused(trio: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"do_sample": True}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}, {"cache_implementation": "static"}],
+    [
+        {},
+        {"do_sample": True},
+        {"num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"cache_implementation": "static"},
+    ],
     ids=["greedy", "sample", "beam", "return sequences", "static"],
 )
 def test_coefficients_by_row(options: dict[str, Any]) -> None:
@@ -228,7 +238,7 @@ def test_an_assistant_with_another_tokenizer(trio: Any) -> None:
 
 
 def test_continuous_batching_is_refused(trio: Any) -> None:
-    base, tuned, reference, model = trio
+    _base, tuned, reference, model = trio
     with pytest.raises(NotImplementedError, match="Continuous batching"):
         model.generate(**prompts("one"), cache_implementation="paged", max_new_tokens=2)
     with pytest.raises(NotImplementedError, match="Continuous batching"):
@@ -243,7 +253,10 @@ def test_pipeline_logs_no_error(trio: Any, caplog: pytest.LogCaptureFixture) -> 
     base, tuned, reference, model = trio
     tok = tokenizer()
     texts = ["w5 w9 w11", "w40", "w7 w8 w9 w10"]
-    expected = [r[0]["generated_text"] for r in pipeline("text-generation", model=tuned, tokenizer=tok)(texts, max_new_tokens=6, do_sample=False)]
+    expected = [
+        r[0]["generated_text"]
+        for r in pipeline("text-generation", model=tuned, tokenizer=tok)(texts, max_new_tokens=6, do_sample=False)
+    ]
     with caplog.at_level("ERROR"):
         pipe = pipeline("text-generation", model=model, tokenizer=tok)
         got = [r[0]["generated_text"] for r in pipe(texts, max_new_tokens=6, do_sample=False)]
@@ -323,7 +336,13 @@ def test_the_members_are_left_as_they_are() -> None:
     base, tuned, reference = build("llama", 0), build("gpt2", 1), build("gpt2", 2)
     base.train()
     before = [
-        (m.training, m.config.to_dict(), m.generation_config.to_dict(), {k: v.clone() for k, v in m.state_dict().items()}, set(vars(m)))
+        (
+            m.training,
+            m.config.to_dict(),
+            m.generation_config.to_dict(),
+            {k: v.clone() for k, v in m.state_dict().items()},
+            set(vars(m)),
+        )
         for m in (base, tuned, reference)
     ]
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)

@@ -161,7 +161,9 @@ def test_the_scores_are_answered_as_they_came() -> None:
         assert torch.equal(scores, before)
         assert got.shape == scores.shape and got.dtype == dtype
         assert bool((got[:, 5:9] == -torch.inf).all()) and bool(got[:, 9:].isfinite().all())
-        torch.testing.assert_close(got.float().exp().sum(-1), torch.ones(2), atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+        torch.testing.assert_close(
+            got.float().exp().sum(-1), torch.ones(2), atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0
+        )
 
 
 def test_padding_by_mask_by_token_and_by_default() -> None:

@@ -18,7 +18,17 @@ RECIPES = {
     "alpha": Combination.emulate(alpha=0.6),
     "beta": Combination.emulate(beta=1.4),
 }
-STRATEGIES = ["greedy", "sample", "num_return_sequences", "beam", "beam_sample", "prompt_lookup", "static", "chunked_prefill", "no_cache"]
+STRATEGIES = [
+    "greedy",
+    "sample",
+    "num_return_sequences",
+    "beam",
+    "beam_sample",
+    "prompt_lookup",
+    "static",
+    "chunked_prefill",
+    "no_cache",
+]
 
 
 class Probe(LogitsProcessor):
@@ -52,9 +62,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("family, small, strategy, padding, recipe, leaf", cases())
-def test_every_step_equals_the_oracle(
-    family: str, small: str, strategy: str, padding: str, recipe: str, leaf: str
-) -> None:
+def test_every_step_equals_the_oracle(family: str, small: str, strategy: str, padding: str, recipe: str, leaf: str) -> None:
     base, tuned, reference = shared(family, 0), shared(small, 1), shared(small, 2)
     combination = RECIPES[recipe]
     probe = Probe()

@@ -90,9 +90,7 @@ def packed(documents: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iter
         buffer = buffer[BATCH * LENGTH :]
 
 
-def train(
-    model: LlamaForCausalLM, loss: Callable[[], torch.Tensor], steps: int, peak: float, label: str
-) -> LlamaForCausalLM:
+def train(model: LlamaForCausalLM, loss: Callable[[], torch.Tensor], steps: int, peak: float, label: str) -> LlamaForCausalLM:
     """AdamW, 100 steps of warm-up, then a cosine to a twentieth of the peak."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -80,8 +80,8 @@ def load() -> Family:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    models = (AutoModelForCausalLM.from_pretrained(path(name)) for name in ("base", "tuned", "reference"))
-    return Family(*models, AutoTokenizer.from_pretrained(path("base")))
+    base, tuned, reference = (AutoModelForCausalLM.from_pretrained(path(name)) for name in ("base", "tuned", "reference"))
+    return Family(base, tuned, reference, AutoTokenizer.from_pretrained(path("base")))
 
 
 def questions(attributes: tuple[str, ...] = tuple(_QUESTIONS)) -> list[Question]:

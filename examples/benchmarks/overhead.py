@@ -1,0 +1,159 @@
+"""What emulated fine-tuning costs beyond its parts: time per token, peak memory, and the import.
+
+    python examples/benchmarks/overhead.py            # about 10 minutes on 2 CPU cores
+
+Time: one decoding step of the wrapper and of the add-on against the sum of the three models' bare forwards with caches of their own, the
+three timed alternately in one run. Memory: the peak of the process during `generate` against weights and caches. Writes
+`overhead.json` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+
+VOCAB = 32_000
+
+
+def llama(layers: int, width: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, tie_word_embeddings=True, eos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+class Bare:
+    """A model with its own cache, one token at a time: nothing but its forward."""
+
+    def __init__(self, model: Any, prompt: torch.Tensor) -> None:
+        self.model, self.cache = model, DynamicCache(config=model.config)
+        model(prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def step(self, ids: torch.Tensor) -> None:
+        self.model(ids[:, -1:], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+
+def timed(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def steps(models: dict[str, Any], batch: int, prompt_length: int, rounds: int) -> dict[str, float]:
+    """Medians in milliseconds for a step of the parts, of the wrapper, and of the base with the add-on."""
+    prompt = torch.randint(3, VOCAB, (batch, prompt_length))
+    parts = [Bare(model, prompt) for model in models.values()]
+    wrapper = Bare(EFTForCausalLM.from_models(**models), prompt)
+    wrapper.cache = wrapper.model(prompt, use_cache=True, logits_to_keep=1).past_key_values
+    host, add_on = Bare(models["base"], prompt), EFTLogitsProcessor(models["tuned"], models["reference"], pad_token_id=-1)
+    add_on(prompt, torch.zeros(batch, VOCAB))
+
+    def add_on_step(ids: torch.Tensor) -> None:
+        out = models["base"](ids[:, -1:], past_key_values=host.cache, use_cache=True, logits_to_keep=1)
+        add_on(ids, out.logits[:, -1].float())
+
+    times: dict[str, list[float]] = {"parts": [], "wrapper": [], "add-on": []}
+    ids = prompt
+    for _ in range(rounds):
+        ids = torch.cat([ids, torch.randint(3, VOCAB, (batch, 1))], dim=1)
+        times["parts"].append(timed(lambda ids=ids: [part.step(ids) for part in parts]))
+        times["wrapper"].append(timed(lambda ids=ids: wrapper.step(ids)))
+        times["add-on"].append(timed(lambda ids=ids: add_on_step(ids)))
+    ratios = {name: [t / p for t, p in zip(times[name], times["parts"], strict=True)] for name in ("wrapper", "add-on")}
+    return {
+        **{f"{name} ms": 1000 * statistics.median(values) for name, values in times.items()},
+        **{f"{name} / parts": statistics.median(values) for name, values in ratios.items()},
+        **{
+            f"{name} / parts, quartiles": [round(q, 3) for q in statistics.quantiles(v, n=4)[::2]] for name, v in ratios.items()
+        },
+    }
+
+
+def measure_memory(layers: int, width: int) -> dict[str, float]:
+    """Peak resident memory of a generate call in a process of its own, beyond what the process had before the models.
+
+    The allocator hands freed blocks back at once there; by default it keeps them, and the peak then shows its fragmentation (for the base
+    alone as well) rather than what is alive.
+    """
+    code = f"""
+import resource, sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from overhead import llama, VOCAB
+from hf_eft import EFTForCausalLM
+def rss(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 2**20
+torch.set_num_threads(1)
+warm = llama(1, 64); warm.generate(torch.tensor([[1, 2]]), max_new_tokens=4, pad_token_id=0); del warm
+before = rss()
+models = dict(base=llama({layers}, {width}), tuned=llama({layers // 3}, {width}), reference=llama({layers // 3}, {width}))
+weights = sum(p.numel() * p.element_size() for m in models.values() for p in m.parameters()) / 2**20
+model = EFTForCausalLM.from_models(**models)
+out = model.generate(torch.randint(3, VOCAB, (4, 512)), max_new_tokens=32, pad_token_id=0, return_dict_in_generate=True)
+layers = [layer for cache in out.past_key_values.members.values() for layer in cache.layers]
+caches = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values)) / 2**20
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+print(weights, caches, peak)
+"""
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    weights, caches, peak = map(float, subprocess.check_output([sys.executable, "-c", code], text=True, env=env).split())
+    return {
+        "weights MiB": weights,
+        "caches MiB": caches,
+        "peak MiB": peak,
+        "peak / (weights + caches)": peak / (weights + caches),
+    }
+
+
+def import_time(repeats: int = 7) -> dict[str, float]:
+    """Seconds that `import hf_eft` adds to importing transformers' `AutoModelForCausalLM`."""
+    clock = "import time; from transformers import AutoModelForCausalLM; t = time.perf_counter()"
+    code = f"{clock}; import hf_eft; print(time.perf_counter() - t)"
+    times = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(repeats)]
+    return {"import adds s": statistics.median(times), "import adds s, max": max(times)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--parts", nargs="*", default=["import", "memory", "time"], help="what to measure; the rest is kept")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    results: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
+    results |= {"machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/overhead.py"}
+    if "import" in args.parts:
+        results["import"] = import_time()
+    if "memory" in args.parts:
+        results["memory"] = measure_memory(args.layers, args.width)
+    if "time" in args.parts:
+        torch.manual_seed(0)
+        models = {
+            "base": llama(args.layers, args.width),
+            **{n: llama(args.layers // 3, args.width) for n in ("tuned", "reference")},
+        }
+        for batch, prompt in ((1, 16), (1, 1024), (16, 16), (16, 1024)):
+            key = f"batch {batch}, prompt {prompt}"
+            results[key] = steps(models, batch, prompt, args.rounds if batch == 1 else args.rounds // 2)
+            print(key, json.dumps(results[key], indent=1), flush=True)
+    print(json.dumps({part: results.get(part) for part in ("import", "memory")}, indent=1))
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""
+Plant faults, one at a time, in a copy of the package, and see the tests fail.
+
+    python tests/mutations.py                  # every fault
+    python tests/mutations.py reorder crop     # those whose name contains one of the words
+
+A fault that no test notices is a hole in the tests: the script then exits with 1.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    code: str  # found exactly once in the file
+    planted: str
+    tests: str  # what is run: files and a `-k` expression
+
+
+FAULTS = [
+    Fault(
+        "a member's cache is not reordered",
+        "cache.py",
+        "            cache.reorder_cache(beam_idx)",
+        "            pass",
+        "tests/test_generate.py -k gpt2-beam",
+    ),
+    Fault(
+        "a member's cache is not cropped",
+        "cache.py",
+        "            cache.crop(tokens_to_remove)",
+        "            pass",
+        "tests/test_generate.py -k assisted_decoding_gives",
+    ),
+    Fault(
+        "the mask is not passed to the small members",
+        "members.py",
+        "attention_mask=attention_mask[name] if per_member else attention_mask,",
+        "attention_mask=attention_mask[name] if per_member else (attention_mask if is_main else None),",
+        "tests/test_oracle.py -k left",
+    ),
+    Fault(
+        "position ids are not passed",
+        "members.py",
+        "                position_ids=position_ids,",
+        "                position_ids=None,",
+        "tests/test_oracle.py -k left",
+    ),
+    Fault(
+        "tuned and reference are swapped",
+        "combination.py",
+        "return cls({BASE: 1.0, TUNED: alpha, REFERENCE: _minus(alpha)}, truncation)",
+        "return cls({BASE: 1.0, TUNED: _minus(alpha), REFERENCE: alpha}, truncation)",
+        "tests/test_generate.py -k gpt2-greedy",
+    ),
+    Fault(
+        "the coefficient is ignored",
+        "combination.py",
+        "return next((value for known, value in self._pairs if known == name), 0.0)",
+        "return next((float((value > 0) - (value < 0)) for known, value in self._pairs if known == name), 0.0)",
+        "tests/test_oracle.py -k alpha",
+    ),
+    Fault(
+        "the processor does not normalise",
+        "logits_process.py",
+        "return combined.log_softmax(-1).to(scores.dtype)",
+        "return combined.to(scores.dtype)",
+        "tests/test_generate.py -k beam",
+    ),
+    Fault(
+        "the processor's state is not keyed on content",
+        "reader.py",
+        "rows, keep = prefix.match(self._keys, asked)",
+        "rows, keep = None, min(self._keys.shape[1], asked.shape[1])",
+        "tests/test_logits_process.py tests/test_generate.py -k 'sequence_of_calls or beam'",
+    ),
+    Fault(
+        "a small member's static cache is one too short",
+        "cache.py",
+        "max_cache_len=max([*lengths, max_cache_len or 0])",
+        "max_cache_len=max([*lengths, max_cache_len or 0]) - 1",
+        "tests/test_generate.py -k static",
+    ),
+    Fault(
+        "a warper acts on the base before the delta is added, in the processor",
+        "logits_process.py",
+        "        logits = {BASE: scores.unsqueeze(1),",
+        "        scores = scores.masked_fill(scores < scores.topk(5)[0][..., -1:], -torch.inf)\n"
+        "        logits = {BASE: scores.unsqueeze(1),",
+        "tests/test_generate.py -k top_k",
+    ),
+    Fault(
+        "a warper acts on the base before the delta is added, in the wrapper",
+        "modeling_eft.py",
+        "        logits = combine(self._members.logits(outputs, attention_mask), self.combination, coefficients)",
+        "        by_name = dict(self._members.logits(outputs, attention_mask))\n"
+        "        by_name['base'] = by_name['base'] / 0.7\n"
+        "        logits = combine(by_name, self.combination, coefficients)",
+        "tests/test_generate.py -k sample",
+    ),
+]
+
+
+def survives(fault: Fault) -> str | None:
+    """What pytest said if the tests passed with the fault planted, else `None`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("hf_eft", "tests"):
+            shutil.copytree(ROOT / part, Path(folder) / part)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        path = Path(folder) / "hf_eft" / fault.file
+        text = path.read_text()
+        if text.count(fault.code) != 1:
+            raise SystemExit(
+                f"{fault.name}: the code to change is there {text.count(fault.code)} times in {fault.file}, expected once."
+            )
+        path.write_text(text.replace(fault.code, fault.planted))
+        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {fault.tests}"
+        # `python -m` puts the working directory first: the copy wins over an installed package.
+        done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    if done.returncode == 1:
+        return None
+    return done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def main(words: list[str]) -> int:
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
+    survivors = 0
+    for fault in chosen:
+        output = survives(fault)
+        print(f"{'caught  ' if output is None else 'SURVIVED'}  {fault.name}", flush=True)
+        if output is not None:
+            survivors += 1
+            print(output)
+    print(f"{len(chosen) - survivors} of {len(chosen)} faults caught")
+    return int(survivors > 0 or not chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

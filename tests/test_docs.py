@@ -1,0 +1,85 @@
+"""Every Python block of the documentation and of the docstrings runs; every public name is documented."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_eft
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks of a page are one program; a comment `# prints:` is followed by what the line above it prints."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        capsys.readouterr()
+        exec(compile(block, str(page), "exec"), namespace)
+        printed = capsys.readouterr().out
+        for expected in re.findall(r"^# prints: (.*)$", block, flags=re.M):
+            assert expected in printed, printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page: Path) -> None:
+    from typer.testing import CliRunner
+
+    from hf_eft.cli import app
+
+    for block in blocks(page, "bash"):
+        for line in block.splitlines():
+            if line.startswith("hf-eft ") and "<" not in line:
+                done = CliRunner().invoke(app, shlex.split(line)[1:])
+                assert done.exit_code == 0, done.output
+
+
+def modules() -> list[str]:
+    return [m.name for m in pkgutil.walk_packages(hf_eft.__path__, "hf_eft.")]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_docstring_examples_run(module: str) -> None:
+    loaded = importlib.import_module(module)
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for name, value in vars(loaded).items():
+        if getattr(value, "__module__", None) != module or not value.__doc__:
+            continue
+        for i, block in enumerate(re.findall(r"^ *```python\n(.*?)^ *```", value.__doc__, flags=re.M | re.S)):
+            example = parser.get_doctest(block, {}, f"{name}[{i}]", loaded.__file__, 0)
+            assert example.examples, f"{name} has a block without an example"
+            runner.run(example)
+    assert runner.failures == 0
+
+
+def test_every_public_name_is_documented() -> None:
+    pages = "".join(page.read_text() for page in PAGES)
+    for name in hf_eft.__all__:
+        if not name.startswith("_"):
+            assert f"`{name}" in pages, f"{name} is in no page"
+            assert getattr(hf_eft, name).__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_public_function_has_a_docstring(module: str) -> None:
+    tree = ast.parse(Path(importlib.import_module(module).__file__).read_text())
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name}"

@@ -1,0 +1,153 @@
+"""The embedded family as it was promised, the analysis of its answers, and the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from families import shared
+from typer.testing import CliRunner
+
+from hf_eft import Combination, EFTForCausalLM, tiny
+from hf_eft.analysis import answer_tokens, token_effects
+from hf_eft.cli import app, generation_options
+from hf_eft.demo import ask
+
+SAMPLE = slice(0, 1200, 7)
+
+
+@pytest.fixture(scope="module")
+def family() -> Any:
+    return tiny.load()
+
+
+@pytest.fixture(scope="module")
+def model(family: Any) -> EFTForCausalLM:
+    return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference)
+
+
+def test_facts_come_from_the_base_and_the_style_from_the_tuned_member(family: Any, model: EFTForCausalLM) -> None:
+    questions = tiny.questions()[SAMPLE]
+
+    def scores(system: Any) -> tuple[float, float]:
+        replies = ask(system, family.tokenizer, questions)
+        pairs = list(zip(questions, replies, strict=True))
+        return sum(q.is_right(r) for q, r in pairs) / len(pairs), sum(q.is_in_style(r) for q, r in pairs) / len(pairs)
+
+    (tuned_right, tuned_style), (base_right, base_style), (right, style) = map(scores, (family.tuned, family.base, model))
+    assert tuned_right < 0.3 and tuned_style > 0.85
+    assert base_right > 0.95 and base_style < 0.05
+    assert right > 0.95 and style > 0.7
+
+
+def test_the_large_model_is_deep_and_the_weights_are_small(family: Any) -> None:
+    assert family.base.config.num_hidden_layers >= 8
+    assert sum(path.stat().st_size for path in tiny.FOLDER.rglob("*") if path.is_file()) <= 8 * 2**20
+    assert not [path for path in tiny.FOLDER.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
+    with pytest.raises(ValueError, match="not 'huge'"):
+        tiny.path("huge")
+
+
+def test_the_prompt_is_the_chat_template_s(family: Any) -> None:
+    question = tiny.questions()[0]
+    messages = [{"role": "user", "content": question.text}]
+    assert family.tokenizer.apply_chat_template(messages, tokenize=False) == "<bos>" + question.prompt
+
+
+def test_token_effects(family: Any, model: EFTForCausalLM) -> None:
+    prompt = family.tokenizer(tiny.questions()[0].prompt, return_tensors="pt", return_token_type_ids=False)
+    ids = model.generate(**prompt, max_new_tokens=12)[0]
+    length = prompt["input_ids"].shape[1]
+    answer = answer_tokens(ids, length, {family.tokenizer.eos_token_id})
+    effects = token_effects(model, answer, length)
+    assert [effect.token for effect in effects] == answer[length:].tolist()
+    with torch.no_grad():
+        alone = family.base(answer[None]).logits[0].log_softmax(-1)
+        combined = model(answer[None]).logits[0].log_softmax(-1)
+    for i, effect in enumerate(effects, start=length - 1):
+        assert effect.base_choice == int(alone[i].argmax())
+        assert effect.lift == pytest.approx(float(combined[i, effect.token] - alone[i, effect.token]), abs=1e-4)
+        assert effect.total_variation == pytest.approx(float((alone[i].exp() - combined[i].exp()).clamp(min=0).sum()), abs=1e-4)
+    model.combination = Combination.emulate(alpha=0.0)
+    assert all(effect.total_variation < 1e-6 for effect in token_effects(model, answer, length))
+    model.combination = Combination.emulate()
+    with pytest.raises(ValueError, match="`prompt_length`"):
+        token_effects(model, answer, 0)
+    baseless = EFTForCausalLM.from_models(
+        None, tuned=shared("gpt2", 1), reference=shared("gpt2", 2), combination=Combination.interpolate(0.5)
+    )
+    with pytest.raises(ValueError, match="no base"):
+        token_effects(baseless, torch.tensor([3, 4, 5]), 1)
+
+
+def test_generation_options() -> None:
+    options, rest = generation_options(
+        ["--num-beams", "4", "say", "--do-sample=true", "--stop-strings", "a b", "--length-penalty", "-1.5"]
+    )
+    assert options == {"num_beams": 4, "do_sample": True, "stop_strings": "a b", "length_penalty": -1.5}
+    assert rest == ["say"]
+
+
+def invoke(*arguments: str, **options: Any) -> Any:
+    return CliRunner().invoke(app, list(arguments), **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "{text}", "--chat"],
+        ["generate", "--num-beams", "2", "{text}", "--chat"],
+        ["generate", "--chat", "--no-stream", "--base", "{base}", "--tuned", "{tuned}", "--reference", "{reference}", "{text}"],
+        ["generate", "--chat"],  # from the standard input
+    ],
+)
+def test_generate(arguments: list[str]) -> None:
+    question = tiny.questions()[1]
+    names = {"text": question.text, **{name: str(tiny.path(name)) for name in ("base", "tuned", "reference")}}
+    done = invoke(*(argument.format(**names) for argument in arguments), input=question.text)
+    assert done.exit_code == 0, done.output
+    assert question.answer in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--num-beans", "4", "hello"], "did you mean --num-beams"),
+        (["--num-beams"], "needs a value"),
+        (["one", "two"], "expected one prompt"),
+        (["--base", "somewhere", "hello"], "missing: --tuned, --reference"),
+        (
+            ["--base", "/nowhere", "--tuned", "/nowhere", "--reference", "/nowhere", "hello"],
+            "the base model cannot be loaded from /nowhere",
+        ),
+        (["--alpha", "1", "--beta", "1", "hello"], "not both"),
+        ([" "], "the prompt is empty"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str], message: str) -> None:
+    done = invoke("generate", *arguments, env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
+
+
+def test_demo() -> None:
+    done = invoke("demo", "--questions", "2", "--asked", "12", env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "All 12 questions asked" in done.output and "What the delta changed" in done.output
+
+
+def test_importing_hf_eft_imports_no_modeling_code() -> None:
+    code = "import sys, hf_eft; print('transformers.modeling_utils' in sys.modules, 'torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "True"]
+
+
+def test_auto_classes_find_the_model_without_its_module(tmp_path: Any) -> None:
+    EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("gpt2", 1), reference=shared("gpt2", 2)).save_pretrained(
+        tmp_path
+    )
+    load = f"print(type(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})))"
+    code = f"from transformers import AutoModelForCausalLM; import hf_eft; {load}"
+    assert "EFTForCausalLM" in subprocess.check_output([sys.executable, "-c", code], text=True)
