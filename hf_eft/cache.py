@@ -105,6 +105,26 @@ class EFTCache(Cache):
         """
         return all(_can_crop(layer, tokens, self.unsettled_tokens) for cache in self.members.values() for layer in cache.layers)
 
+    def roll_back(self, drops: Mapping[str, int], shift: torch.Tensor | None, trim: int) -> None:
+        r"""
+        Forget the end of every row, as many tokens as that row's draft was wrong in, and bring the rows into line again: a row that
+        forgets more than the others moves to the right, and gets padding on its left.
+
+        Args:
+            drops (`Mapping[str, int]`): By member, how many columns *all* rows forget.
+            shift (`torch.LongTensor` of shape `(rows,)`, *optional*): How many more each row forgets, and moves by.
+            trim (`int`): How many columns on the left have become padding in all rows and are dropped.
+        """
+        for name, cache in self.members.items():
+            if shift is not None and bool(shift.any()):
+                for layer in cache.layers:
+                    _shift_rows(layer, shift)
+            super().crop(-drops[name]) if cache is self else cache.crop(-drops[name])
+            if trim:
+                for layer in cache.layers:
+                    _trim_left(layer, trim)
+        self.unsettled_tokens = 0
+
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)
         for cache in self.sibling_caches.values():
@@ -241,6 +261,39 @@ def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
     if isinstance(layer, (DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin)):
         return layer.record_past and tokens <= recorded
     return isinstance(layer, DynamicLayer)
+
+
+def _shift_rows(layer: Any, shift: torch.Tensor) -> None:
+    """Move each row's states to the right by its shift. What falls in on the left is padding, or older than a window."""
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        for i, states in layer.conv_states.items():
+            if states is not None:
+                layer.conv_states[i] = _shifted(states, shift, dim=-1)
+    if getattr(layer, "is_initialized", False) and layer.keys is not None:
+        layer.keys = _shifted(layer.keys, shift, dim=-2)
+        layer.values = _shifted(layer.values, shift, dim=-2)
+
+
+def _shifted(states: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
+    length = states.shape[dim]
+    source = (torch.arange(length, device=states.device)[None] - shift.to(states.device)[:, None]).clamp(
+        min=0
+    )  # (rows, length)
+    shape = [1] * states.dim()
+    shape[0], shape[dim] = source.shape
+    return states.gather(dim, source.view(shape).expand(states.shape))
+
+
+def _trim_left(layer: Any, columns: int) -> None:
+    """Forget the first columns. A sliding layer that does not hold them any more only counts them off."""
+    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
+        return
+    left = layer.get_seq_length() - columns
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = left
+    keep = min(left, layer.keys.shape[-2])
+    layer.keys = layer.keys[..., layer.keys.shape[-2] - keep :, :]
+    layer.values = layer.values[..., layer.values.shape[-2] - keep :, :]
 
 
 def _check_room(name: str, cache: Cache, needed: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,6 +188,7 @@ class Members:
         cache: EFTCache | None = None,
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
+        only: Collection[str] | None = None,
         **extra: Any,
     ) -> dict[str, Any]:
         r"""
@@ -203,6 +204,7 @@ class Members:
                 Handed to those members that take it; the others derive positions from the mask.
             cache ([`EFTCache`], *optional*): The states of the tokens before; extended in place.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): As in transformers; 0 keeps all.
+            only (`Collection[str]`, *optional*): The distinct members to run; all by default.
 
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
@@ -211,6 +213,8 @@ class Members:
         caches = cache.members if cache is not None else {}
         per_member = isinstance(attention_mask, Mapping)
         for name, member in self.distinct.items():
+            if only is not None and name not in only:
+                continue
             is_main = name == self.main
             outputs[name] = member.forward(
                 input_ids=None if is_main and inputs_embeds is not None else input_ids,
@@ -235,12 +239,12 @@ class Members:
             `FloatingPointError`: If a member's are NaN or infinite, naming member, row and position. (Not inside a compiled
                 graph, which cannot raise on data.)
         """
-        device = outputs[self.main].logits.device
+        device = outputs[self.main if self.main in outputs else next(iter(outputs))].logits.device
         distinct = {name: output.logits.to(device) for name, output in outputs.items()}
         if not torch.compiler.is_compiling():
             for name, values in distinct.items():
                 check_finite(values, name, attention_mask)
-        return {name: distinct[self.owner[name]] for name in self.names}
+        return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}
 
 
 def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) -> None:

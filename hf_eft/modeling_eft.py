@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,8 +18,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, Combination, combine
 from .configuration_eft import EFTConfig
+from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .embeds import ids_from_embeds
 from .members import Members, named_members
+from .schedule import Automatic, Fixed, Report
+from .speculative import Request, Rows, Speculation, refuse_what_cannot_be_speculated
 from .vocabulary import check_tokenizers
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
@@ -90,6 +93,8 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
             self.add_module(name, model)
         self.base_model_prefix = self._members.main
         models = self._members.distinct_models.values()
+        self._request = Request()
+        self.speculation: Report | None = None  # what speculation did in the last `generate` call that speculated
         self._is_stateful = bool(self._members.stateful)
         for flag in ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"):
             setattr(self, flag, all(getattr(model, flag, False) for model in models))
@@ -329,6 +334,9 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
                 "Assisted decoding rolls the members' states back, which recurrent ones cannot: "
                 f"{', '.join(map(repr, self._members.stateful))}. Decode without an assistant."
             )
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and generation_config.num_return_sequences > 1:
+            generation_config = copy.copy(generation_config)
+            generation_config.num_return_sequences = 1  # transformers' limit, not ours: rows are rows
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
 
     def create_masks_for_generate(
@@ -378,6 +386,110 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
         return inputs
+
+    @torch.no_grad()
+    def generate(self, *args: Any, coupling: str | None = None, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
+        r"""
+        As in transformers, see [`~transformers.GenerationMixin.generate`], with three options more.
+
+        With `assistant_model=model.tuned` (any member, or any model with the same vocabulary) or `prompt_lookup_num_tokens`, decoding is
+        speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if that is given, by this call or by
+        the assistant's generation configuration; otherwise it is chosen from the acceptance and the costs that are measured on the way.
+        What happened stands in `model.speculation` afterwards.
+
+        Args:
+            coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*): See [`EFTForCausalLM.forward`].
+            coupling (`str`, *optional*, defaults to `"reject"`):
+                How drafts are accepted when sampling. `"reject"`: exact distribution, most tokens a round. `"match"`: draft and target
+                share their noise, so that the tokens are those of plain decoding with the same `seed`. Greedy decoding is its limit.
+            seed (`int` or `Sequence[int]`, *optional*):
+                For `coupling="match"`, with or without an assistant: a row's tokens depend only on its seed (with one number, on its
+                place in the batch as well), not on batch, padding or speculation.
+
+        Returns:
+            As in transformers.
+        """
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        before = self._request
+        self._request = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs)
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self._request = before
+
+    def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        if self._request.seed is None or not kwargs["generation_config"].do_sample:
+            return super()._sample(input_ids, **kwargs)
+        return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
+
+    def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        config, assistant = kwargs["generation_config"], kwargs.get("assistant_model")
+        theirs = (
+            isinstance(assistant, EFTForCausalLM) or "assistant_tokenizer" in kwargs or config.assistant_early_exit is not None
+        )
+        if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
+            return super()._assisted_decoding(input_ids, **kwargs)
+        kwargs.pop("assistant_model", None)
+        return self._speculate(input_ids, assistant, self._request.schedule(input_ids.shape[0]), **kwargs)
+
+    def _speculate(
+        self,
+        input_ids: torch.Tensor,
+        assistant: PreTrainedModel | None,
+        schedule: Fixed | Automatic,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
+        synced_gpus: bool = False,
+        inputs_tensor: Any = None,
+        tokenizer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
+        refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
+        rows = Rows(input_ids, generation_config.max_length - input_ids.shape[1] + 2 * 64)
+        positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
+        outputs = self._prefill(
+            input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
+        )
+        cache = outputs.past_key_values
+        cache.activate_past_recording()
+        drafter = self._drafter(assistant, rows, cache, generation_config)
+        if drafter.member is None:
+            drafter.prefill(input_ids, mask, positions)
+        speculation = Speculation(
+            self._members,
+            self.combination,
+            drafter,
+            schedule,
+            self._request.settings(generation_config, rows.count),
+            cache=cache,
+            rows=rows,
+            mask=mask,
+            positions=positions[:, -1:].expand(rows.count, 1) + 1,
+            coefficients=model_kwargs.get("coefficients"),
+            processors=logits_processor,
+            criteria=stopping_criteria,
+            streamer=streamer,
+            keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
+            keep_logits=generation_config.return_dict_in_generate and generation_config.output_logits,
+        )
+        speculation.run(outputs.logits[:, -1].to(torch.float32))
+        if streamer is not None:
+            streamer.end()
+        self.speculation = speculation.report
+        return speculation.packed(generation_config)
+
+    def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
+        for name, model in self._members.distinct_models.items():
+            if model is assistant:
+                return MemberDrafter(name, self._members, cache)
+        if assistant is not None:
+            return OutsideDrafter(assistant, self.vocab_size)
+        if generation_config.prompt_lookup_num_tokens is None:
+            return NoDrafter(rows)
+        return LookupDrafter(rows, self.vocab_size, generation_config.max_matching_ngram_size or 2)
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         assistant = kwargs.get("assistant_model")

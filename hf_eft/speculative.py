@@ -1,0 +1,405 @@
+"""Speculative decoding of the combination: a member drafts, the others look at the whole block in one pass each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.cache_utils import QuantizedCache
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .cache import EFTCache
+from .combination import Combination, combine
+from .coupling import Noise, accept_equal, accept_ratio
+from .drafting import Drafter, as_output
+from .members import Members
+from .schedule import Automatic, Fixed, Report
+
+_MOST = 16  # tokens in a block that the automatic schedule chooses
+
+
+@dataclass
+class Request:
+    """What a `generate` call asked of speculation, from its arguments and, where they are silent, the assistant's own settings."""
+
+    coupling: str = "reject"
+    seed: int | Sequence[int] | None = None
+    block: int | None = None  # None: chosen by measured acceptance and costs
+    heuristic: bool = False
+    confidence: float | None = None
+
+    @classmethod
+    def read(
+        cls, coupling: str | None, seed: Any, assistant: Any, generation_config: Any, options: Mapping[str, Any]
+    ) -> Request:
+        """Take `num_assistant_tokens`, its schedule and `assistant_confidence_threshold` from where they were given."""
+        if coupling not in (None, "reject", "match"):
+            raise ValueError(f"`coupling` must be 'reject' or 'match', got {coupling!r}.")
+        if coupling != "match" and seed is not None:
+            raise ValueError(
+                "`seed` belongs to `coupling='match'`, whose noise depends on nothing else; use `set_seed` otherwise."
+            )
+        if coupling == "match" and seed is None:
+            raise ValueError("`coupling='match'` needs a `seed`: a number, or one for each row.")
+
+        def given(name: str) -> Any:
+            sources = (options.get(name), getattr(generation_config, name, None))
+            own = getattr(getattr(assistant, "generation_config", None), name, None)
+            return next((value for value in (*sources, own) if value is not None), None)
+
+        lookup = given("prompt_lookup_num_tokens")
+        block = lookup if lookup is not None else given("num_assistant_tokens")
+        heuristic = str(given("num_assistant_tokens_schedule")).startswith("heuristic")
+        return cls(coupling or "reject", seed, block, heuristic, given("assistant_confidence_threshold"))
+
+    def schedule(self, rows: int) -> Fixed | Automatic:
+        """The schedule of the block."""
+        if self.block is None and not self.heuristic:
+            return Automatic(rows, _MOST)
+        return Fixed(5 if self.block is None else int(self.block), self.heuristic)
+
+    def settings(self, generation_config: Any, rows: int) -> Settings:
+        """How tokens are chosen."""
+        noise = None
+        if generation_config.do_sample and self.coupling == "match" and self.seed is not None:
+            noise = Noise(self.seed)
+            noise.check_rows(rows)
+        return Settings(noise, generation_config.do_sample, self.confidence, generation_config.max_length)
+
+
+@dataclass
+class Settings:
+    """How tokens are chosen. With noise, draft and target share it (`"match"`); without, drafts are accepted by ratio (`"reject"`)."""
+
+    noise: Noise | None
+    do_sample: bool
+    confidence: float | None  # drafting stops below this probability of a drafted token
+    max_length: int
+
+
+class Rows:
+    r"""
+    The tokens of all rows, each as far as it has come.
+
+    Rows stand on the left, `tokens[r, :lengths[r]]` (their prompts padded on the left to one length, as `generate` hands them over),
+    so that row `r` looks to processors and criteria as it does in plain decoding.
+    """
+
+    def __init__(self, prompt: torch.Tensor, room: int) -> None:
+        self.count, self.prompt = prompt.shape
+        self.tokens = torch.cat([prompt, prompt.new_zeros(self.count, room)], dim=1)
+        self.lengths = [self.prompt] * self.count
+        self.running = [True] * self.count
+
+    def put(self, ahead: torch.Tensor | int, values: torch.Tensor) -> None:
+        """Write a token behind each row, `ahead` tokens behind its end; `values` are `(rows,)`."""
+        self.tokens.scatter_(1, (self._ends() + ahead)[:, None], values[:, None])
+
+    def last(self) -> torch.Tensor:
+        """The token that no member has read yet, `(rows, 1)`."""
+        return self.tokens.gather(1, self._ends()[:, None] - 1)
+
+    def _ends(self) -> torch.Tensor:
+        return torch.tensor(self.lengths, device=self.tokens.device)
+
+    def generated(self, ahead: int) -> list[int]:
+        """How many tokens each row has generated, `ahead` tokens behind its end."""
+        return [length - self.prompt + ahead for length in self.lengths]
+
+    def by_length(self, ahead: int, call: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """
+        Call with the ids of all rows up to `ahead` tokens behind their ends, once for each length that there is among running rows;
+        the answer for a row is that of the call with its own length. Rows keep their places in the batch, which processors may go by.
+        """
+        wanted = {length + ahead for length, running in zip(self.lengths, self.running, strict=True) if running}
+        answers = {length: call(self.tokens[:, :length]) for length in sorted(wanted)}
+        first = next(iter(answers.values()))
+        if len(answers) == 1:
+            return first
+        return torch.stack([answers.get(length + ahead, first)[row] for row, length in enumerate(self.lengths)])
+
+
+class Speculation:
+    r"""
+    One call of speculative decoding, after the prompt was read.
+
+    Every round the drafter reads the last token and drafts a block; the other members read both in one pass each; every row keeps its
+    longest agreed prefix and one token more. A member that drafts reads each token once: its logits while drafting are those that
+    verification needs, and it reads the last drafted token only if some row keeps all (the bonus token).
+
+    Rows accept different lengths. Their states are kept in line on the right: a row that keeps fewer tokens is moved to the right, and
+    what is padding in all rows is dropped, so that caches hold no rejected tokens.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        combination: Combination,
+        drafter: Drafter,
+        schedule: Fixed | Automatic,
+        settings: Settings,
+        *,
+        cache: EFTCache,
+        rows: Rows,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        coefficients: torch.Tensor | None,
+        processors: Any,
+        criteria: Any,
+        streamer: Any,
+        keep_scores: bool,
+        keep_logits: bool,
+    ) -> None:
+        self.members, self.combination, self.drafter, self.schedule = members, combination, drafter, schedule
+        self.settings, self.cache, self.rows = settings, cache, rows
+        self.mask = mask  # (rows, columns of the caches), or None if nothing is padding
+        self.columns = int(cache.get_seq_length())
+        self.positions = positions  # (rows, 1): of the token that is read next
+        self.coefficients, self.processors, self.criteria, self.streamer = coefficients, processors, criteria, streamer
+        self.report = Report()
+        self.scores: list[list[torch.Tensor]] | None = [[] for _ in rows.lengths] if keep_scores else None
+        self.logits: list[list[torch.Tensor]] | None = [[] for _ in rows.lengths] if keep_logits else None
+
+    def run(self, first: torch.Tensor) -> None:
+        """Decode until every row has ended; `first` are the target's logits for the first token, `(rows, vocab)`."""
+        scores = self._processed(first, 0)
+        self._advance([0] * self.rows.count, self._pick(scores, 0), first[:, None], scores[:, None])
+        while any(self.rows.running):
+            self._round()
+
+    def _round(self) -> None:
+        clock = [self._now()]
+        block = self._block()
+        pending = self.rows.last()
+        drafted, draft_logits, draft_scores = self._draft(pending, block)
+        block = len(drafted)
+        clock.append(self._now())
+
+        tokens = torch.cat([pending, *drafted], dim=1)  # (rows, block + 1)
+        others = [name for name in self.members.distinct if name != self.drafter.member]
+        outputs = self.members.step(
+            tokens, attention_mask=self._mask(block + 1), position_ids=self._positions(0, block + 1), cache=self.cache,
+            use_cache=True, only=others,
+        )  # fmt: skip
+        logits, scores = self._target(outputs, draft_logits, 0, block)  # (rows, block, vocab)
+        kept, following = self._compare(tokens[:, 1:], draft_scores, scores)
+        clock.append(self._now())
+
+        whole = [running and n == block for n, running in zip(kept, self.rows.running, strict=True)]
+        if read_all := any(whole):
+            last = self.drafter.step(tokens[:, -1:], self._mask(block + 1), self._positions(block, block + 1))
+            draft_logits.append(last)
+        clock.append(self._now())
+        if read_all:
+            bonus_logits, bonus_scores = self._target(outputs, draft_logits[-1:], block, block + 1)
+            logits, scores = torch.cat([logits, bonus_logits], dim=1), torch.cat([scores, bonus_scores], dim=1)
+            bonus = self._pick(bonus_scores[:, 0], block)
+            following = torch.where(torch.tensor(whole, device=bonus.device), bonus, following)
+        agreed = self._agreed(kept, block, draft_logits, following)
+        running_kept = [n for n, running in zip(kept, self.rows.running, strict=True) if running]
+        self._bring_into_line(kept, block, read_all)
+        self._advance(kept, following, logits, scores)
+        clock.append(self._now())
+        self._account(block, running_kept, agreed, clock, read_all)
+
+    # Drafting -----------------------------------------------------------------------------------------------------------
+
+    def _block(self) -> int:
+        longest = max(n for n, running in zip(self.rows.lengths, self.rows.running, strict=True) if running)
+        return max(0, min(self.schedule.next(), self.settings.max_length - longest - 1))
+
+    def _draft(self, token: torch.Tensor, block: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Tokens (rows, 1), the drafter's logits (rows, 1, vocab) and what processors made of them (rows, vocab), for each position."""
+        tokens: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        scores: list[torch.Tensor] = []
+        while len(tokens) < block:
+            i = len(tokens)
+            logits.append(self.drafter.step(token, self._mask(i + 1), self._positions(i, i + 1)))
+            scores.append(self._processed(logits[-1][:, 0].float(), i))
+            choice = self._pick(scores[-1], i)
+            self.rows.put(i, choice)
+            token = choice[:, None]
+            tokens.append(token)
+            if self.settings.confidence:
+                sure = scores[-1].softmax(-1).gather(1, token).squeeze(1)  # (rows,)
+                if not bool((sure[torch.tensor(self.rows.running, device=sure.device)] >= self.settings.confidence).any()):
+                    break
+        return tokens, logits, scores
+
+    # Verifying ----------------------------------------------------------------------------------------------------------
+
+    def _target(
+        self, outputs: dict[str, Any], draft_logits: list[torch.Tensor], start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The combination's logits for the positions of the block from `start` to `stop`, and what processors make of them."""
+        part = {name: as_output(output.logits[:, start:stop]) for name, output in outputs.items()}
+        if start == stop:
+            logits = next(iter(part.values())).logits.float()
+            return logits, logits
+        if self.drafter.member is not None:
+            part[self.drafter.member] = as_output(torch.cat(draft_logits[: stop - start], dim=1))
+        logits = combine(self.members.logits(part), self.combination, self.coefficients)
+        if not self.processors:
+            return logits, logits
+        return logits, torch.stack([self._processed(logits[:, i - start], i) for i in range(start, stop)], dim=1)
+
+    def _compare(
+        self, drafted: torch.Tensor, draft_scores: list[torch.Tensor], scores: torch.Tensor
+    ) -> tuple[list[int], torch.Tensor]:
+        """How many drafted tokens each row keeps, and the token that takes the place of the first one that it does not."""
+        block = drafted.shape[1]
+        if block == 0:
+            return [0] * self.rows.count, self.rows.tokens[:, 0]
+        if self.settings.do_sample and self.settings.noise is None:
+            kept, following = accept_ratio(drafted, torch.stack(draft_scores, dim=1).softmax(-1), scores.softmax(-1))
+        else:
+            if self.settings.do_sample:
+                wanted = torch.stack([self._pick(scores[:, i], i) for i in range(block)], dim=1)  # (rows, block)
+            else:
+                wanted = scores.argmax(-1)
+            kept = accept_equal(drafted, wanted)
+            following = wanted.gather(1, kept.clamp(max=block - 1)[:, None]).squeeze(1)
+        counts = kept.tolist()
+        most = max(n for n, running in zip(counts, self.rows.running, strict=True) if running)
+        # What an ended row keeps is nobody's business; it goes along with the others.
+        return [n if running else most for n, running in zip(counts, self.rows.running, strict=True)], following
+
+    def _agreed(self, kept: list[int], block: int, draft_logits: list[torch.Tensor], following: torch.Tensor) -> list[float]:
+        """Whether the drafter agreed with the target, for each position that was looked at in a running row."""
+        counts = [n for n, running in zip(kept, self.rows.running, strict=True) if running]
+        if block:
+            return [float(i < n) for n in counts for i in range(min(n + 1, block))]
+        guess = draft_logits[0][:, 0].argmax(-1) == following
+        return [float(same) for same, running in zip(guess.tolist(), self.rows.running, strict=True) if running]
+
+    # Common -------------------------------------------------------------------------------------------------------------
+
+    def _processed(self, logits: torch.Tensor, ahead: int) -> torch.Tensor:
+        """What processors and warpers make of the logits, `(rows, vocab)`, for the token `ahead` tokens behind each row."""
+        if not self.processors:
+            return logits
+        return self.rows.by_length(ahead, lambda ids: self.processors(ids, logits.clone()))
+
+    def _pick(self, scores: torch.Tensor, ahead: int) -> torch.Tensor:
+        if not self.settings.do_sample:
+            return scores.argmax(-1)
+        if self.settings.noise is not None:
+            return self.settings.noise.pick(scores, self.rows.generated(ahead))
+        return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+
+    def _mask(self, more: int) -> torch.Tensor | None:
+        if self.mask is None:
+            return None
+        return torch.cat([self.mask, self.mask.new_ones(self.rows.count, more)], dim=1)
+
+    def _positions(self, start: int, stop: int) -> torch.Tensor:
+        return self.positions + torch.arange(start, stop, device=self.positions.device)
+
+    def _bring_into_line(self, kept: list[int], block: int, read_all: bool) -> None:
+        """Let every member forget what was rejected."""
+        most = max(kept)
+        shift = torch.tensor([most - n for n in kept], device=self.rows.tokens.device)
+        uneven = len(set(kept)) > 1
+        running = torch.tensor(self.rows.running, device=shift.device)
+        if uneven or self.mask is not None:
+            mask = self.mask if self.mask is not None else shift.new_ones(len(kept), self.columns)
+            mask = torch.cat([mask, mask.new_ones(len(kept), most + 1)], dim=1)
+            source = torch.arange(mask.shape[1], device=mask.device)[None] - shift[:, None]
+            self.mask = mask.gather(1, source.clamp(min=0)) * (source >= 0)
+        trim = int(self.mask[running].argmax(-1).min()) if self.mask is not None else 0
+        if self.mask is not None and trim:
+            self.mask = self.mask[:, trim:]
+        self.columns += most + 1 - trim
+        drop = block - most
+        drafter_drop = drop if read_all else drop - 1
+        drops = {name: drafter_drop if name == self.drafter.member else drop for name in self.members.distinct}
+        self.cache.roll_back(drops, shift if uneven else None, trim)
+        self.drafter.roll_back(drafter_drop, shift if uneven else None, trim)
+        step = torch.tensor([n + 1 for n in kept], device=self.positions.device)[:, None]
+        # Ended rows go on reading; their positions start over, so that they never leave the table of a model that has one.
+        self.positions = torch.where(running[:, None], self.positions + step, 0)
+
+    def _advance(self, kept: list[int], following: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor) -> None:
+        """Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does."""
+        self.rows.put(torch.tensor(kept, device=following.device), following)
+        ends = [length + n + 1 for length, n in zip(self.rows.lengths, kept, strict=True)]
+        ended = [not running for running in self.rows.running]
+        for ahead in range(max(kept) + 1):
+            active = [r for r in range(self.rows.count) if not ended[r] and self.rows.lengths[r] + ahead < ends[r]]
+            if not active:
+                break
+            stop = self.rows.by_length(ahead + 1, lambda ids: self.criteria(ids, None)).tolist()
+            for row in active:
+                if stop[row]:
+                    ended[row] = True
+                    ends[row] = self.rows.lengths[row] + ahead + 1
+        for row in range(self.rows.count):
+            if not self.rows.running[row]:
+                continue
+            length, end = self.rows.lengths[row], ends[row]
+            for store, values in ((self.scores, scores), (self.logits, logits)):
+                if store is not None:
+                    store[row] += list(values[row, : end - length])
+            if self.streamer is not None:
+                self.streamer.put(self.rows.tokens[row, length:end].cpu())
+            self.rows.running[row] = not ended[row]
+            self.report.tokens += end - length
+            self.rows.lengths[row] = end
+
+    def _now(self) -> float:
+        if self.rows.tokens.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    def _account(self, block: int, kept: list[int], agreed: list[float], clock: list[float], read_all: bool) -> None:
+        start, drafted, verified, read, end = clock
+        self.report.count(block, kept)
+        self.report.drafting += drafted - start + (read - verified)
+        self.report.verifying += (verified - drafted) + (end - read)
+        steps = block + int(read_all)
+        step = (drafted - start + read - verified) / steps if steps and self.drafter.costs else 0.0
+        self.schedule.record(block, kept, agreed, step, (verified - drafted) + (end - read))
+
+    def packed(self, generation_config: Any) -> Any:
+        """What `generate` returns: rows padded on the right to one length, and everything that was asked for beside them."""
+        longest = max(self.rows.lengths)
+        pad = generation_config._pad_token_tensor
+        sequences = self.rows.tokens[:, :longest].clone()
+        for row, length in enumerate(self.rows.lengths):
+            if length < longest:
+                sequences[row, length:] = pad
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences, scores=_by_step(self.scores), logits=_by_step(self.logits), past_key_values=self.cache
+        )
+
+
+def _by_step(stored: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] | None:
+    """One (rows, vocab) for each step, as plain decoding has them; a row that has ended repeats its last."""
+    if stored is None:
+        return None
+    steps = max(map(len, stored))
+    return tuple(torch.stack([row[min(step, len(row) - 1)] for row in stored]) for step in range(steps))
+
+
+def refuse_what_cannot_be_speculated(generation_config: Any, processors: Any, model_kwargs: Mapping[str, Any]) -> None:
+    """Raise where a block cannot be verified exactly."""
+    cache = model_kwargs.get("past_key_values")
+    if cache is None:
+        raise ValueError("Speculation needs a cache: leave `use_cache` on.")
+    if isinstance(cache, QuantizedCache):
+        raise ValueError("Speculation rolls caches back, which quantized ones cannot. Use another `cache_implementation`.")
+    if any(isinstance(p, UnbatchedClassifierFreeGuidanceLogitsProcessor) for p in processors):
+        raise ValueError(
+            "`guidance_scale` keeps a state for every step, which cannot follow a draft that is taken back. Decode without an assistant."
+        )
+    if generation_config.output_attentions or generation_config.output_hidden_states:
+        raise ValueError(
+            "Hidden states and attentions of a block are not returned by token. Decode without an assistant for them."
+        )
