@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint mutations clean
+.PHONY: demo test lint nightly mutations clean
 
 demo: $(STAMP)
 	$(BIN)/hf-eft demo
@@ -16,6 +16,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+nightly: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -q -m nightly
 
 mutations: $(STAMP)
 	$(BIN)/python tests/mutations.py

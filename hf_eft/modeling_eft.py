@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, StaticCache
-from transformers.generation import GenerationMode
-from transformers.masking_utils import create_masks_for_generate
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -18,17 +16,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, Combination, combine
 from .configuration_eft import EFTConfig
-from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .embeds import ids_from_embeds
+from .generation import EFTGenerationMixin, split_masks
 from .members import Members, named_members
-from .schedule import Automatic, Fixed, Report
-from .speculative import Request, Rows, Speculation, refuse_what_cannot_be_speculated
+from .speculative import Request
 from .vocabulary import check_tokenizers
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
 
-class EFTForCausalLM(PreTrainedModel, GenerationMixin):
+class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
     r"""
     Several language models that predict as one: `softmax(sum_k c_k log p_k)`, by default emulated fine-tuning, `base + tuned -
     reference` (EFT paper, equation 4). Negative weights on a safety-tuned delta undo its safety training.
@@ -94,7 +91,7 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
         self.base_model_prefix = self._members.main
         models = self._members.distinct_models.values()
         self._request = Request()
-        self.speculation: Report | None = None  # what speculation did in the last `generate` call that speculated
+        self.speculation = None
         self._is_stateful = bool(self._members.stateful)
         for flag in ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"):
             setattr(self, flag, all(getattr(model, flag, False) for model in models))
@@ -264,7 +261,7 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
         outputs = self._members.step(
             tokens,
             inputs_embeds=inputs_embeds,
-            attention_mask=_split_masks(attention_mask),
+            attention_mask=split_masks(attention_mask),
             position_ids=position_ids,
             cache=cache,
             use_cache=bool(use_cache),
@@ -310,221 +307,6 @@ class EFTForCausalLM(PreTrainedModel, GenerationMixin):
                 f"`coefficients` must be finite, got {coefficients[row, column].item()} for the member {names[column]!r} in row "
                 f"{row}."
             )
-
-    # Generation ---------------------------------------------------------------------------------------------------------
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
-    ) -> None:
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
-        cache = model_kwargs.get("past_key_values")
-        if cache is None:
-            return
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache):
-            raise ValueError("Assisted decoding rolls caches back, which static ones cannot. Use a dynamic cache.")
-        own = max(max_cache_length, getattr(self, "_previous_max_cache_length", 0))
-        user_made = getattr(cache, "_is_user_defined", False)
-        EFTCache.attach(cache, self._members.distinct_models, max_cache_length if user_made else own)
-        if generation_config.is_assistant:
-            cache.activate_past_recording()
-
-    def _validate_generation_mode(self, generation_mode: Any, generation_config: Any, mode_kwargs: dict[str, Any]) -> None:
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and self._members.stateful:
-            raise ValueError(
-                "Assisted decoding rolls the members' states back, which recurrent ones cannot: "
-                f"{', '.join(map(repr, self._members.stateful))}. Decode without an assistant."
-            )
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and generation_config.num_return_sequences > 1:
-            generation_config = copy.copy(generation_config)
-            generation_config.num_return_sequences = 1  # transformers' limit, not ours: rows are rows
-        super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
-
-    def create_masks_for_generate(
-        self, config: Any, inputs_embeds: torch.Tensor, attention_mask: Any, past_key_values: EFTCache, **kwargs: Any
-    ) -> dict[str, Any]:
-        """A mask for every member (they differ in window, cache length and dtype), as one flat dictionary for `generate`."""
-        flat = {}
-        for name, cache in past_key_values.members.items():
-            model = self._members.models[name]
-            make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
-            masks = make(
-                config=model.config,
-                inputs_embeds=inputs_embeds.new_empty(inputs_embeds.shape, dtype=model.dtype, device=model.device),
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                **kwargs,
-            )
-            for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
-                flat[f"{name}{_MASK_OF}{kind}"] = mask
-        return flat
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if (embeds := inputs.get("inputs_embeds")) is not None and input_ids.shape[1] > 0:
-            given = cast(torch.Tensor, inputs_embeds).shape[1]
-            if input_ids.shape[1] != given:
-                raise ValueError(
-                    f"`inputs_embeds` stand for {given} tokens, but `input_ids` are {input_ids.shape[1]}: the "
-                    "other members read the ids. Pass as many ids as embeddings, or none."
-                )
-            inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
-        return inputs
-
-    @torch.no_grad()
-    def generate(self, *args: Any, coupling: str | None = None, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
-        r"""
-        As in transformers, see [`~transformers.GenerationMixin.generate`], with three options more.
-
-        With `assistant_model=model.tuned` (any member, or any model with the same vocabulary) or `prompt_lookup_num_tokens`, decoding is
-        speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if that is given, by this call or by
-        the assistant's generation configuration; otherwise it is chosen from the acceptance and the costs that are measured on the way.
-        What happened stands in `model.speculation` afterwards.
-
-        Args:
-            coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*): See [`EFTForCausalLM.forward`].
-            coupling (`str`, *optional*, defaults to `"reject"`):
-                How drafts are accepted when sampling. `"reject"`: exact distribution, most tokens a round. `"match"`: draft and target
-                share their noise, so that the tokens are those of plain decoding with the same `seed`. Greedy decoding is its limit.
-            seed (`int` or `Sequence[int]`, *optional*):
-                For `coupling="match"`, with or without an assistant: a row's tokens depend only on its seed (with one number, on its
-                place in the batch as well), not on batch, padding or speculation.
-
-        Returns:
-            As in transformers.
-        """
-        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-        before = self._request
-        self._request = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs)
-        try:
-            return super().generate(*args, **kwargs)
-        finally:
-            self._request = before
-
-    def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        if self._request.seed is None or not kwargs["generation_config"].do_sample:
-            return super()._sample(input_ids, **kwargs)
-        return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
-
-    def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        config, assistant = kwargs["generation_config"], kwargs.get("assistant_model")
-        theirs = (
-            isinstance(assistant, EFTForCausalLM) or "assistant_tokenizer" in kwargs or config.assistant_early_exit is not None
-        )
-        if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
-            return super()._assisted_decoding(input_ids, **kwargs)
-        kwargs.pop("assistant_model", None)
-        return self._speculate(input_ids, assistant, self._request.schedule(input_ids.shape[0]), **kwargs)
-
-    def _speculate(
-        self,
-        input_ids: torch.Tensor,
-        assistant: PreTrainedModel | None,
-        schedule: Fixed | Automatic,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        streamer: Any = None,
-        synced_gpus: bool = False,
-        inputs_tensor: Any = None,
-        tokenizer: Any = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
-        refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
-        rows = Rows(input_ids, generation_config.max_length - input_ids.shape[1] + 2 * 64)
-        positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
-        outputs = self._prefill(
-            input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
-        )
-        cache = outputs.past_key_values
-        cache.activate_past_recording()
-        drafter = self._drafter(assistant, rows, cache, generation_config)
-        if drafter.member is None:
-            drafter.prefill(input_ids, mask, positions)
-        speculation = Speculation(
-            self._members,
-            self.combination,
-            drafter,
-            schedule,
-            self._request.settings(generation_config, rows.count),
-            cache=cache,
-            rows=rows,
-            mask=mask,
-            positions=positions[:, -1:].expand(rows.count, 1) + 1,
-            coefficients=model_kwargs.get("coefficients"),
-            processors=logits_processor,
-            criteria=stopping_criteria,
-            streamer=streamer,
-            keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
-            keep_logits=generation_config.return_dict_in_generate and generation_config.output_logits,
-        )
-        speculation.run(outputs.logits[:, -1].to(torch.float32))
-        if streamer is not None:
-            streamer.end()
-        self.speculation = speculation.report
-        return speculation.packed(generation_config)
-
-    def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
-        for name, model in self._members.distinct_models.items():
-            if model is assistant:
-                return MemberDrafter(name, self._members, cache)
-        if assistant is not None:
-            return OutsideDrafter(assistant, self.vocab_size)
-        if generation_config.prompt_lookup_num_tokens is None:
-            return NoDrafter(rows)
-        return LookupDrafter(rows, self.vocab_size, generation_config.max_matching_ngram_size or 2)
-
-    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
-        assistant = kwargs.get("assistant_model")
-        if assistant is not None and not isinstance(assistant, EFTForCausalLM):
-            # The assistant is handed our inputs, and only a combination knows coefficients.
-            kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k != "coefficients"}
-        return super()._get_candidate_generator(*args, **kwargs)
-
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the paged cache of continuous batching has the geometry of one model, and the members would overwrite it."""
-        raise NotImplementedError(
-            "Continuous batching (`generate_batch`, `cache_implementation='paged'`) keeps one paged cache with the main member's "
-            f"geometry; the members {list(self._members.distinct)} need one each. Use `generate`, which batches too."
-        )
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused, see [`EFTForCausalLM.generate_batch`]."""
-        return self.generate_batch()
-
-
-_MASK_OF = "/"  # between a member's name and the kind of its layers
-
-
-def _split_masks(attention_mask: Any) -> Any:
-    """Undo the flattening of `create_masks_for_generate`: masks by member."""
-    if not isinstance(attention_mask, Mapping):
-        return attention_mask
-    by_member: dict[str, Any] = {}
-    for key, mask in attention_mask.items():
-        name, kind = key.split(_MASK_OF, 1)
-        if kind:
-            by_member.setdefault(name, {})[kind] = mask
-        else:
-            by_member[name] = mask
-    return by_member
 
 
 def _check_mask(attention_mask: Any, tokens: torch.Tensor, cache: Cache | None) -> None:

@@ -84,8 +84,11 @@ class Automatic:
         most (`int`, *optional*, defaults to 16): The largest block.
     """
 
-    # A first round without and a second with a draft: both costs are then measured.
-    _FIRST = (0, 4)
+    _FIRST = 4  # the first block, before anything is measured
+    _ENOUGH = (
+        0.97  # the smallest block is taken that promises this share of the best: estimates of long ones are the least sure
+    )
+    _LESS = 0.6  # verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured
     _MEMORY = 0.9  # of a running mean
     _PRIOR = (0.8, 6.0)  # agreement, and how many observations it is worth
     _RECENT = 120.0  # observations of agreement that are remembered
@@ -100,11 +103,13 @@ class Automatic:
 
     def next(self) -> int:
         """The block of the next round; 0 is a round without a draft, as in plain decoding."""
-        if self.rounds < len(self._FIRST):
-            return self._FIRST[self.rounds]
-        plain = self.rate(0)
-        best = max(range(1, self.most + 1), key=self.rate)
-        return best if self.rate(best) > plain * self._MARGIN else 0
+        if self.rounds == 0:
+            return min(self._FIRST, self.most)
+        rates = {block: self.rate(block) for block in range(1, self.most + 1)}
+        best = max(rates.values())
+        if best <= self.rate(0) * self._MARGIN:
+            return 0
+        return next(block for block, rate in rates.items() if rate >= self._ENOUGH * best)
 
     def rate(self, block: int) -> float:
         """Expected tokens per second and row."""
@@ -120,8 +125,8 @@ class Automatic:
         lower = [n for n in known if n < positions][-2:]
         upper = [n for n in known if n > positions][:2]
         pair = (lower[-1:] + upper[:1]) if lower and upper else lower or upper
-        if len(pair) < 2:
-            return self.verify[pair[0]]
+        if len(pair) < 2 or not lower:
+            return self.verify[pair[0]] * (self._LESS if positions == 1 else 1.0)
         slope = (self.verify[pair[1]] - self.verify[pair[0]]) / (pair[1] - pair[0])
         return max(self.verify[pair[0]] + max(slope, 0.0) * (positions - pair[0]), 0.0)
 
