@@ -242,8 +242,11 @@ class Members:
         device = outputs[self.main if self.main in outputs else next(iter(outputs))].logits.device
         distinct = {name: output.logits.to(device) for name, output in outputs.items()}
         if not torch.compiler.is_compiling():
-            for name, values in distinct.items():
-                check_finite(values, name, attention_mask)
+            # One look for all members: on an accelerator each look waits for it.
+            tops = torch.stack([values.detach().amax(-1).isfinite().all() for values in distinct.values()])
+            if not bool(tops.all()):
+                for name, values in distinct.items():
+                    check_finite(values, name, attention_mask)
         return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}
 
 
@@ -253,8 +256,6 @@ def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) ->
     Positions that the mask calls padding are nobody's business.
     """
     top = logits.detach().amax(-1)  # NaN wins, then +inf; -inf only if there is nothing else
-    if bool(torch.isfinite(top).all()):
-        return
     wrong = ~torch.isfinite(top)  # (batch, positions)
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
         seen = attention_mask[:, -wrong.shape[1] :].to(wrong.device).bool()
@@ -278,6 +279,11 @@ def _check_model(name: str, model: Any) -> None:
         raise TypeError(
             f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
             "`AutoModelForCausalLM.from_pretrained(...)`."
+        )
+    if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"The member {name!r} is a PEFT model ({type(model).__name__}), which shares its weights with the model under it and would "
+            "change that member too. Give a model of its own: `copy.deepcopy(model).merge_and_unload()`."
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(

@@ -21,6 +21,7 @@ class Report:
         drafted (`list[int]`): By position in the block, how many drafted tokens were looked at.
         accepted (`list[int]`): By position in the block, how many of these were kept.
         blocks (`list[int]`): The block of every round.
+        bonus_steps (`int`): How often the drafter read a whole block, for the token after it.
         drafting (`float`): Seconds spent drafting.
         verifying (`float`): Seconds spent verifying, the bonus token included.
     """
@@ -30,6 +31,7 @@ class Report:
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    bonus_steps: int = 0
     drafting: float = 0.0
     verifying: float = 0.0
 

@@ -359,6 +359,7 @@ class Speculation:
     def _account(self, block: int, kept: list[int], agreed: list[float], clock: list[float], read_all: bool) -> None:
         start, drafted, verified, read, end = clock
         self.report.count(block, kept)
+        self.report.bonus_steps += int(read_all)
         self.report.drafting += drafted - start + (read - verified)
         self.report.verifying += (verified - drafted) + (end - read)
         steps = block + int(read_all)

@@ -93,6 +93,27 @@ FAULTS = [
         "tests/test_generate.py -k static",
     ),
     Fault(
+        "rows that keep fewer drafted tokens are not moved",
+        "cache.py",
+        "                    _shift_rows(layer, shift)",
+        "                    pass",
+        "tests/test_speculative.py -k random_cases",
+    ),
+    Fault(
+        "the drafting member's cache keeps a rejected token",
+        "speculative.py",
+        "drafter_drop = drop if read_all else drop - 1",
+        "drafter_drop = drop if read_all else max(0, drop - 2)",
+        "tests/test_speculative.py -k random_cases",
+    ),
+    Fault(
+        "verification has noise of its own",
+        "coupling.py",
+        "return torch.Generator().manual_seed(",
+        "return torch.Generator().manual_seed(torch.seed() + ",
+        "tests/test_speculative.py -k 'noise or random_cases'",
+    ),
+    Fault(
         "a warper acts on the base before the delta is added, in the processor",
         "logits_process.py",
         "        logits = {BASE: scores.unsqueeze(1),",

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def test_commands_run(page: Path) -> None:
             if line.startswith("hf-eft ") and "<" not in line:
                 done = CliRunner().invoke(app, shlex.split(line)[1:])
                 assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out.strip()
 
 
 def modules() -> list[str]:
