@@ -265,6 +265,11 @@ def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
 
 def _shift_rows(layer: Any, shift: torch.Tensor) -> None:
     """Move each row's states to the right by its shift. What falls in on the left is padding, or older than a window."""
+    if hasattr(layer, "indexer_keys"):
+        raise ValueError(
+            "Rows that keep different numbers of drafted tokens cannot be brought into line in a cache with an index of keys (sparse "
+            "attention). Speculate with one row at a time."
+        )
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         for i, states in layer.conv_states.items():
             if states is not None:

@@ -97,7 +97,8 @@ class LookupDrafter:
         """The rows hold the prompt."""
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
-        logits = torch.full((self._rows.count, 1, self._vocab_size), -torch.inf, device=token.device)
+        # Finite, so that a distribution is left if a processor forbids the guess.
+        logits = torch.full((self._rows.count, 1, self._vocab_size), -1e4, device=token.device)
         for row, length in enumerate(self._rows.lengths):
             logits[row, 0, self._guess(self._rows.tokens[row, : length + self._ahead])] = 0.0
         self._ahead += 1

@@ -168,7 +168,7 @@ class EFTGenerationMixin(GenerationMixin):
     ) -> Any:
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
-        rows = Rows(input_ids, generation_config.max_length - input_ids.shape[1] + 2 * 64)
+        rows = Rows(input_ids, room=2 * (generation_config.max_length - input_ids.shape[1]) + 2)  # ended rows draft along
         positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
         outputs = self._prefill(
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant

@@ -249,6 +249,22 @@ def test_nothing_is_run_twice_and_the_cache_does_not_grow() -> None:
     assert set(lengths.values()) == {9 + 39}
 
 
+def test_sampled_prompt_lookup_whose_guess_is_forbidden() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
+    ids = torch.tensor([[5, 6, 5, 6, 5], [7, 7, 7, 7, 7]])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=True, prompt_lookup_num_tokens=4, suppress_tokens=[5, 6, 7]
+    )
+    assert out.shape[1] > 5 and not torch.isin(out[:, 5:], torch.tensor([5, 6, 7])).any()
+
+
+def test_a_block_larger_than_the_answer() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
+    options = {"max_new_tokens": 6, "eos_token_id": list(range(3, 30))}
+    expected = model.generate(**prompts("left"), **options).tolist()
+    assert model.generate(**prompts("left"), **options, assistant_model=model.tuned, num_assistant_tokens=500).tolist() == expected
+
+
 @pytest.mark.parametrize("rows", ["one", "left"])
 def test_scores_and_logits_by_token(rows: str) -> None:
     model = EFTForCausalLM.from_models(double("llama", 0), tuned=double("gpt2", 1), reference=double("gpt2", 2))
