@@ -69,6 +69,7 @@ def test_bad_members_and_recipes(make: Any, kind: type[Exception], message: str,
             EFTLogitsProcessor(**arguments)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 def test_a_peft_model_is_refused_and_its_merged_copy_is_not() -> None:
     peft = pytest.importorskip("peft")
     small = build("llama", 1)

@@ -38,7 +38,8 @@ class Probe(LogitsProcessor):
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not bool((scores == 1).all()):  # prompt lookup tries its candidates with made-up scores
+        # Prompt lookup has its guesses processed with made-up scores: 1 everywhere (transformers), or far below 0 (ours).
+        if not bool((scores == 1).all()) and float(scores.min()) > -1000:
             self.seen.append((input_ids.clone(), scores.clone()))
         return scores
 

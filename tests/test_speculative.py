@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from typing import Any
@@ -120,16 +121,17 @@ def chi_square(counts: dict[Any, int], probabilities: dict[Any, float]) -> tuple
     return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
 
 
-def excess(rows: int, samples: int, block: int, coupling: dict[str, Any] | None = None) -> float:
+def excess(rows: int, samples: int, block: int, outsider: bool = False) -> float:
     """By how many standard deviations the worst chi-square, per position and of whole continuations, is above its mean."""
     model, prompt = tiny_vocabulary(), [3, 4]
+    drafter = copy.deepcopy(model.tuned) if outsider else model.tuned
     torch.manual_seed(12)
     counts: dict[tuple[int, ...], int] = {}
     for _ in range(samples // rows):
         ids = torch.tensor([prompt] * rows)
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS, do_sample=True, top_k=0,
-            assistant_model=model.tuned, num_assistant_tokens=block, **(coupling or {}),
+            assistant_model=drafter, num_assistant_tokens=block,
         )  # fmt: skip
         for row in out[:, 2:].tolist():
             counts[tuple(row)] = counts.get(tuple(row), 0) + 1
@@ -158,6 +160,10 @@ def excess(rows: int, samples: int, block: int, coupling: dict[str, Any] | None 
 @pytest.mark.parametrize("block", [1, 2])
 def test_reject_samples_from_the_combination(rows: int, samples: int, block: int) -> None:
     assert excess(rows, samples, block) < 4
+
+
+def test_reject_with_an_outsider_samples_from_the_combination() -> None:
+    assert excess(64, 64 * 300, 2, outsider=True) < 4
 
 
 def test_a_planted_bias_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +259,12 @@ def test_sampled_prompt_lookup_whose_guess_is_forbidden() -> None:
     model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
     ids = torch.tensor([[5, 6, 5, 6, 5], [7, 7, 7, 7, 7]])
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=True, prompt_lookup_num_tokens=4, suppress_tokens=[5, 6, 7]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=30,
+        do_sample=True,
+        prompt_lookup_num_tokens=4,
+        suppress_tokens=[5, 6, 7],
     )
     assert out.shape[1] > 5 and not torch.isin(out[:, 5:], torch.tensor([5, 6, 7])).any()
 
@@ -262,7 +273,9 @@ def test_a_block_larger_than_the_answer() -> None:
     model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
     options = {"max_new_tokens": 6, "eos_token_id": list(range(3, 30))}
     expected = model.generate(**prompts("left"), **options).tolist()
-    assert model.generate(**prompts("left"), **options, assistant_model=model.tuned, num_assistant_tokens=500).tolist() == expected
+    assert (
+        model.generate(**prompts("left"), **options, assistant_model=model.tuned, num_assistant_tokens=500).tolist() == expected
+    )
 
 
 @pytest.mark.parametrize("rows", ["one", "left"])
