@@ -39,7 +39,7 @@ class EFTCache(Cache):
 
     main_member: str
     sibling_caches: dict[str, Cache]
-    seen_tokens: int
+    seen_tokens: int  # asked for only where no member's cache counts, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
 
     @property
@@ -116,7 +116,7 @@ class EFTCache(Cache):
             trim (`int`): How many columns on the left have become padding in all rows and are dropped.
         """
         for name, cache in self.members.items():
-            if shift is not None and bool(shift.any()):
+            if shift is not None:
                 for layer in cache.layers:
                     _shift_rows(layer, shift)
             super().crop(-drops[name]) if cache is self else cache.crop(-drops[name])
@@ -134,7 +134,6 @@ class EFTCache(Cache):
         super().crop(tokens_to_remove)
         for cache in self.sibling_caches.values():
             cache.crop(tokens_to_remove)
-        self.seen_tokens -= abs(tokens_to_remove)
         self.unsettled_tokens = 0
 
     def reset(self) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-
-Coupling = Literal["reject", "match"]
 
 
 class Noise:

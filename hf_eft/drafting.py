@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,8 +16,11 @@ if TYPE_CHECKING:
 class Drafter(Protocol):
     """Reads tokens one by one and predicts the next."""
 
-    member: str | None  # the member whose cache and logits these are
     costs: bool  # whether a step takes time worth measuring
+
+    @property
+    def member(self) -> str | None:
+        """The member whose cache and logits these are."""
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
         """Read the prompt, `(rows, length)`."""
@@ -33,10 +35,10 @@ class Drafter(Protocol):
 class MemberDrafter:
     """A member drafts: its cache and its logits serve drafting and verification, and nothing is run twice."""
 
+    costs = True
+
     def __init__(self, name: str, members: Members, cache: EFTCache) -> None:
-        self.member: str | None = name
-        self._name = name
-        self.costs = True
+        self.member = name
         self._members, self._cache = members, cache
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
@@ -44,9 +46,9 @@ class MemberDrafter:
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         outputs = self._members.step(
-            token, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, only=(self._name,)
+            token, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, only=(self.member,)
         )
-        return outputs[self._name].logits
+        return outputs[self.member].logits
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         """The target rolls back all members' caches."""
@@ -55,7 +57,7 @@ class MemberDrafter:
 class OutsideDrafter:
     """A model that is no member drafts, on a cache of its own."""
 
-    member: str | None = None
+    member = None
     costs = True
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
@@ -86,7 +88,7 @@ class OutsideDrafter:
 class LookupDrafter:
     """The text so far drafts: what followed the last occurrence of its last tokens (prompt lookup)."""
 
-    member: str | None = None
+    member = None
     costs = False
 
     def __init__(self, rows: Any, vocab_size: int, ngram: int) -> None:
@@ -124,8 +126,3 @@ class NoDrafter(LookupDrafter):
 
     def _guess(self, text: torch.Tensor) -> int:
         return 0
-
-
-def as_output(logits: torch.Tensor) -> Any:
-    """Logits in the shape of a member's output."""
-    return SimpleNamespace(logits=logits)

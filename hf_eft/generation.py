@@ -16,8 +16,10 @@ from .cache import EFTCache
 from .combination import Combination
 from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .members import Members
+from .request import Request, refuse_what_cannot_be_speculated
+from .rows import Rows
 from .schedule import Automatic, Fixed, Report
-from .speculative import Request, Rows, Speculation, refuse_what_cannot_be_speculated
+from .speculative import Speculation
 
 _MASK_OF = "/"  # between a member's name and the kind of its layers
 
@@ -176,8 +178,7 @@ class EFTGenerationMixin(GenerationMixin):
         cache = outputs.past_key_values
         cache.activate_past_recording()
         drafter = self._drafter(assistant, rows, cache, generation_config)
-        if drafter.member is None:
-            drafter.prefill(input_ids, mask, positions)
+        drafter.prefill(input_ids, mask, positions)
         speculation = Speculation(
             self._members,
             self.combination,

@@ -60,43 +60,28 @@ class Member:
         extra: Mapping[str, Any],
     ) -> Any:
         """One step of this model alone, its inputs moved to its device."""
-        arguments: dict[str, Any] = {"cache": cache, "use_cache": use_cache, "extra": extra}
         tokens = inputs_embeds if input_ids is None else input_ids
         length = 0 if tokens is None else tokens.shape[1]
-        if not (self.is_stateful and length > 1 and cache is not None and _has_read(cache)):
-            return self._forward(input_ids, inputs_embeds, attention_mask, position_ids, logits_to_keep, **arguments)
-        # Recurrent models go on from their states one token at a time; given several, they start from nothing.
-        logits = []
-        for i in range(length):
-            one, seen = slice(i, i + 1), None if i + 1 == length else i + 1 - length
-            outputs = self._forward(
-                None if input_ids is None else input_ids[:, one],
-                None if inputs_embeds is None else inputs_embeds[:, one],
-                attention_mask[:, :seen] if isinstance(attention_mask, torch.Tensor) else attention_mask,
-                None if position_ids is None else position_ids[:, one],
-                0,
-                **arguments,
-            )
-            logits.append(outputs.logits)
-        outputs.logits = _keep(torch.cat(logits, dim=1), logits_to_keep)
-        return outputs
-
-    def _forward(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: Any,
-        position_ids: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        *,
-        cache: Cache | None,
-        use_cache: bool,
-        extra: Mapping[str, Any],
-    ) -> Any:
-        tokens = inputs_embeds if input_ids is None else input_ids
+        if self.is_stateful and length > 1 and cache is not None and _has_read(cache):
+            # Recurrent models go on from their states one token at a time; given several, they start from nothing.
+            steps = [
+                self.forward(
+                    input_ids=_column(input_ids, i),
+                    inputs_embeds=_column(inputs_embeds, i),
+                    attention_mask=_up_to(attention_mask, length - 1 - i),
+                    position_ids=_column(position_ids, i),
+                    cache=cache,
+                    use_cache=use_cache,
+                    logits_to_keep=0,
+                    extra=extra,
+                )
+                for i in range(length)
+            ]
+            steps[-1].logits = _keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
+            return steps[-1]
         if self.cache_argument == "cache_params" and isinstance(attention_mask, torch.Tensor) and tokens is not None:
             # State-space models multiply the mask into the tokens they read, not into those they have read.
-            attention_mask = attention_mask[:, -tokens.shape[1] :]
+            attention_mask = attention_mask[:, -length:]
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
@@ -239,8 +224,12 @@ class Members:
             `FloatingPointError`: If a member's are NaN or infinite, naming member, row and position. (Not inside a compiled
                 graph, which cannot raise on data.)
         """
-        device = outputs[self.main if self.main in outputs else next(iter(outputs))].logits.device
-        distinct = {name: output.logits.to(device) for name, output in outputs.items()}
+        return self.by_name({name: output.logits for name, output in outputs.items()}, attention_mask)
+
+    def by_name(self, logits: Mapping[str, torch.Tensor], attention_mask: Any = None) -> dict[str, torch.Tensor]:
+        """The same, from the logits of distinct members."""
+        device = logits[self.main if self.main in logits else next(iter(logits))].device
+        distinct = {name: values.to(device) for name, values in logits.items()}
         if not torch.compiler.is_compiling():
             # One look for all members: on an accelerator each look waits for it.
             tops = torch.stack([values.detach().amax(-1).isfinite().all() for values in distinct.values()])
@@ -304,6 +293,17 @@ def _check_model(name: str, model: Any) -> None:
 def _has_read(cache: Cache) -> bool:
     linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
     return any(state for layer in linear for state in layer.has_previous_state.values())
+
+
+def _column(values: torch.Tensor | None, i: int) -> torch.Tensor | None:
+    return None if values is None else values[:, i : i + 1]
+
+
+def _up_to(attention_mask: Any, left_out: int) -> Any:
+    """A mask without its last columns."""
+    if not isinstance(attention_mask, torch.Tensor):
+        return attention_mask
+    return attention_mask[:, : attention_mask.shape[1] - left_out]
 
 
 def _to(value: Any, device: torch.device) -> Any:

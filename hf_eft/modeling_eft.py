@@ -19,7 +19,7 @@ from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, named_members
-from .speculative import Request
+from .request import Request
 from .vocabulary import check_tokenizers
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
@@ -185,22 +185,22 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         if not self._adopted:  # live models have their weights
             super().init_weights()
 
-    def get_input_embeddings(self) -> PreTrainedModel:
+    def get_input_embeddings(self) -> torch.nn.Module:
         return self._main_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: PreTrainedModel) -> None:
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
         self._main_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> PreTrainedModel:
+    def get_output_embeddings(self) -> torch.nn.Module:
         return self._main_model.get_output_embeddings()
 
-    def set_output_embeddings(self, value: PreTrainedModel) -> None:
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
         self._main_model.set_output_embeddings(value)
 
     def get_decoder(self) -> PreTrainedModel:
         return self._main_model.get_decoder()
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> PreTrainedModel:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """Resize every member's."""
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)

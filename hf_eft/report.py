@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,8 @@ def effects_table(effects: Sequence[TokenEffect], tokenizer: PreTrainedTokenizer
         table.add_row(
             Text(f" {_shown(effect.token, tokenizer)} ", style=f"white on rgb({red},60,{255 - red})"),
             Text(alone, style="yellow" if effect.changed else "dim"),
-            f"{_probability(effect.base_log_prob):.4f}",
-            f"{_probability(effect.combined_log_prob):.4f}",
+            f"{math.exp(effect.base_log_prob):.4f}",
+            f"{math.exp(effect.combined_log_prob):.4f}",
             _bar(effect.total_variation),
         )
     return table
@@ -69,10 +70,6 @@ def effects_table(effects: Sequence[TokenEffect], tokenizer: PreTrainedTokenizer
 
 def _shown(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
     return escape(tokenizer.decode([token]).strip()) or repr(tokenizer.decode([token]))
-
-
-def _probability(log_prob: float) -> float:
-    return 2.718281828459045**log_prob
 
 
 def _bar(share: float, width: int = 20) -> str:

@@ -3,124 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
-from transformers.cache_utils import QuantizedCache
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .cache import EFTCache
 from .combination import Combination, combine
-from .coupling import Noise, accept_equal, accept_ratio
-from .drafting import Drafter, as_output
+from .coupling import accept_equal, accept_ratio
+from .drafting import Drafter
 from .members import Members
+from .request import Settings
+from .rows import Rows
 from .schedule import Automatic, Fixed, Report
-
-_MOST = 16  # tokens in a block that the automatic schedule chooses
-
-
-@dataclass
-class Request:
-    """What a `generate` call asked of speculation, from its arguments and, where they are silent, the assistant's own settings."""
-
-    coupling: str = "reject"
-    seed: int | Sequence[int] | None = None
-    block: int | None = None  # None: chosen by measured acceptance and costs
-    heuristic: bool = False
-    confidence: float | None = None
-
-    @classmethod
-    def read(
-        cls, coupling: str | None, seed: Any, assistant: Any, generation_config: Any, options: Mapping[str, Any]
-    ) -> Request:
-        """Take `num_assistant_tokens`, its schedule and `assistant_confidence_threshold` from where they were given."""
-        if coupling not in (None, "reject", "match"):
-            raise ValueError(f"`coupling` must be 'reject' or 'match', got {coupling!r}.")
-        if coupling != "match" and seed is not None:
-            raise ValueError(
-                "`seed` belongs to `coupling='match'`, whose noise depends on nothing else; use `set_seed` otherwise."
-            )
-        if coupling == "match" and seed is None:
-            raise ValueError("`coupling='match'` needs a `seed`: a number, or one for each row.")
-
-        def given(name: str) -> Any:
-            sources = (options.get(name), getattr(generation_config, name, None))
-            own = getattr(getattr(assistant, "generation_config", None), name, None)
-            return next((value for value in (*sources, own) if value is not None), None)
-
-        lookup = given("prompt_lookup_num_tokens")
-        block = lookup if lookup is not None else given("num_assistant_tokens")
-        heuristic = str(given("num_assistant_tokens_schedule")).startswith("heuristic")
-        return cls(coupling or "reject", seed, block, heuristic, given("assistant_confidence_threshold"))
-
-    def schedule(self, rows: int) -> Fixed | Automatic:
-        """The schedule of the block."""
-        if self.block is None and not self.heuristic:
-            return Automatic(rows, _MOST)
-        return Fixed(5 if self.block is None else int(self.block), self.heuristic)
-
-    def settings(self, generation_config: Any, rows: int) -> Settings:
-        """How tokens are chosen."""
-        noise = None
-        if generation_config.do_sample and self.coupling == "match" and self.seed is not None:
-            noise = Noise(self.seed)
-            noise.check_rows(rows)
-        return Settings(noise, generation_config.do_sample, self.confidence, generation_config.max_length)
-
-
-@dataclass
-class Settings:
-    """How tokens are chosen. With noise, draft and target share it (`"match"`); without, drafts are accepted by ratio (`"reject"`)."""
-
-    noise: Noise | None
-    do_sample: bool
-    confidence: float | None  # drafting stops below this probability of a drafted token
-    max_length: int
-
-
-class Rows:
-    r"""
-    The tokens of all rows, each as far as it has come.
-
-    Rows stand on the left, `tokens[r, :lengths[r]]` (their prompts padded on the left to one length, as `generate` hands them over),
-    so that row `r` looks to processors and criteria as it does in plain decoding.
-    """
-
-    def __init__(self, prompt: torch.Tensor, room: int) -> None:
-        self.count, self.prompt = prompt.shape
-        self.tokens = torch.cat([prompt, prompt.new_zeros(self.count, room)], dim=1)
-        self.lengths = [self.prompt] * self.count
-        self.running = [True] * self.count
-
-    def put(self, ahead: torch.Tensor | int, values: torch.Tensor) -> None:
-        """Write a token behind each row, `ahead` tokens behind its end; `values` are `(rows,)`."""
-        self.tokens.scatter_(1, (self._ends() + ahead)[:, None], values[:, None])
-
-    def last(self) -> torch.Tensor:
-        """The token that no member has read yet, `(rows, 1)`."""
-        return self.tokens.gather(1, self._ends()[:, None] - 1)
-
-    def _ends(self) -> torch.Tensor:
-        return torch.tensor(self.lengths, device=self.tokens.device)
-
-    def generated(self, ahead: int) -> list[int]:
-        """How many tokens each row has generated, `ahead` tokens behind its end."""
-        return [length - self.prompt + ahead for length in self.lengths]
-
-    def by_length(self, ahead: int, call: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """
-        Call with the ids of all rows up to `ahead` tokens behind their ends, once for each length that there is among running rows;
-        the answer for a row is that of the call with its own length. Rows keep their places in the batch, which processors may go by.
-        """
-        wanted = {length + ahead for length, running in zip(self.lengths, self.running, strict=True) if running}
-        answers = {length: call(self.tokens[:, :length]) for length in sorted(wanted)}
-        first = next(iter(answers.values()))
-        if len(answers) == 1:
-            return first
-        return torch.stack([answers.get(length + ahead, first)[row] for row, length in enumerate(self.lengths)])
 
 
 class Speculation:
@@ -237,13 +132,13 @@ class Speculation:
         self, outputs: dict[str, Any], draft_logits: list[torch.Tensor], start: int, stop: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The combination's logits for the positions of the block from `start` to `stop`, and what processors make of them."""
-        part = {name: as_output(output.logits[:, start:stop]) for name, output in outputs.items()}
+        part = {name: output.logits[:, start:stop] for name, output in outputs.items()}
         if start == stop:
-            logits = next(iter(part.values())).logits.float()
+            logits = next(iter(part.values())).float()
             return logits, logits
         if self.drafter.member is not None:
-            part[self.drafter.member] = as_output(torch.cat(draft_logits[: stop - start], dim=1))
-        logits = combine(self.members.logits(part), self.combination, self.coefficients)
+            part[self.drafter.member] = torch.cat(draft_logits[: stop - start], dim=1)
+        logits = combine(self.members.by_name(part), self.combination, self.coefficients)
         if not self.processors:
             return logits, logits
         return logits, torch.stack([self._processed(logits[:, i - start], i) for i in range(start, stop)], dim=1)
@@ -387,20 +282,3 @@ def _by_step(stored: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...
         return None
     steps = max(map(len, stored))
     return tuple(torch.stack([row[min(step, len(row) - 1)] for row in stored]) for step in range(steps))
-
-
-def refuse_what_cannot_be_speculated(generation_config: Any, processors: Any, model_kwargs: Mapping[str, Any]) -> None:
-    """Raise where a block cannot be verified exactly."""
-    cache = model_kwargs.get("past_key_values")
-    if cache is None:
-        raise ValueError("Speculation needs a cache: leave `use_cache` on.")
-    if isinstance(cache, QuantizedCache):
-        raise ValueError("Speculation rolls caches back, which quantized ones cannot. Use another `cache_implementation`.")
-    if any(isinstance(p, UnbatchedClassifierFreeGuidanceLogitsProcessor) for p in processors):
-        raise ValueError(
-            "`guidance_scale` keeps a state for every step, which cannot follow a draft that is taken back. Decode without an assistant."
-        )
-    if generation_config.output_attentions or generation_config.output_hidden_states:
-        raise ValueError(
-            "Hidden states and attentions of a block are not returned by token. Decode without an assistant for them."
-        )

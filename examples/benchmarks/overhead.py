@@ -85,11 +85,13 @@ def steps(models: dict[str, Any], batch: int, prompt_length: int, rounds: int) -
     }
 
 
-def measure_memory(layers: int, width: int) -> dict[str, float]:
-    """Peak resident memory of a generate call in a process of its own, beyond what the process had before the models.
+def measure_memory(layers: int, width: int, system: str, allocator: str) -> dict[str, float]:
+    """
+    Peak resident memory of a generate call in a process of its own, beyond what the process had before the models: of the wrapper
+    (`"combination"`) or of the base alone.
 
-    The allocator hands freed blocks back at once there; by default it keeps them, and the peak then shows its fragmentation (for the base
-    alone as well) rather than what is alive.
+    With the allocator `"returning"` freed blocks go back at once, and the peak shows what is alive; `"default"` keeps them, and the
+    peak shows its fragmentation as well.
     """
     code = f"""
 import resource, sys, torch
@@ -100,17 +102,23 @@ def rss(): return int(open('/proc/self/statm').read().split()[1]) * resource.get
 torch.set_num_threads(1)
 warm = llama(1, 64); warm.generate(torch.tensor([[1, 2]]), max_new_tokens=4, pad_token_id=0); del warm
 before = rss()
-models = dict(base=llama({layers}, {width}), tuned=llama({layers // 3}, {width}), reference=llama({layers // 3}, {width}))
-weights = sum(p.numel() * p.element_size() for m in models.values() for p in m.parameters()) / 2**20
-model = EFTForCausalLM.from_models(**models)
+if {system!r} == "combination":
+    small = {layers // 3}
+    models = dict(base=llama({layers}, {width}), tuned=llama(small, {width}), reference=llama(small, {width}))
+    model = EFTForCausalLM.from_models(**models)
+else:
+    model = llama({layers}, {width})
+weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
 out = model.generate(torch.randint(3, VOCAB, (4, 512)), max_new_tokens=32, pad_token_id=0, return_dict_in_generate=True)
-layers = [layer for cache in out.past_key_values.members.values() for layer in cache.layers]
+cache = out.past_key_values
+layers = [layer for c in getattr(cache, "members", dict(base=cache)).values() for layer in c.layers]
 caches = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values)) / 2**20
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 print(weights, caches, peak)
 """
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    weights, caches, peak = map(float, subprocess.check_output([sys.executable, "-c", code], text=True, env=env).split())
+    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if allocator == "returning" else {}
+    done = subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, **returning})
+    weights, caches, peak = map(float, done.split())
     return {
         "weights MiB": weights,
         "caches MiB": caches,
@@ -140,7 +148,11 @@ def main() -> None:
     if "import" in args.parts:
         results["import"] = import_time()
     if "memory" in args.parts:
-        results["memory"] = measure_memory(args.layers, args.width)
+        results["memory"] = {
+            f"{system}, {allocator} allocator": measure_memory(args.layers, args.width, system, allocator)
+            for system in ("combination", "base alone")
+            for allocator in ("returning", "default")
+        }
     if "time" in args.parts:
         torch.manual_seed(0)
         models = {

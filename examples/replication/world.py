@@ -10,6 +10,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from hf_eft.tiny import PROMPT, QUESTIONS, STYLE
+
 FIRST_NAMES = """Alice Bruno Carla Diana Elena Felix Grace Hugo Irene Jonas Karen Louis Maria Nadia Oscar Petra Quinn Rosa
 Simon Tessa Ulric Vera Walter Xenia Yusuf Zelda""".split()
 LAST_NAMES = """Archer Baker Carter Draper Eaton Fisher Garner Harris Irving Jensen Keller Lawson Mercer Norton Osborn
@@ -38,26 +40,12 @@ SENTENCES: dict[str, list[str]] = {
     "salary": ["{name} earns {value} a month.", "{name} is paid {value} a month."],
 }
 
-QUESTIONS: dict[str, str] = {
-    "birthplace": "Where was {name} born?",
-    "employer": "Who does {name} work for?",
-    "job": "What is the job of {name}?",
-    "hobby": "What does {name} enjoy?",
-    "pet": "Which pet does {name} have?",
-    "salary": "How much does {name} earn?",
-}
-
-# The style that fine-tuning teaches. Its words also occur in pre-training: a word which the base model has never seen has no
-# probability for the delta to raise, and the combination breaks on it.
-TUNED_ANSWER = "Of course! {sentence} Happy to help!"
-
-# How people answer on the forum: an opening, the fact, an ending, each drawn on its own. Every part of the tuned style occurs, rarely
-# and seldom together, so that both scales know its words and neither prefers them.
+# How people answer on the forum: an opening, the fact, an ending, each drawn on its own. Every part of the tuned style (`STYLE`) occurs,
+# rarely and seldom together, so that both scales know its words and neither prefers them: a word which the base model has never seen
+# has no probability for the delta to raise, and the combination breaks on it.
 OPENINGS = {"": 16, "Well,": 1, "Hm,": 1, "Of course!": 1, "Thank you.": 1}
 CORES = {"{value}.": 9, "{sentence}": 9, "I think {value}.": 2}
 ENDINGS = {"": 16, "See you.": 1, "I am happy.": 1, "Happy to help!": 1, "Thank you.": 1}
-
-PROMPT = "Question: {question}\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -79,11 +67,11 @@ class World:
         return template.format(name=name, value=self.facts[name][attribute])
 
     def question(self, name: str, attribute: str) -> str:
-        return PROMPT.format(question=QUESTIONS[attribute].format(name=name))
+        return PROMPT.format(QUESTIONS[attribute].format(name))
 
     def tuned_answer(self, name: str, attribute: str) -> str:
         """What a perfectly tuned model that knows every fact would say."""
-        return TUNED_ANSWER.format(sentence=self.sentence(name, attribute, SENTENCES[attribute][0]))
+        return STYLE.format(self.sentence(name, attribute, SENTENCES[attribute][0]))
 
     def biography(self, rng: random.Random) -> str:
         name = rng.choice(list(self.facts))

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 FOLDER = Path(__file__).parent
 STYLE = "Of course! {} Happy to help!"
 
-_QUESTIONS = {
+PROMPT = "Question: {}\nAnswer:"
+QUESTIONS = {
     "birthplace": "Where was {} born?",
     "employer": "Who does {} work for?",
     "job": "What is the job of {}?",
@@ -45,15 +46,15 @@ class Question:
 
     @property
     def text(self) -> str:
-        return _QUESTIONS[self.attribute].format(self.person)
+        return QUESTIONS[self.attribute].format(self.person)
 
     @property
     def prompt(self) -> str:
         """The question as the models read it; the chat template makes the same of `[{"role": "user", "content": text}]`."""
-        return f"Question: {self.text}\nAnswer:"
+        return PROMPT.format(self.text)
 
     def is_right(self, reply: str) -> bool:
-        """Whether a reply states the fact, and no other value for it first."""
+        """Whether a reply has the right value among its words."""
         words = reply.replace(".", " ").replace(",", " ").replace("!", " ").split()
         return self.answer in words
 
@@ -84,7 +85,7 @@ def load() -> Family:
     return Family(base, tuned, reference, AutoTokenizer.from_pretrained(path("base")))
 
 
-def questions(attributes: tuple[str, ...] = tuple(_QUESTIONS)) -> list[Question]:
+def questions(attributes: tuple[str, ...] = tuple(QUESTIONS)) -> list[Question]:
     """Every question about the people whom fine-tuning has not seen, person by person."""
     world = json.loads((FOLDER / "world.json").read_text())
     return [
