@@ -22,6 +22,8 @@ from transformers.cache_utils import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .joint import Joint
+
 
 class EFTCache(Cache):
     r"""
@@ -38,6 +40,7 @@ class EFTCache(Cache):
     """
 
     main_member: str
+    joints: dict[tuple[str, ...], Joint]  # states of members that run as one batch, which their own are views of
     sibling_caches: dict[str, Cache]
     seen_tokens: int  # asked for only where no member's cache counts, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
@@ -80,6 +83,7 @@ class EFTCache(Cache):
         attached = cast(EFTCache, cache)
         attached.main_member = main
         attached.sibling_caches = siblings
+        attached.joints = {}
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
@@ -139,6 +143,7 @@ class EFTCache(Cache):
     def reset(self) -> None:
         super().reset()
         self.seen_tokens = self.unsettled_tokens = 0
+        self.joints.clear()
         for cache in self.sibling_caches.values():
             cache.reset()
 

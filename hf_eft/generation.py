@@ -203,9 +203,8 @@ class EFTGenerationMixin(GenerationMixin):
         return speculation.packed(generation_config)
 
     def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
-        for name, model in self._members.distinct_models.items():
-            if model is assistant:
-                return MemberDrafter(name, self._members, cache)
+        if (name := self._members.find(assistant)) is not None:
+            return MemberDrafter(name, self._members, cache)
         if assistant is not None:
             return OutsideDrafter(assistant, self.vocab_size)
         if generation_config.prompt_lookup_num_tokens is None:

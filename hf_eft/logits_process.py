@@ -10,6 +10,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
 from . import prefix
+from .adapters import by_adapter
 from .combination import BASE, Combination, combine
 from .members import Members, named_members
 from .reader import Reader
@@ -86,8 +87,9 @@ class EFTLogitsProcessor(LogitsProcessor):
         pad_token_id: int | None = None,
         assistant_vocab_size: int | None = None,
     ) -> None:
-        self.combination = Combination.of(alpha, beta, combination, tuned)
-        self._members = Members(named_members(None, tuned, reference))
+        given = named_members(None, tuned, reference)
+        self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        self._members = Members(given, self.combination.coefficients)
         self.combination.check_names((BASE, *self._members.names))
         self.attention_mask = attention_mask
         self.pad_token_id = pad_token_id

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
+from .adapters import by_adapter, resolve
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, TUNED
+from .joint import Joint
+from .stack import Stack
 from .vocabulary import check_widths
 
 # What only the main member is asked for: outputs of the others that nobody would see.
@@ -98,13 +101,10 @@ class Member:
         return outputs
 
 
-def named_members(
-    base: PreTrainedModel | None,
-    tuned: PreTrainedModel | Mapping[str, PreTrainedModel] | None,
-    reference: PreTrainedModel | None,
-) -> dict[str, PreTrainedModel]:
+def named_members(base: Any, tuned: Any, reference: Any) -> dict[str, Any]:
     """The members in their order: the base, the tuned one or ones, the reference; those that are `None` left out."""
-    models: dict[str, PreTrainedModel] = {}
+    models: dict[str, Any] = {}
+    tuned = by_adapter(tuned)
     if base is not None:
         models[BASE] = base
     if isinstance(tuned, Mapping):
@@ -123,17 +123,21 @@ class Members:
     Named causal language models which read the same tokens.
 
     Args:
-        models (`Mapping[str, torch.nn.Module]`):
-            The model of every member. One model may serve as several members: it is run once a step. The first is the *main*
-            member, whose device the logits are returned on.
+        given (`Mapping[str, PreTrainedModel or PeftModel or str]`):
+            The model of every member, or its adapter: a `PeftModel` or a folder. One model may serve as several members: it is run once a
+            step. The first is the *main* member, whose device the logits are returned on.
+        wanted (`Collection[str]`, *optional*):
+            The members that the recipe names: a missing reference is the model under the adapters.
 
     Raises:
         `ValueError`: If a member is missing, not a decoder-only language model, or returns logits of another width.
     """
 
-    def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
-        if not models:
+    def __init__(self, given: Mapping[str, Any], wanted: Collection[str] = ()) -> None:
+        if not given:
             raise ValueError("There are no members. Give at least one model.")
+        resolved = resolve(given, wanted)
+        models = resolved.models
         for name, model in models.items():
             _check_model(name, model)
         first_name: dict[int, str] = {}
@@ -143,15 +147,30 @@ class Members:
         self.owner = {name: first_name[id(model)] for name, model in models.items()}
         self.distinct = {name: Member.of(name, models[name]) for name in first_name.values()}
         self.main = next(iter(self.distinct))
+        self.stacks = [Stack(names, Member.of(names[0], model)) for names, model in resolved.stacks]
+        self._given = dict(given)
         self.vocab_size = check_widths({name: member.model for name, member in self.distinct.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.models)
 
+    def find(self, model: Any) -> str | None:
+        """The distinct member that an object is: its model, or what was given for it."""
+        if model is None:
+            return None
+        names = [name for name in self.names if model is self.models[name] or model is self._given.get(name)]
+        active = getattr(model, "active_adapter", None)  # which of its adapters a `PeftModel` of several stands for
+        return self.owner[active if active in names else names[0]] if names else None
+
     @property
     def distinct_models(self) -> dict[str, PreTrainedModel]:
         return {name: member.model for name, member in self.distinct.items()}
+
+    @property
+    def adapted(self) -> list[str]:
+        """Names of the members that are views of a model with or without an adapter."""
+        return [name for name, model in self.models.items() if model is not self._given.get(name)]
 
     @property
     def stateful(self) -> list[str]:
@@ -194,11 +213,27 @@ class Members:
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
         """
-        outputs = {}
+        outputs: dict[str, Any] = {}
         caches = cache.members if cache is not None else {}
+        asked = set(self.distinct if only is None else only)
+        for stack in self.stacks:
+            joints = cache.joints if cache is not None else {}
+            plain = inputs_embeds is None and not any(extra.values())
+            if not plain or not asked.issuperset(stack.names) or not stack.fits(caches, attention_mask):
+                joints.pop(stack.names, None)  # members that go on alone need no common states
+                continue
+            outputs |= stack.forward(
+                input_ids=cast(torch.Tensor, input_ids),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                caches=caches,
+                joint=joints.setdefault(stack.names, Joint()) if cache is not None else None,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )
         per_member = isinstance(attention_mask, Mapping)
         for name, member in self.distinct.items():
-            if only is not None and name not in only:
+            if name not in asked or name in outputs:
                 continue
             is_main = name == self.main
             outputs[name] = member.forward(
@@ -268,11 +303,6 @@ def _check_model(name: str, model: Any) -> None:
         raise TypeError(
             f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
             "`AutoModelForCausalLM.from_pretrained(...)`."
-        )
-    if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"The member {name!r} is a PEFT model ({type(model).__name__}), which shares its weights with the model under it and would "
-            "change that member too. Give a model of its own: `copy.deepcopy(model).merge_and_unload()`."
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(

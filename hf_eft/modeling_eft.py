@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
+from .adapters import by_adapter
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, Combination, combine
 from .configuration_eft import EFTConfig
@@ -73,7 +74,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
     _supports_attention_backend = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
-    def __init__(self, config: EFTConfig, members: Mapping[str, PreTrainedModel] | None = None) -> None:
+    def __init__(self, config: EFTConfig, members: Mapping[str, PreTrainedModel] | Members | None = None) -> None:
         super().__init__(config)
         self._adopted = members is not None
         if members is None:
@@ -82,7 +83,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
                 for name, member_config in config.member_configs.items()
             }
             members = {name: built[config.shared_members.get(name, name)] for name in config.member_names}
-        self._members = Members(members)
+        self._members = members if isinstance(members, Members) else Members(members)
         self.combination = Combination.from_dict(config.combination)
         for name, model in self._members.distinct_models.items():
             if not name.isidentifier() or hasattr(self, name):
@@ -133,19 +134,19 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         Raises:
             `ValueError`: If a member that the recipe names is missing, members do not fit together, or a recipe is given twice.
         """
-        combination = Combination.of(alpha, beta, combination, tuned)
-        models = named_members(base, tuned, reference)
-        combination.check_names(tuple(models))
+        combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         if tokenizers is not None:
             check_tokenizers(tokenizers)
-        members = Members(models)
+        members = Members(named_members(base, tuned, reference), combination.coefficients)
+        combination.check_names(members.names)
         config = EFTConfig.from_members(
             members.names,
             {name: model.config for name, model in members.distinct_models.items()},
             {name: owner for name, owner in members.owner.items() if name != owner},
             combination,
         )
-        model = cls(config, members=models)
+        models = members.models
+        model = cls(config, members=members)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -202,12 +203,31 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """Resize every member's."""
+        if self._members.adapted:
+            raise ValueError(
+                f"The members {self._members.adapted} share their weights with the model under the adapter. Resize that model before the "
+                "adapter is put on it."
+            )
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
             self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
         self._members = Members(self._members.models)
         self.vocab_size = self._members.vocab_size
         return self.get_input_embeddings()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for stack in self._members.stacks:
+            stack.member.model._apply(fn, recurse)  # no submodule: its weights are the members'
+        return super()._apply(fn, recurse)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Refused for adapters, which the configuration does not describe."""
+        if self._members.adapted:
+            raise NotImplementedError(
+                f"The members {self._members.adapted} share their weights with the model under the adapter; a saved copy would have "
+                "them twice, as full models. Save the adapter with PEFT, and combine the models anew with `from_models`."
+            )
+        return super().save_pretrained(*args, **kwargs)
 
     # Forward ------------------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,62 @@ FAULTS = [
         "        logits = combine(by_name, self.combination, coefficients)",
         "tests/test_generate.py -k sample",
     ),
+    Fault(
+        "a member's rows get another member's adapter",
+        "stack.py",
+        "out.narrow(0, i * rows, rows).add_",
+        "out.narrow(0, 0, rows).add_",
+        "tests/test_adapters.py -k several",
+    ),
+    Fault(
+        "the scaling of an adapter is forgotten",
+        "stack.py",
+        ", alpha=scaling)",
+        ")",
+        "tests/test_adapters.py -k full_models",
+    ),
+    Fault(
+        "stale common states are gone on from",
+        "joint.py",
+        "if all(mine is given for",
+        "if all(True for",
+        "tests/test_adapters.py -k 'strategies or reorders'",
+    ),
+    Fault(
+        "the mask is not repeated for every member in a pass",
+        "stack.py",
+        "attention_mask=self._tiled(attention_mask),",
+        "attention_mask=None,",
+        "tests/test_adapters.py -k families",
+    ),
+    Fault(
+        "adapters are left on in the model under them",
+        "views.py",
+        "        replace(view, path, original)",
+        "        pass",
+        "tests/test_adapters.py -k 'full_models and ia3'",
+    ),
+    Fault(
+        "a view shares its containers with the user's model",
+        "views.py",
+        "[module._parameters, module._buffers] if any(module.children()) else [module]",
+        "[module] if module is not model else [module._parameters]",
+        "tests/test_adapters.py -k user_s_is_changed",
+    ),
+    Fault(
+        "flags that PEFT sets are not set back",
+        "views.py",
+        "            parameter.requires_grad_(needed)",
+        "            pass",
+        "tests/test_adapters.py -k 'user_s_is_changed or folders'",
+    ),
+    Fault(
+        "an adapter's folder may hold weights of the model",
+        "adapters.py",
+        'if not ours or set(parts) & {"base_layer", "original_module"}:',
+        "if False:",
+        "tests/test_adapters.py -k folders_that_are_refused",
+    ),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -67,21 +66,6 @@ def test_bad_members_and_recipes(make: Any, kind: type[Exception], message: str,
             EFTForCausalLM.from_models(base, **arguments)
         else:
             EFTLogitsProcessor(**arguments)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
-def test_a_peft_model_is_refused_and_its_merged_copy_is_not() -> None:
-    peft = pytest.importorskip("peft")
-    small = build("llama", 1)
-    reference = copy.deepcopy(small)
-    adapted = peft.get_peft_model(small, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    with pytest.raises(ValueError, match=r"'tuned' is a PEFT model.*merge_and_unload"):
-        EFTForCausalLM.from_models(shared("llama", 0), tuned=adapted, reference=reference)
-    merged = copy.deepcopy(adapted).merge_and_unload()
-    model = EFTForCausalLM.from_models(reference, tuned=merged, reference=reference)
-    inputs = prompts("left")
-    expected = adapted.generate(**inputs, max_new_tokens=6).tolist()
-    assert model.generate(**inputs, max_new_tokens=6).tolist() == expected
 
 
 @pytest.fixture

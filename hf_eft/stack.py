@@ -1,0 +1,163 @@
+"""Members that differ by adapters only, run as one batch: the weights under the adapters are read once a step for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .joint import Joint
+from .views import adapter_modules, replace, view_of
+
+# PEFT's layers that add `lora_B(lora_A(x)) * scaling` to what a linear layer returns, the quantised ones included.
+_LINEAR = ("Linear", "Linear4bit", "Linear8bitLt")
+_FEW_ROWS = 4
+
+
+class StackedLinear(nn.Module):
+    """A linear layer over the rows of all members, each of which adds its own low-rank part to its own rows."""
+
+    def __init__(self, original: nn.Module, layers: Sequence[Any]) -> None:
+        super().__init__()
+        self.original = original
+        self.adapters = [None if layer is None else _low_rank(layer, _active(layer)) for layer in layers]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = _product(self.original, x)  # (members * rows, ..., features)
+        rows = x.shape[0] // len(self.adapters)
+        for i, adapter in enumerate(self.adapters):
+            if adapter is not None:
+                dropout, down, up, scaling = adapter
+                part = x.narrow(0, i * rows, rows).to(down.weight.dtype)
+                out.narrow(0, i * rows, rows).add_(up(down(dropout(part))), alpha=scaling)
+        return out
+
+
+def _product(linear: Any, x: torch.Tensor) -> torch.Tensor:
+    """
+    `linear(x)`. On a CPU, MKL takes 1.4 to 2 times as long for two to four float32 rows as for one, which is what members at batch 1 are;
+    asked for the transposed product it takes less than for one (`examples/benchmarks/lora.py`).
+    """
+    few = 1 < x.numel() // x.shape[-1] <= _FEW_ROWS and x.device.type == "cpu" and x.dtype == torch.float32
+    if not (few and type(linear) is nn.Linear and linear.weight.dtype == x.dtype) or _is_hooked(linear):
+        return linear(x)
+    out = torch.mm(linear.weight, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
+    return out.contiguous() if linear.bias is None else out + linear.bias
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
+
+
+class StackedModule(nn.Module):
+    """A module of which some members have a trained copy."""
+
+    def __init__(self, original: nn.Module, wrappers: Sequence[Any]) -> None:
+        super().__init__()
+        self.copies = [original if w is None else w.modules_to_save[_active(w)] for w in wrappers]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = x.chunk(len(self.copies))
+        return torch.cat([module(part) for module, part in zip(self.copies, parts, strict=True)])
+
+
+class Stack:
+    """The members that one pass serves: their names, and the model whose batch is theirs, one after the other."""
+
+    def __init__(self, names: tuple[str, ...], member: Any) -> None:
+        self.names, self.member = names, member
+
+    def fits(self, caches: Mapping[str, Cache], mask: Any) -> bool:
+        """Whether a step can be run as one pass. (The others are run one after the other, to the same effect.)"""
+        if self.member.model.training or isinstance(mask, Mapping):
+            return False
+        return not caches or Joint.fits([caches[name] for name in self.names])
+
+    def forward(
+        self,
+        *,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        caches: Mapping[str, Cache],
+        joint: Joint | None,
+        use_cache: bool,
+        logits_to_keep: int | torch.Tensor,
+    ) -> dict[str, CausalLMOutputWithPast]:
+        """One step of all of them; each one's output by name."""
+        mine = [caches[name] for name in self.names] if joint is not None else []
+        if joint is not None:
+            joint.gather(mine)
+        outputs = self.member.forward(
+            input_ids=self._tiled(input_ids),
+            inputs_embeds=None,
+            attention_mask=self._tiled(attention_mask),
+            position_ids=position_ids if position_ids is None or position_ids.shape[0] == 1 else self._tiled(position_ids),
+            cache=joint.cache if joint is not None else None,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            extra={},
+        )
+        if joint is not None:
+            joint.scatter(mine)
+        parts = outputs.logits.chunk(len(self.names))
+        return {name: CausalLMOutputWithPast(logits=part) for name, part in zip(self.names, parts, strict=True)}
+
+    def _tiled(self, values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.repeat(len(self.names), *[1] * (values.dim() - 1))
+
+
+def stacked_model(trunk: PreTrainedModel, views: Mapping[str, PreTrainedModel]) -> PreTrainedModel | None:
+    """
+    One model whose batch is the members' batches, one after the other. `None` where some adapter cannot work row by row: the members then
+    run one after the other, on the same weights.
+    """
+    by_path: dict[str, list[Any]] = {}
+    for i, view in enumerate(views.values()):
+        for path, layer in adapter_modules(view):
+            if _active(layer) is not None:
+                by_path.setdefault(path, [None] * len(views))[i] = layer
+    model = view_of(trunk)
+    for path, layers in by_path.items():
+        original = trunk.get_submodule(path)
+        present = [layer for layer in layers if layer is not None]
+        if ".experts." in path:  # which rows an expert sees is the router's choice
+            return None
+        if all(map(_adds_low_rank, present)):
+            replace(model, path, StackedLinear(original, layers))
+        elif all(map(_is_copy, present)) and isinstance(original, (nn.Linear, nn.Embedding)):
+            replace(model, path, StackedModule(original, layers))
+        else:
+            return None
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and ".experts." not in path and not path.endswith(".original"):
+            replace(model, path, StackedLinear(module, [None] * len(views)))
+    return model
+
+
+def _active(layer: Any) -> str | None:
+    """The adapter that is on in a module of PEFT, if that module has a part of it."""
+    owned = next((getattr(layer, kept) for kept in ("modules_to_save", "r") if hasattr(layer, kept)), layer.active_adapters)
+    return next((name for name in layer.active_adapters if name in owned), None)
+
+
+def _adds_low_rank(layer: Any) -> bool:
+    from peft.tuners.lora import LoraLayer
+
+    plain = isinstance(layer, LoraLayer) and type(layer).__name__ in _LINEAR
+    return plain and _active(layer) not in layer.lora_variant  # a variant (DoRA, ...) also looks at the weight
+
+
+def _low_rank(layer: Any, name: Any) -> tuple[nn.Module, Any, nn.Module, float]:
+    return layer.lora_dropout[name], layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+
+
+def _is_copy(layer: Any) -> bool:
+    from peft.utils.other import ModulesToSaveWrapper
+
+    return isinstance(layer, ModulesToSaveWrapper)

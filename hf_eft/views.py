@@ -1,0 +1,87 @@
+"""Views of a model: modules of their own over the very same weights, so that an adapter is on in one view and off in another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+def view_of(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    A copy of the model's structure. Parameters, buffers, modules without children, configurations and offloading hooks are shared,
+    so that a view costs no memory and follows when the model is moved; which adapter is active is its own.
+    """
+    shared: list[Any] = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        # The dictionaries themselves, so that a buffer which is replaced (moved, cast) is replaced in every view.
+        shared += [module._parameters, module._buffers] if any(module.children()) else [module]
+        shared += [getattr(module, kept) for kept in ("config", "generation_config", "_hf_hook") if hasattr(module, kept)]
+    return copy.deepcopy(model, {id(kept): kept for kept in shared})
+
+
+def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """A view with the original modules in place of those that PEFT put there."""
+    view = view_of(model)
+    for path, module in list(adapter_modules(view)):
+        original = module
+        while is_adapter_module(original):
+            original = original.get_base_layer() if hasattr(original, "get_base_layer") else original.original_module
+        replace(view, path, original)
+    for mark in ("peft_config", "_hf_peft_config_loaded"):
+        view.__dict__.pop(mark, None)
+    return view
+
+
+def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """A view with this one adapter on."""
+    from peft.functional import set_adapter
+
+    view = view_of(model)
+    with flags_kept(model):
+        for _, module in adapter_modules(view):
+            module.enable_adapters(True)
+        set_adapter(view, adapter, inference_mode=True)
+    return view
+
+
+def adapter_modules(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The modules that PEFT put into a model, outermost ones only, by path."""
+    for name, module in model.named_children():
+        path = f"{prefix}{name}"
+        if is_adapter_module(module):
+            yield path, module
+        else:
+            yield from adapter_modules(module, f"{path}.")
+
+
+def is_adapter_module(module: torch.nn.Module) -> bool:
+    """Whether PEFT put it there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def replace(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    """Put a module at a path."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+@contextmanager
+def flags_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Give parameters and modules back their `requires_grad` and `training`, which PEFT sets in whatever it touches."""
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, needed in gradients:
+            parameter.requires_grad_(needed)
+        for module, training in modes:
+            module.training = training
