@@ -87,12 +87,10 @@ class Automatic:
     """
 
     _FIRST = 4  # the first block, before anything is measured
-    _ENOUGH = (
-        0.97  # the smallest block is taken that promises this share of the best: estimates of long ones are the least sure
-    )
+    _ENOUGH = 0.98  # the smallest block is taken that promises this share of the best: long ones' estimates are the least sure
     _LESS = 0.6  # verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured
     _MEMORY = 0.9  # of a running mean
-    _PRIOR = (0.8, 6.0)  # agreement, and how many observations it is worth
+    _PRIOR = (0.85, 3.0)  # agreement, and how many observations it is worth
     _RECENT = 120.0  # observations of agreement that are remembered
     _MARGIN = 1.02  # how much better than plain decoding a block must promise to be
 

@@ -15,14 +15,14 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import machine
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from timing import Bare, in_turn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 
@@ -37,44 +37,21 @@ def llama(layers: int, width: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-class Bare:
-    """A model with its own cache, one token at a time: nothing but its forward."""
-
-    def __init__(self, model: Any, prompt: torch.Tensor) -> None:
-        self.model, self.cache = model, DynamicCache(config=model.config)
-        model(prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-
-    def step(self, ids: torch.Tensor) -> None:
-        self.model(ids[:, -1:], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-
-
-def timed(call: Any) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 @torch.no_grad()
 def steps(models: dict[str, Any], batch: int, prompt_length: int, rounds: int) -> dict[str, float]:
     """Medians in milliseconds for a step of the parts, of the wrapper, and of the base with the add-on."""
     prompt = torch.randint(3, VOCAB, (batch, prompt_length))
     parts = [Bare(model, prompt) for model in models.values()]
-    wrapper = Bare(EFTForCausalLM.from_models(**models), prompt)
-    wrapper.cache = wrapper.model(prompt, use_cache=True, logits_to_keep=1).past_key_values
     host, add_on = Bare(models["base"], prompt), EFTLogitsProcessor(models["tuned"], models["reference"], pad_token_id=-1)
     add_on(prompt, torch.zeros(batch, VOCAB))
+    grown = [prompt]
 
-    def add_on_step(ids: torch.Tensor) -> None:
-        out = models["base"](ids[:, -1:], past_key_values=host.cache, use_cache=True, logits_to_keep=1)
-        add_on(ids, out.logits[:, -1].float())
+    def add_on_step() -> None:
+        grown[0] = torch.cat([grown[0], prompt[:, -1:]], dim=1)
+        add_on(grown[0], host().logits[:, -1].float())
 
-    times: dict[str, list[float]] = {"parts": [], "wrapper": [], "add-on": []}
-    ids = prompt
-    for _ in range(rounds):
-        ids = torch.cat([ids, torch.randint(3, VOCAB, (batch, 1))], dim=1)
-        times["parts"].append(timed(lambda ids=ids: [part.step(ids) for part in parts]))
-        times["wrapper"].append(timed(lambda ids=ids: wrapper.step(ids)))
-        times["add-on"].append(timed(lambda ids=ids: add_on_step(ids)))
+    wrapper = Bare(EFTForCausalLM.from_models(**models), prompt)
+    times = in_turn({"parts": lambda: [part() for part in parts], "wrapper": wrapper, "add-on": add_on_step}, rounds)
     ratios = {name: [t / p for t, p in zip(times[name], times["parts"], strict=True)] for name in ("wrapper", "add-on")}
     return {
         **{f"{name} ms": 1000 * statistics.median(values) for name, values in times.items()},

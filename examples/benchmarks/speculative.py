@@ -1,12 +1,12 @@
 """What speculation gains, on a family with real costs whose agreement is set.
 
-    python examples/benchmarks/speculative.py            # about 12 minutes on 2 CPU cores
+    python examples/benchmarks/speculative.py            # about 30 minutes on 2 CPU cores
 
 For each setting (how many times deeper the large model is, agreement, batch, prompt) it times, one after the other and several times
 over: the large and the small model alone, plain EFT with wrapper and add-on, transformers' own assisted decoding of the same wrapper
 with a copy of the tuned model, and speculation with fixed blocks and the automatic one. Beside it stands the limit: the tokens per
-round that were kept, over the bare forwards of the parts, measured in the same run. Writes `speculative.json` and `speculative.png`
-beside this file.
+round that were kept, over the bare forwards of the parts, measured in the same run. Peak memory is that of a process of its own.
+Writes `speculative.json` and `speculative.png` beside this file.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,41 @@ from typing import Any
 import torch
 from machine import machine
 from speed_family import VOCAB, find_dial, speed_family
+from timing import seconds
 from transformers import DynamicCache, GenerationMixin
 from transformers.utils import logging
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.schedule import Report
 
-LAYERS, WIDTH, TOKENS = 24, 512, 64
-# (large layers / small layers, agreement, batch, prompt)
-SETTINGS = [(4, 0.91, 1, 16), (4, 0.94, 1, 16), (12, 0.91, 1, 16), (4, 0.91, 4, 16), (1.5, 0.4, 1, 16)]
+LAYERS, WIDTH, TOKENS = 24, 512, 48
+BLOCKS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How many times deeper the large model is than the small one, how often they agree, and what is decoded."""
+
+    deeper: float
+    agreement: float
+    batch: int = 1
+    prompt: int = 16
+    prompts: int = 3  # one after the other: how often a single text agrees is a matter of luck
+
+
+SETTINGS = [
+    Setting(4, 0.91),
+    Setting(4, 0.94),
+    Setting(8, 0.91),
+    Setting(16, 0.91),
+    Setting(4, 0.8),
+    Setting(4, 0.6),
+    Setting(4, 0.91, batch=4, prompts=1),
+    Setting(4, 0.91, batch=16, prompts=1),
+    Setting(4, 0.91, prompt=1024, prompts=2),
+    Setting(4, 0.91, batch=4, prompt=1024, prompts=1),
+    Setting(1.5, 0.4),
+]
 # The paper's table for Llama-2, 7B drafting for 70B (HH): tokens/s without and with its best block, and of the plain large model.
 PAPER = {"plain EFT": 6.0, "best block": 13.8, "large alone": 9.3}
 
@@ -69,75 +99,129 @@ def limit(models: dict[str, Any], report: Any, batch: int, context: int) -> floa
     return rounds / (report.tokens / batch)
 
 
-def measure(ratio: float, agreement: float, batch: int, prompt: int, repeats: int) -> dict[str, Any]:
-    small_layers = round(LAYERS / ratio)
-    models = speed_family(LAYERS, small_layers, WIDTH, dial=0.1)
+def names(setting: Setting) -> list[str]:
+    """The rows of a setting. (transformers' assisted decoding refuses batches.)"""
+    theirs = [f"transformers, block {k}" for k in (4, 8)] if setting.batch == 1 else []
+    alone = ["large alone", "small alone", "plain EFT", "plain EFT, add-on"]
+    return [*alone, *(f"block {k}" for k in BLOCKS), "automatic", *theirs]
+
+
+def system(name: str, models: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model whose `generate` a row calls, and its options."""
+    if name.endswith("alone"):
+        return models["base" if name.startswith("large") else "tuned"], {}
+    if name.endswith("add-on"):
+        return models["base"], {"logits_processor": [EFTLogitsProcessor(models["tuned"], models["reference"], pad_token_id=-1)]}
+    block = int(name.split()[-1]) if "block" in name else None
+    if name.startswith("transformers"):
+        copied = copy.deepcopy(models["tuned"])
+        copied.generation_config.num_assistant_tokens = block
+        return Theirs.from_models(**models), {"assistant_model": copied}
     model = EFTForCausalLM.from_models(**models)
-    found = find_dial(model, small_layers, agreement)
-    theirs, copied = Theirs.from_models(**models), copy.deepcopy(models["tuned"])
-    add_on = EFTLogitsProcessor(models["tuned"], models["reference"], pad_token_id=-1)
-    ids = torch.randint(3, VOCAB, (batch, prompt), generator=torch.Generator().manual_seed(2))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+    if name == "plain EFT":
+        return model, {}
+    return model, {"assistant_model": model.tuned, **({} if block is None else {"num_assistant_tokens": block})}
 
-    def run(which: Any, **options: Any) -> Callable[[int], torch.Tensor]:
-        return lambda tokens: which.generate(**inputs, max_new_tokens=tokens, **options)
 
-    rows = {
-        "large alone": run(model.base),
-        "small alone": run(model.tuned),
-        "plain EFT": run(model),
-        "plain EFT, add-on": run(model.base, logits_processor=[add_on]),
-        **{f"block {k}": run(model, assistant_model=model.tuned, num_assistant_tokens=k) for k in (2, 4, 8, 16)},
-        "automatic": run(model, assistant_model=model.tuned),
-    }
-    if batch == 1:
-        for k in (4, 8):
-            copied_k = copy.deepcopy(copied)
-            copied_k.generation_config.num_assistant_tokens = k
-            rows[f"transformers, block {k}"] = run(theirs, assistant_model=copied_k)
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    reports, expected = {}, rows["plain EFT"](TOKENS)
+def family(setting: Setting) -> tuple[dict[str, Any], float]:
+    """The members and how often they agree."""
+    small_layers = round(LAYERS / setting.deeper)
+    models = speed_family(LAYERS, small_layers, WIDTH, dial=0.1)
+    return models, find_dial(EFTForCausalLM.from_models(**models), small_layers, setting.agreement)
+
+
+def prompts(setting: Setting) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(3, VOCAB, (setting.batch, setting.prompt), generator=generator) for _ in range(setting.prompts)]
+
+
+def measure(setting: Setting, repeats: int) -> dict[str, Any]:
+    models, found = family(setting)
+    rows = {name: system(name, models) for name in names(setting)}
+    times: dict[str, list[float]] = {name: [] for name in rows}  # seconds per token, of every run
+    firsts: dict[str, list[float]] = {name: [] for name in rows}
+    reports: dict[str, list[Report]] = {}
+    expected: dict[int, torch.Tensor] = {}
     for _ in range(repeats):
-        for name, call in rows.items():
-            # Without the prompt, which is the same work for all that combine.
-            start = time.perf_counter()
-            call(1)
-            first = time.perf_counter() - start
-            start = time.perf_counter()
-            ids_out = call(TOKENS)
-            times[name].append((time.perf_counter() - start - first) / (TOKENS - 1))
-            if name.startswith(("block", "auto")):
-                reports[name] = model.speculation
-                if not torch.equal(ids_out, expected):
-                    raise AssertionError(f"{name} gave other tokens than plain decoding")
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {
-        against: [p / a for p, a in zip(times[against], times["automatic"], strict=True)]
-        for against in ("plain EFT", "large alone")
-    }
-    report = reports["automatic"]
-    best_possible = limit(models, report, batch, prompt + TOKENS // 2)
+        for i, ids in enumerate(prompts(setting)):
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+            for name, (model, options) in rows.items():
+                firsts[name].append(seconds(lambda m=model, x=inputs, o=options: m.generate(**x, **o, max_new_tokens=1)))
+                start = time.perf_counter()
+                tokens = model.generate(**inputs, **options, max_new_tokens=TOKENS)
+                # Without the prompt, which is the same work for all that combine.
+                times[name].append((time.perf_counter() - start - firsts[name][-1]) / (TOKENS - 1))
+                if name == "plain EFT":
+                    expected[i] = tokens
+                if name.startswith(("block", "auto")):
+                    reports.setdefault(name, []).append(model.speculation)
+                    if not torch.equal(tokens, expected[i]):
+                        raise AssertionError(f"{name} gave other tokens than plain decoding")
+    return summary(setting, models, found, times, firsts, reports)
+
+
+def summary(
+    setting: Setting,
+    models: dict[str, Any],
+    agreement: float,
+    times: dict[str, list[float]],
+    firsts: dict[str, list[float]],
+    reports: dict[str, list[Report]],
+) -> dict[str, Any]:
+    """Tokens per second over all prompts, and how automatic speculation stands beside the others in each run."""
+    batch = setting.batch
+    spent = {name: statistics.fmean(values) for name, values in times.items()}
+    last = reports["automatic"][-setting.prompts :]
+    best_possible = statistics.fmean(limit(models, report, batch, setting.prompt + TOKENS // 2) for report in last)
     result: dict[str, Any] = {
-        "large step / small step": seconds["large alone"] / seconds["small alone"],
-        "agreement": found,
-        "batch": batch,
-        "prompt": prompt,
-        "tokens/s": {name: batch / value for name, value in seconds.items()},
-        "automatic / plain EFT": statistics.median(ratios["plain EFT"]),
-        "automatic / plain EFT, all": [round(r, 2) for r in ratios["plain EFT"]],
-        "automatic / large alone": statistics.median(ratios["large alone"]),
-        "automatic / large alone, all": [round(r, 2) for r in ratios["large alone"]],
+        **asdict(setting),
+        "agreement": agreement,
+        "large step / small step": spent["large alone"] / spent["small alone"],
+        "tokens/s": {name: batch / value for name, value in spent.items()},
+        "seconds to the first token": {name: statistics.median(values) for name, values in firsts.items()},
         "limit, tokens/s": batch / best_possible,
-        "automatic / limit": best_possible / seconds["automatic"],
-        "tokens per round": report.tokens / batch / report.rounds,
-        "acceptance": [round(a, 2) for a in report.acceptance],
-        "blocks": report.blocks,
-        "paper's best, scaled to the same plain EFT": batch / seconds["plain EFT"] * PAPER["best block"] / PAPER["plain EFT"],
+        "automatic / limit": best_possible / spent["automatic"],
+        "paper's best, scaled to the same plain EFT": batch / spent["plain EFT"] * PAPER["best block"] / PAPER["plain EFT"],
     }
+    for against in ("plain EFT", "large alone"):
+        runs = [p / a for p, a in zip(times[against], times["automatic"], strict=True)]
+        result[f"automatic / {against}"] = spent[against] / spent["automatic"]
+        result[f"automatic / {against}, runs"] = [round(min(runs), 2), round(max(runs), 2)]
     if batch == 1:
-        best = min(value for name, value in seconds.items() if name.startswith("transformers"))
-        result["automatic / transformers' best"] = best / seconds["automatic"]
+        best = min(value for name, value in spent.items() if name.startswith("transformers"))
+        result["automatic / transformers' best"] = best / spent["automatic"]
+    for name, found in reports.items():
+        mine = found[-setting.prompts :]
+        looked = [sum(r.drafted[0] for r in mine if r.drafted), sum(r.accepted[0] for r in mine if r.drafted)]
+        result.setdefault("tokens per round", {})[name] = sum(r.tokens for r in mine) / batch / sum(r.rounds for r in mine)
+        result.setdefault("first drafted token kept", {})[name] = looked[1] / max(1, looked[0])
+        result.setdefault("mean block", {})[name] = statistics.fmean(b for r in mine for b in r.blocks)
     return result
+
+
+def peak_memory(setting: Setting, name: str) -> float:
+    """MiB that a process of its own needs at most for the models and a call, beyond what it had before."""
+    code = f"""
+import resource, sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from speculative import *
+from speed_family import llama
+def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+warm = llama(1, 64); warm.generate(torch.tensor([[1, 2]]), max_new_tokens=4); del warm
+before, setting, name = rss(), {setting!r}, {name!r}
+small = round(LAYERS / setting.deeper)
+if name.endswith("alone"):
+    model, options = llama(LAYERS if name.startswith("large") else small, WIDTH), {{}}
+else:
+    models = {{"base": llama(LAYERS, WIDTH), "tuned": llama(small, WIDTH), "reference": llama(small, WIDTH)}}
+    model, options = system(name, models)
+ids = prompts(setting)[0]
+model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS, **options)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+"""
+    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # freed memory goes back at once
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, env=os.environ | returning)
+    return float(done.stdout)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -148,14 +232,20 @@ def draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     settings = results["settings"]
-    figure, panels = plt.subplots(1, len(settings), figsize=(3.6 * len(settings), 5.2), sharey=True, layout="constrained")
+    columns = min(4, len(settings))
+    lines = -(-len(settings) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(3.8 * columns, 4.4 * lines), sharey=True, layout="constrained", squeeze=False
+    )
+    panels = grid.flatten()
+    for panel in panels[len(settings) :]:
+        panel.set_visible(False)
     names = list(settings[0]["tokens/s"])
-    for panel, setting in zip(panels, settings, strict=True):
+    for panel, setting in zip(panels, settings, strict=False):
         values = [setting["tokens/s"].get(name, 0.0) for name in names]
         colors = ["#1f77b4" if n == "automatic" else "#9ecae1" if n.startswith("block") else "#bbbbbb" for n in names]
         panel.barh(names, values, color=colors)
         panel.axvline(setting["limit, tokens/s"], color="black", linestyle=":", label="limit of the parts")
-        panel.invert_yaxis()
         title = [
             f"large = {setting['large step / small step']:.1f} small steps",
             f"agreement {setting['agreement']:.2f}, batch {setting['batch']}, prompt {setting['prompt']}",
@@ -163,6 +253,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ]
         panel.set_title("\n".join(title), fontsize=9)
         panel.set_xlabel("tokens/s")
+    panels[0].invert_yaxis()  # shared
     panels[0].legend(loc="lower right", fontsize=8)
     figure.suptitle(f"Speculative EFT, greedy. {results['machine']}, {results['date']}", fontsize=10)
     figure.savefig(path, dpi=110)
@@ -170,22 +261,22 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--settings", type=int, nargs="*", default=list(range(len(SETTINGS))), help="which settings, by number")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     logging.set_verbosity_error()  # transformers' own assistant call logs a deprecation
     results: dict[str, Any] = {
-        "machine": machine(),
-        "date": date.today().isoformat(),
-        "command": "python examples/benchmarks/speculative.py",
-    }
+        "machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/speculative.py",
+    }  # fmt: skip
+    memory = ("large alone", "small alone", "plain EFT", "plain EFT, add-on", "block 8", "automatic", "transformers, block 8")
+    results["peak memory, MiB"] = {name: round(peak_memory(SETTINGS[args.settings[0]], name)) for name in memory}
+    print(results["peak memory, MiB"], flush=True)
     results["settings"] = []
     for i in args.settings:
         torch.manual_seed(0)
-        results["settings"].append(measure(*SETTINGS[i], repeats=args.repeats))
-        shown = {k: v for k, v in results["settings"][-1].items() if k != "blocks"}
-        print(json.dumps(shown, indent=1), flush=True)
+        results["settings"].append(measure(SETTINGS[i], repeats=args.repeats))
+        print(json.dumps(results["settings"][-1], indent=1), flush=True)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output.with_suffix(".png"))
 
