@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .combination import BASE, combine
+from .combination import BASE
+from .combine import combine
 from .modeling_eft import EFTForCausalLM
 
 
@@ -54,7 +55,11 @@ def token_effects(model: EFTForCausalLM, sequence: torch.Tensor, prompt_length: 
     by_member = model.member_logits(sequence[None].to(model.device))
     answer = slice(prompt_length - 1, len(sequence) - 1)
     base = by_member[BASE][0, answer].float().log_softmax(-1)  # (tokens, vocab)
-    combined = combine(by_member, model.combination)[0, answer].log_softmax(-1)  # (tokens, vocab)
+    rows = None
+    if model.combination.scheduled:
+        generated = range(1 - prompt_length, len(sequence) + 1 - prompt_length)
+        rows = model.combination.at((max(0, n) for n in generated), list(by_member))[None]  # (1, length, members)
+    combined = combine(by_member, model.combination, rows)[0, answer].log_softmax(-1)  # (tokens, vocab)
     variation = 0.5 * (base.exp() - combined.exp()).abs().sum(-1)  # (tokens,)
     tokens = sequence[prompt_length:].tolist()
     return [

@@ -94,6 +94,11 @@ class EFTCache(Cache):
             return counting[0].get_seq_length() if counting else self.seen_tokens
         return super().get_seq_length(layer_idx)
 
+    def read_by(self, name: str, otherwise: int) -> int:
+        """How many tokens a member has read; `otherwise` where its cache does not count them and has read any."""
+        cache = self.members[name]
+        return _length(cache) if _counts_tokens(cache) else otherwise * _length(cache)
+
     def count(self, tokens: int) -> None:
         """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
         static caches, which are compiled, are never rolled back."""
@@ -109,7 +114,7 @@ class EFTCache(Cache):
         """
         return all(_can_crop(layer, tokens, self.unsettled_tokens) for cache in self.members.values() for layer in cache.layers)
 
-    def roll_back(self, drops: Mapping[str, int], shift: torch.Tensor | None, trim: int) -> None:
+    def roll_back(self, drops: Mapping[str, int], shift: torch.Tensor | None, trims: Mapping[str, int]) -> None:
         r"""
         Forget the end of every row, as many tokens as that row's draft was wrong in, and bring the rows into line again: a row that
         forgets more than the others moves to the right, and gets padding on its left.
@@ -117,16 +122,16 @@ class EFTCache(Cache):
         Args:
             drops (`Mapping[str, int]`): By member, how many columns *all* rows forget.
             shift (`torch.LongTensor` of shape `(rows,)`, *optional*): How many more each row forgets, and moves by.
-            trim (`int`): How many columns on the left have become padding in all rows and are dropped.
+            trims (`Mapping[str, int]`): By member, how many columns on the left have become padding in all rows and are dropped.
         """
         for name, cache in self.members.items():
             if shift is not None:
                 for layer in cache.layers:
                     _shift_rows(layer, shift)
             super().crop(-drops[name]) if cache is self else cache.crop(-drops[name])
-            if trim:
+            if trims[name]:
                 for layer in cache.layers:
-                    _trim_left(layer, trim)
+                    _trim_left(layer, trims[name])
         self.unsettled_tokens = 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

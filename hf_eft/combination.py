@@ -1,9 +1,9 @@
-"""The mathematics of emulated fine-tuning: one log-linear combination of language models, as functions of tensors."""
+"""Recipes: which members are combined, with which coefficients, and which tokens may be re-weighted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 
 Rule = Literal["keep", "drop", "base", "plausible"]
+# A number, or what it is at each position: a value for each (the last one holds on), or a function of it.
+Coefficient = float | Sequence[float] | Callable[[int], float]
 
 BASE = "base"
 TUNED = "tuned"
@@ -43,6 +45,12 @@ class Truncation:
     rule: Rule
     p: float
 
+    def __str__(self) -> str:
+        where = {"keep": "re-weighted", "drop": "only", "base": "only", "plausible": "only"}[self.rule]
+        if self.rule == "plausible":
+            return f"{where} where p_base >= {self.p:g} of its maximum"
+        return f"{where} within the nucleus of {'base' if self.rule == 'base' else 'tuned'} of mass {self.p:g}"
+
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise ValueError(f"`rule` must be one of {', '.join(get_args(Rule))}, got {self.rule!r}.")
@@ -57,8 +65,11 @@ class Combination:
 
     The combined distribution is `softmax(sum_k c_k log p_k)` (EFT paper, equation 4, for the coefficients 1, 1, -1).
 
+    It prints as its formula. A coefficient may be a schedule over the tokens that are generated, 0 for the first: a sequence, whose last
+    value holds on, or a callable.
+
     Args:
-        coefficients (`Mapping[str, float]`):
+        coefficients (`Mapping[str, float or Sequence[float] or Callable[[int], float]]`):
             The coefficient of each member, by name. `"base"` and `"reference"` have the meaning of the paper; every other
             name is a tuned member. Missing members have the coefficient 0.
         truncation ([`Truncation`], *optional*):
@@ -74,21 +85,19 @@ class Combination:
 
     >>> dict(Combination.emulate(alpha=0.5).coefficients)
     {'base': 1.0, 'tuned': 0.5, 'reference': -0.5}
-    >>> dict(Combination.emulate(beta=1.5).coefficients)
-    {'base': 1.5, 'tuned': 1.0, 'reference': -1.5}
+    >>> print(Combination.emulate(beta=1.5))
+    1.5 base + tuned - 1.5 reference
+    >>> print(Combination.steer({"helpful": 0.7, "harmless": 0.3}))
+    base + 0.7 helpful + 0.3 harmless - reference
     ```
     """
 
-    coefficients: Mapping[str, float]
+    coefficients: Mapping[str, Coefficient]
     truncation: Truncation | None = None
-    _pairs: tuple[tuple[str, float], ...] = field(init=False, repr=False, compare=False)
+    _pairs: tuple[tuple[str, Any], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checked: dict[str, float] = {}
-        for name, value in self.coefficients.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"The coefficient of the member {name!r} must be a finite number, got {value!r}.")
-            checked[name] = float(value)
+        checked = {name: _checked(name, value) for name, value in self.coefficients.items()}
         if not any(checked.values()):
             raise ValueError(f"At least one coefficient must differ from 0, got {checked or 'no members'}.")
         object.__setattr__(self, "coefficients", MappingProxyType(checked))
@@ -102,13 +111,24 @@ class Combination:
     def __reduce__(self) -> tuple[Any, ...]:
         return Combination, (dict(self.coefficients), self.truncation)
 
+    def __str__(self) -> str:
+        formula = ""
+        for name, value in self._pairs:
+            if value == 0:
+                continue
+            number = "" if value in (1, -1) else f"{_shown(value)} "
+            sign = "-" if isinstance(value, float) and value < 0 else "+"
+            formula += f" {sign} {number}{name}" if formula else f"{'-' if sign == '-' else ''}{number}{name}"
+        return formula if self.truncation is None else f"{formula}, {self.truncation}"
+
     @classmethod
     def emulate(
-        cls, alpha: float | None = None, beta: float | None = None, truncation: Truncation | None = None
+        cls, alpha: Coefficient | None = None, beta: Coefficient | None = None, truncation: Truncation | None = None
     ) -> Combination:
         """
-        Emulated fine-tuning. With `alpha`, the strength of the behaviour delta: `base + alpha (tuned - reference)`. With
-        `beta`, the amplification of the up-scaling delta: `tuned + beta (base - reference)`. They agree at 1, the default.
+        Emulated fine-tuning (EFT paper, equation 4). With `alpha`, the strength of the behaviour delta: `base + alpha (tuned -
+        reference)`; with `beta`, the amplification of the up-scaling delta: `tuned + beta (base - reference)`. They agree at 1, the
+        default. Down-scaling is the same with a small base and a large tuned and reference.
         """
         if alpha is not None and beta is not None:
             raise ValueError(f"Give `alpha` or `beta`, not both (they agree only at 1): got alpha={alpha}, beta={beta}.")
@@ -118,31 +138,70 @@ class Combination:
         return cls({BASE: 1.0, TUNED: alpha, REFERENCE: _minus(alpha)}, truncation)
 
     @classmethod
-    def steer(cls, weights: Mapping[str, float], truncation: Truncation | None = None) -> Combination:
-        """Several behaviours at once: `base + sum_i w_i (tuned_i - reference)`, with one shared reference."""
+    def steer(
+        cls,
+        weights: Mapping[str, float],
+        truncation: Truncation | None = None,
+        references: Mapping[str, str] | None = None,
+    ) -> Combination:
+        """
+        Several behaviours at once: `base + sum_i w_i (tuned_i - reference)` (EFT paper, section 3.3), with one shared reference, or
+        with the one that `references` names for a tuned member.
+        """
         _check_tuned_names("steer", weights)
-        return cls({BASE: 1.0, **weights, REFERENCE: _minus(sum(weights.values()))}, truncation)
+        if unknown := set(references or ()) - set(weights):
+            raise ValueError(f"`references` names {sorted(unknown)}, but the tuned members are {list(weights)}.")
+        taken: dict[str, float] = {}
+        for name, w in weights.items():
+            reference = (references or {}).get(name, REFERENCE)
+            taken[reference] = taken.get(reference, 0.0) + w
+        if clash := taken.keys() & {BASE, *weights}:
+            raise ValueError(f"{clash.pop()!r} cannot be the reference of a tuned member: it is a member of another kind.")
+        return cls({BASE: 1.0, **weights, **{name: _minus(w) for name, w in taken.items()}}, truncation)
 
     @classmethod
-    def interpolate(cls, w: float) -> Combination:
-        """Decoding-time realignment (DeRa): `(1 - w) reference + w tuned`, no base. `w > 1` extrapolates."""
-        return cls({TUNED: w, REFERENCE: 1.0 - w})
+    def interpolate(cls, w: Coefficient) -> Combination:
+        """Decoding-time realignment (DeRa, arXiv 2402.02992): `(1 - w) reference + w tuned`, no base. `w > 1` extrapolates."""
+        return cls({TUNED: w, REFERENCE: _mapped(w, lambda value: 1.0 - value)})
+
+    @classmethod
+    def proxy(cls, alpha: Coefficient = 1.0) -> Combination:
+        """Proxy-tuning (arXiv 2401.08565): `base + alpha (tuned - reference)`, its expert being tuned and its anti-expert reference."""
+        return cls.emulate(alpha=alpha)
+
+    @classmethod
+    def experts(cls, alpha: Coefficient = 2.0, p: float = 0.9) -> Combination:
+        """DExperts (arXiv 2105.03023): `base + alpha (tuned - reference)` within the base's nucleus of mass `p`."""
+        return cls.emulate(alpha=alpha, truncation=Truncation("base", p))
 
     @classmethod
     def contrast(cls, strength: float = 0.5, plausibility: float = 0.1) -> Combination:
-        """Contrastive decoding: `(1 + strength) base - strength reference` where the base finds the token plausible."""
+        """
+        Contrastive decoding (arXiv 2210.15097, 2309.09117): `(1 + strength) base - strength reference` where the base finds the token
+        plausible.
+        """
         return cls({BASE: 1.0 + strength, REFERENCE: _minus(strength)}, Truncation("plausible", plausibility))
 
     @classmethod
+    def guide(cls, scale: Coefficient = 1.5) -> Combination:
+        """
+        Classifier-free guidance (arXiv 2306.17806): `reference + scale (base - reference)`, the base and the reference being one model,
+        and the reference's prompt the one to get away from.
+        """
+        return cls({BASE: scale, REFERENCE: _mapped(scale, lambda value: 1.0 - value)})
+
+    @classmethod
     def mix(cls, weights: Mapping[str, float]) -> Combination:
-        """Multi-objective decoding (MOD): `sum_i w_i tuned_i` with weights that sum to 1, no base and no reference."""
+        """Multi-objective decoding (MOD, arXiv 2406.18853): `sum_i w_i tuned_i`, weights that sum to 1, no base and no reference."""
         _check_tuned_names("mix", weights)
         if not math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6):
             raise ValueError(f"The weights of `mix` must sum to 1, got {dict(weights)} = {sum(weights.values())}.")
         return cls(dict(weights))
 
     @classmethod
-    def of(cls, alpha: float | None, beta: float | None, combination: Combination | None, tuned: Any) -> Combination:
+    def of(
+        cls, alpha: Coefficient | None, beta: Coefficient | None, combination: Combination | None, tuned: Any
+    ) -> Combination:
         """The recipe that the arguments of a leaf describe: a `combination`, or the shorthands `alpha` and `beta`."""
         if combination is not None:
             if alpha is not None or beta is not None:
@@ -157,7 +216,32 @@ class Combination:
 
     def coefficient(self, name: str) -> float:
         """The coefficient of a member, 0 if it has none."""
-        return next((value for known, value in self._pairs if known == name), 0.0)
+        value = next((value for known, value in self._pairs if known == name), 0.0)
+        if not isinstance(value, float):
+            raise ValueError(f"The coefficient of the member {name!r} is a schedule: say for which positions, with `at`.")
+        return value
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a coefficient changes with the position."""
+        return not all(isinstance(value, float) for _, value in self._pairs)
+
+    def at(self, positions: Iterable[int], names: Sequence[str]) -> torch.Tensor:
+        r"""
+        The coefficients of some positions.
+
+        Args:
+            positions (`Iterable[int]`): How many tokens were generated before.
+            names (`Sequence[str]`): The members, in the order of the columns.
+
+        Returns:
+            `torch.FloatTensor` of shape `(positions, members)`.
+
+        Raises:
+            `ValueError`: If a schedule's value is not a finite number.
+        """
+        values = dict(self._pairs)
+        return torch.tensor([[_at(name, values.get(name, 0.0), position) for name in names] for position in positions])
 
     @property
     def tuned_names(self) -> tuple[str, ...]:
@@ -184,8 +268,9 @@ class Combination:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able description, read back by [`Combination.from_dict`]."""
-        description: dict[str, Any] = {"coefficients": dict(self.coefficients)}
+        """A JSON-able description, read back by [`Combination.from_dict`], which refuses what was a callable."""
+        values = {name: None if callable(v) else list(v) if isinstance(v, tuple) else v for name, v in self._pairs}
+        description: dict[str, Any] = {"coefficients": values}
         if self.truncation is not None:
             description["truncation"] = {"rule": self.truncation.rule, "p": self.truncation.p}
         return description
@@ -193,105 +278,50 @@ class Combination:
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Combination:
         truncation = description.get("truncation")
+        if lost := [name for name, value in description["coefficients"].items() if value is None]:
+            raise ValueError(f"The coefficients of {lost} were callables, which are not saved. Give the combination anew.")
         return cls(dict(description["coefficients"]), Truncation(**truncation) if truncation else None)
 
 
-def _minus(value: float) -> float:
-    """-value without a negative zero, which would show in every message."""
-    return 0.0 - value
+def _checked(name: str, value: Any) -> Any:
+    """A float, a tuple of them, or a callable."""
+    if callable(value):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        return tuple(_number(name, each) for each in value)
+    return _number(name, value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"The coefficient of the member {name!r} must be a finite number, got {value!r}.")
+    return float(value)
+
+
+def _at(name: str, value: Any, position: int) -> float:
+    if callable(value):
+        return _number(name, value(position))
+    return value[min(position, len(value) - 1)] if isinstance(value, tuple) else value
+
+
+def _mapped(value: Any, change: Callable[[float], float]) -> Any:
+    """The same change to a number, to every value of a sequence, or to what a callable will say."""
+    if callable(value):
+        return lambda position: change(value(position))
+    return [change(each) for each in value] if isinstance(value, Sequence) else change(value)
+
+
+def _minus(value: Any) -> Any:
+    # not -value, whose negative zero would show in every message
+    return _mapped(value, lambda number: 0.0 - number)
+
+
+def _shown(value: Any) -> str:
+    if callable(value):
+        return f"{getattr(value, '__name__', type(value).__name__)}(t)".replace("<lambda>", "f")
+    return f"({', '.join(f'{each:g}' for each in value)})" if isinstance(value, tuple) else f"{abs(value):g}"
 
 
 def _check_tuned_names(constructor: str, weights: Mapping[str, float]) -> None:
     if not weights or BASE in weights or REFERENCE in weights:
         raise ValueError(f"`{constructor}` takes the weights of the tuned members by name, got {dict(weights)}.")
-
-
-def combine(
-    logits: Mapping[str, torch.Tensor],
-    combination: Combination,
-    rows: torch.Tensor | None = None,
-) -> torch.Tensor:
-    r"""
-    Combine the members' logits of a step.
-
-    A token that any member with a say (a coefficient other than 0) rules out with `-inf` is ruled out. Terms that share one
-    tensor are added up before it is read, so that coefficients which cancel leave no rounding error behind.
-
-    Args:
-        logits (`Mapping[str, torch.Tensor]`):
-            Raw logits or log-probs by member name, each of shape `(batch, positions, vocab)`, on one device. No NaN, no `+inf`.
-        combination ([`Combination`]):
-            The coefficients and the truncation.
-        rows (`torch.Tensor` of shape `(batch, members)`, *optional*):
-            Coefficients for each row instead of the combination's, columns in the order of `logits`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, positions, vocab)`, float32, in a new buffer: not normalised. Without a truncation it
-        is the plain sum of the terms, so that a row's constant stays that of the members' logits.
-    """
-    if combination.truncation is None:
-        return _weighted_sum(_terms(logits, combination, rows))
-    by_name: dict[str, torch.Tensor] = {}
-    for name, x in logits.items():
-        twin = next((by_name[other] for other, y in logits.items() if y is x and other in by_name), None)
-        by_name[name] = x.float().log_softmax(-1) if twin is None else twin
-    total = _weighted_sum(_terms(by_name, combination, rows))
-    return _truncate(total, by_name, combination.truncation, combination._nucleus_member(combination.truncation.rule))
-
-
-def _terms(
-    logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor | None
-) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
-    """The distinct tensors with their net coefficients: a number, or (batch, 1, 1) for coefficients per row."""
-    terms: list[tuple[torch.Tensor, float | torch.Tensor]] = []
-    for column, (name, values) in enumerate(logits.items()):
-        c: float | torch.Tensor = combination.coefficient(name)
-        if rows is not None:
-            c = rows[:, column].to(values.device, torch.float32).view(-1, 1, 1)  # (batch, 1, 1)
-        twin = next((i for i, (known, _) in enumerate(terms) if known is values), None)
-        if twin is None:
-            terms.append((values, c))
-        else:
-            terms[twin] = (values, terms[twin][1] + c)
-    return [(values, c) for values, c in terms if isinstance(c, torch.Tensor) or c != 0]
-
-
-def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> torch.Tensor:
-    if not terms:
-        raise ValueError("The coefficients of members that share one model cancel to 0: nothing is left to combine.")
-    total: Any = None
-    for values, c in terms:
-        if isinstance(c, torch.Tensor):
-            term = torch.where(c == 0, 0.0, c * values)  # 0 * -inf is NaN, and a member without a say has none
-            total = term if total is None else total.add_(term)
-        elif total is None:
-            total = values.to(torch.float32, copy=True) if c == 1 else values.float() * c
-        else:
-            total = total.add_(values, alpha=c)
-    # With members free of NaN and +inf, these arise only from some member's -inf.
-    return torch.nan_to_num_(total, nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-
-
-def _truncate(
-    total: torch.Tensor, log_probs: Mapping[str, torch.Tensor], truncation: Truncation, guide_name: str
-) -> torch.Tensor:
-    guide = log_probs[guide_name]  # (batch, positions, vocab)
-    if truncation.rule == "plausible":
-        outside = guide < guide.amax(-1, keepdim=True) + math.log(truncation.p)
-    else:
-        outside = ~nucleus(guide, truncation.p)
-    if truncation.rule == "keep":
-        return torch.where(outside, guide, total)
-    return total.masked_fill_(outside, -math.inf)
-
-
-def nucleus(log_probs: torch.Tensor, p: float) -> torch.Tensor:
-    """
-    The smallest set of most likely tokens with probability mass `p` or more, as a boolean tensor of the shape of
-    `log_probs`, `(..., vocab)`. Never empty.
-    """
-    ordered, order = log_probs.sort(dim=-1, descending=True)
-    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-    inside = mass_before < p
-    inside[..., 0] = True
-    return torch.zeros_like(inside).scatter_(-1, order, inside)

@@ -76,7 +76,7 @@ class OutsideDrafter:
         return self._read(token, mask, positions)
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
-        self._cache.roll_back({"assistant": drop}, shift, trim)
+        self._cache.roll_back({"assistant": drop}, shift, {"assistant": trim})
 
     def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         outputs: dict[str, Any] = self._members.step(

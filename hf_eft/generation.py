@@ -15,7 +15,9 @@ from transformers.masking_utils import create_masks_for_generate
 from .cache import EFTCache
 from .combination import Combination
 from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
+from .line import Line
 from .members import Members
+from .prompts import MemberPrompts, positions_of
 from .request import Request, refuse_what_cannot_be_speculated
 from .rows import Rows
 from .schedule import Automatic, Fixed, Report
@@ -29,9 +31,13 @@ class EFTGenerationMixin(GenerationMixin):
 
     _members: Members
     combination: Combination
-    vocab_size: int
     speculation: Report | None  # what speculation did in the last `generate` call that speculated
     _request: Request
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits `forward` returns for a position: as many as the main member."""
+        return self._members.vocab_size
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
@@ -44,7 +50,8 @@ class EFTGenerationMixin(GenerationMixin):
             raise ValueError("Assisted decoding rolls caches back, which static ones cannot. Use a dynamic cache.")
         own = max(max_cache_length, getattr(self, "_previous_max_cache_length", 0))
         user_made = getattr(cache, "_is_user_defined", False)
-        EFTCache.attach(cache, self._members.distinct_models, max_cache_length if user_made else own)
+        room = self._request.prompts.longest if self._request.prompts is not None else 0
+        EFTCache.attach(cache, self._members.distinct_models, room + (max_cache_length if user_made else own))
         if generation_config.is_assistant:
             cache.activate_past_recording()
 
@@ -57,6 +64,9 @@ class EFTGenerationMixin(GenerationMixin):
         if generation_mode == GenerationMode.ASSISTED_GENERATION and generation_config.num_return_sequences > 1:
             generation_config = copy.copy(generation_config)
             generation_config.num_return_sequences = 1  # transformers' limit, not ours: rows are rows
+        if self._members.find(mode_kwargs.get("assistant_model")) is not None:
+            # A member speaks our tokens, though its table may be of another width, which transformers takes for another tokenizer.
+            mode_kwargs = {key: value for key, value in mode_kwargs.items() if key != "assistant_model"}
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
 
     def create_masks_for_generate(
@@ -67,12 +77,14 @@ class EFTGenerationMixin(GenerationMixin):
         for name, cache in past_key_values.members.items():
             model = self._members.models[name]
             make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
+            own = self._request.own.get(name, {})
+            shape = (*own["input_ids"].shape, 0) if own else inputs_embeds.shape
             masks = make(
                 config=model.config,
-                inputs_embeds=inputs_embeds.new_empty(inputs_embeds.shape, dtype=model.dtype, device=model.device),
-                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=model.device),
+                attention_mask=own.get("attention_mask", attention_mask),
                 past_key_values=cache,
-                **kwargs,
+                **{**kwargs, **({"position_ids": own["position_ids"]} if own else {})},
             )
             for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
                 flat[f"{name}{_MASK_OF}{kind}"] = mask
@@ -88,6 +100,8 @@ class EFTGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        fresh = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
+        self._request.own = own = self._own_inputs(input_ids, fresh, past_key_values)
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -105,12 +119,53 @@ class EFTGenerationMixin(GenerationMixin):
                     "other members read the ids. Pass as many ids as embeddings, or none."
                 )
             inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
+        if own:
+            prepared = isinstance(inputs.get("attention_mask"), Mapping)  # masks for all members, these included
+            left_out = {"attention_mask"} if prepared else set()
+            inputs["member_inputs"] = {name: {k: v for k, v in x.items() if k not in left_out} for name, x in own.items()}
+        if self.combination.scheduled and inputs.get("coefficients") is None:
+            read = next(inputs[key] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None)
+            inputs["coefficients"] = self._scheduled(input_ids.shape[1], read.shape[1]).to(read.device)
         return inputs
 
+    def _own_inputs(self, input_ids: torch.Tensor, fresh: int, cache: Cache | None) -> dict[str, dict[str, torch.Tensor]]:
+        """What members with a prompt of their own read next: all of prompt and continuation that their caches do not hold."""
+        prompts, start = self._request.prompts, self._request.prompt_length
+        if prompts is None:
+            return {}
+        if start is None:
+            raise ValueError("This way of decoding does not say where the prompt ends: it cannot have `member_inputs`.")
+        if input_ids.shape[1] < start:
+            raise ValueError("`prefill_chunk_size` cuts one prompt into pieces: it cannot be used with `member_inputs`.")
+        own = {}
+        for name in prompts.names:
+            ids, mask = prompts.followed_by(name, input_ids[:, start:])
+            read = cache.read_by(name, ids.shape[1] - fresh) if isinstance(cache, EFTCache) else 0
+            own[name] = {
+                "input_ids": ids[:, read:], "attention_mask": mask, "position_ids": positions_of(mask)[:, read:],
+            }  # fmt: skip
+        return own
+
+    def _scheduled(self, length: int, read: int) -> torch.Tensor:
+        """The coefficients at the last `read` of `length` tokens, each for the token after it: `(1, read, members)`."""
+        if self._request.prompt_length is None:
+            raise ValueError(
+                "This way of decoding does not say where the prompt ends, which a schedule of coefficients counts from. Use numbers."
+            )
+        generated = length - self._request.prompt_length
+        return self.combination.at((max(0, generated - back) for back in reversed(range(read))), self._members.names)[None]
+
     @torch.no_grad()
-    def generate(self, *args: Any, coupling: str | None = None, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        *args: Any,
+        coupling: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         r"""
-        As in transformers, see [`~transformers.GenerationMixin.generate`], with three options more.
+        As in transformers, see [`~transformers.GenerationMixin.generate`], with four options more.
 
         With `assistant_model=model.tuned` (any member, or any model with the same vocabulary) or `prompt_lookup_num_tokens`, decoding is
         speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if that is given, by this call or by
@@ -125,24 +180,36 @@ class EFTGenerationMixin(GenerationMixin):
             seed (`int` or `Sequence[int]`, *optional*):
                 For `coupling="match"`, with or without an assistant: a row's tokens depend only on its seed (with one number, on its
                 place in the batch as well), not on batch, padding or speculation.
+            member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
+                By member, `input_ids` and `attention_mask` of shape `(batch, length)`: a prompt of its own, row by row, of any length and
+                padded on the left, in place of the call's, which is the first member's. What is generated follows them all.
 
         Returns:
             As in transformers.
         """
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-        before = self._request
+        before = self._request, self._members
         self._request = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs)
+        if member_inputs:
+            self._request.prompts = MemberPrompts(member_inputs, self._members.names[1:])
+            self._members = self._members.apart(self._request.prompts.names)
         try:
             return super().generate(*args, **kwargs)
         finally:
-            self._request = before
+            self._request, self._members = before
+
+    def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        self._request.prompt_length = input_ids.shape[1]
+        return super()._beam_search(input_ids, **kwargs)
 
     def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        self._request.prompt_length = input_ids.shape[1]
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
             return super()._sample(input_ids, **kwargs)
         return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        self._request.prompt_length = input_ids.shape[1]
         config, assistant = kwargs["generation_config"], kwargs.get("assistant_model")
         theirs = (
             isinstance(assistant, EFTGenerationMixin)
@@ -150,6 +217,8 @@ class EFTGenerationMixin(GenerationMixin):
             or config.assistant_early_exit is not None
         )
         if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
+            if self._request.prompts is not None:
+                raise ValueError("With `member_inputs`, a member, a model with the same tokenizer or the prompt may draft.")
             return super()._assisted_decoding(input_ids, **kwargs)
         kwargs.pop("assistant_model", None)
         return self._speculate(input_ids, assistant, self._request.schedule(input_ids.shape[0]), **kwargs)
@@ -187,8 +256,7 @@ class EFTGenerationMixin(GenerationMixin):
             self._request.settings(generation_config, rows.count),
             cache=cache,
             rows=rows,
-            mask=mask,
-            positions=positions[:, -1:].expand(rows.count, 1) + 1,
+            lines=self._lines(input_ids, mask, positions, cache),
             coefficients=model_kwargs.get("coefficients"),
             processors=logits_processor,
             criteria=stopping_criteria,
@@ -201,6 +269,18 @@ class EFTGenerationMixin(GenerationMixin):
             streamer.end()
         self.speculation = speculation.report
         return speculation.packed(generation_config)
+
+    def _lines(
+        self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache
+    ) -> dict[str, Line]:
+        """Where every member stands after the prompt."""
+        common = Line(mask, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1)
+        lines = dict.fromkeys(self._members.distinct, common)
+        prompts = self._request.prompts
+        for name in prompts.names if prompts is not None else ():
+            _, own = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, :0])
+            lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1)
+        return lines
 
     def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
         if (name := self._members.find(assistant)) is not None:

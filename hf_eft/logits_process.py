@@ -11,9 +11,12 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from . import prefix
 from .adapters import by_adapter
-from .combination import BASE, Combination, combine
+from .combination import BASE, Coefficient, Combination
+from .combine import combine
 from .members import Members, named_members
+from .prompts import MemberPrompts
 from .reader import Reader
+from .vocabulary import Vocabulary, end_tokens
 
 
 class EFTLogitsProcessor(LogitsProcessor):
@@ -56,8 +59,14 @@ class EFTLogitsProcessor(LogitsProcessor):
             The mask of the prompts of the next `generate` call. May be replaced between calls.
         pad_token_id (`int`, *optional*):
             The id that pads prompts on the left. Defaults to the tuned model's, unless that also is a begin or end token.
+        member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
+            By member, `input_ids` and `attention_mask` of shape `(batch, length)`: a prompt of its own in place of the call's, for the next
+            `generate` call. Needs that call's `attention_mask`, which says where its prompt ends. May be replaced between calls.
         assistant_vocab_size (`int`, *optional*):
             The width of an assistant's logits that has another vocabulary: its scores are returned as they are.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
+            The tokenizer of each member, `"base"` included, to have their contents compared. Tokens that one does not know are never
+            generated.
 
     Raises:
         `ValueError`: If a model is missing or does not fit, or the scores of a call do not.
@@ -80,33 +89,47 @@ class EFTLogitsProcessor(LogitsProcessor):
         self,
         tuned: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
         reference: PreTrainedModel | None = None,
-        alpha: float | None = None,
-        beta: float | None = None,
+        alpha: Coefficient | None = None,
+        beta: Coefficient | None = None,
         combination: Combination | None = None,
         attention_mask: torch.Tensor | None = None,
         pad_token_id: int | None = None,
+        member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         assistant_vocab_size: int | None = None,
+        tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         given = named_members(None, tuned, reference)
         self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         self._members = Members(given, self.combination.coefficients)
+        self._tokenizers = tokenizers
+        self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self.combination.check_names((BASE, *self._members.names))
         self.attention_mask = attention_mask
         self.pad_token_id = pad_token_id
         self.assistant_vocab_size = assistant_vocab_size
-        self._reader = Reader(self._members)
+        self.member_inputs = member_inputs
+        self._readers: dict[str, Reader] = {}  # by the first of the members that read one prompt
         self._lock = threading.Lock()
+
+    @property
+    def member_inputs(self) -> Mapping[str, Mapping[str, torch.Tensor]] | None:
+        """The prompts of members that have their own."""
+        return self._member_inputs
+
+    @member_inputs.setter
+    def member_inputs(self, given: Mapping[str, Mapping[str, torch.Tensor]] | None) -> None:
+        self._prompts = MemberPrompts(given or {}, self._members.names)
+        self._member_inputs = given
 
     def reset(self) -> None:
         """Free the small models' states."""
-        self._reader.reset()
+        self._readers.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_lock": None}
+        return {**self.__dict__, "_readers": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reader = Reader(self._members)
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -123,11 +146,48 @@ class EFTLogitsProcessor(LogitsProcessor):
             return scores
         self._check(input_ids, scores)
         with self._lock:
-            small = self._reader.read(input_ids, self._mask(input_ids))
-        logits = {BASE: scores.unsqueeze(1), **{name: x.to(scores.device) for name, x in small.items()}}
-        combined = combine(logits, self.combination).squeeze(1)  # (rows, vocab)
+            small = self._read(input_ids)
+        vocabulary = self._vocabulary(scores.shape[-1])
+        logits = {BASE: scores.unsqueeze(1), **{name: small[name].to(scores.device) for name in self._members.names}}
+        distinct = {id(x): vocabulary.cut(x) for x in logits.values()}  # members that share logits go on sharing them
+        logits = {name: distinct[id(x)] for name, x in logits.items()}
+        combined = combine(logits, self.combination, self._scheduled(input_ids.shape[1], list(logits))).squeeze(
+            1
+        )  # (rows, vocab)
+        combined = vocabulary.widen(combined, scores.shape[-1])
         combined.masked_fill_(scores == -torch.inf, -torch.inf)
         return combined.log_softmax(-1).to(scores.dtype)
+
+    def _read(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every member's logits for the next token, each after its own prompt."""
+        own = self._prompts.names
+        common = [name for name in self._members.names if name not in own]
+        answers = self._reader(common).read(input_ids, self._mask(input_ids)) if common else {}
+        for name in own:
+            ids, mask = self._prompts.followed_by(name, input_ids[:, self._prompt_length("A prompt of its own") :])
+            answers |= self._reader([name]).read(ids, None if bool(mask.all()) else mask)
+        return answers
+
+    def _reader(self, names: list[str]) -> Reader:
+        """The reader of members that read one prompt; its states are kept while the same members do."""
+        reader = self._readers.get(names[0])
+        if reader is None or list(reader.members.names) != names:
+            reader = self._readers[names[0]] = Reader(self._members.only(names))
+        return reader
+
+    def _prompt_length(self, what: str) -> int:
+        if self.attention_mask is None:
+            raise ValueError(
+                f"{what} counts from the end of the call's prompt, which the add-on is not told. Give the prompt's mask: "
+                "`EFTLogitsProcessor(..., attention_mask=inputs['attention_mask'])`."
+            )
+        return self.attention_mask.shape[1]
+
+    def _scheduled(self, length: int, names: list[str]) -> torch.Tensor | None:
+        """The coefficients of a recipe with a schedule, `(1, members)`."""
+        if not self.combination.scheduled:
+            return None
+        return self.combination.at([length - self._prompt_length("A schedule of coefficients")], names)
 
     def _check(self, input_ids: torch.Tensor, scores: torch.Tensor) -> None:
         if input_ids.dim() != 2 or scores.dim() != 2 or input_ids.shape[0] != scores.shape[0]:
@@ -140,13 +200,18 @@ class EFTLogitsProcessor(LogitsProcessor):
                 "`generate` was given `inputs_embeds` without `input_ids`: the small models cannot know the prompt. Pass the ids as "
                 "well."
             )
-        if scores.shape[-1] != self._members.vocab_size:
-            raise ValueError(
-                f"The scores have {scores.shape[-1]} tokens, the small models {self._members.vocab_size}. If these are the scores "
-                "of an assistant with another vocabulary, say so: `EFTLogitsProcessor(..., "
-                f"assistant_vocab_size={scores.shape[-1]})`. Otherwise the base is of another family or padded to another width: "
-                "bring the models to one width with `resize_token_embeddings`."
-            )
+
+    def _vocabulary(self, width: int) -> Vocabulary:
+        """The tokens that a base of this width and the small models have."""
+        if width not in self._vocabularies:
+            try:
+                self._vocabularies[width] = Vocabulary({BASE: width, **self._members.vocabulary.widths}, self._tokenizers)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} If these are the scores of an assistant with another vocabulary, say so: "
+                    f"`EFTLogitsProcessor(..., assistant_vocab_size={width})`."
+                ) from error
+        return self._vocabularies[width]
 
     def _mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
         """0 where a token is padding on the left, or `None` if none is. Pads after a finished row are tokens like any other."""
@@ -173,7 +238,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         if pad is None:
             return torch.zeros_like(input_ids)
         run = prefix.leading_run(input_ids, pad)
-        special = {config.bos_token_id, *_as_list(config.eos_token_id)}
+        special = {config.bos_token_id, *end_tokens(config)}
         if pad not in special:
             return run
         lengths = run.sum(-1)
@@ -183,7 +248,3 @@ class EFTLogitsProcessor(LogitsProcessor):
                 "Say so: `EFTLogitsProcessor(..., attention_mask=inputs['attention_mask'])`, or `pad_token_id=`."
             )
         return torch.zeros_like(input_ids)
-
-
-def _as_list(value: Any) -> list[int]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from .adapters import by_adapter, resolve
 from .cache import EFTCache
+from .checks import check_finite, check_model
 from .combination import BASE, REFERENCE, TUNED
 from .joint import Joint
 from .stack import Stack
-from .vocabulary import check_widths
+from .vocabulary import Vocabulary, width
 
 # What only the main member is asked for: outputs of the others that nobody would see.
 _MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits", "return_shared_kv_states")
@@ -80,7 +82,7 @@ class Member:
                 )
                 for i in range(length)
             ]
-            steps[-1].logits = _keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
+            steps[-1].logits = keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
             return steps[-1]
         if self.cache_argument == "cache_params" and isinstance(attention_mask, torch.Tensor) and tokens is not None:
             # State-space models multiply the mask into the tokens they read, not into those they have read.
@@ -97,7 +99,7 @@ class Member:
         inputs = {key: _to(value, self.device) for key, value in inputs.items() if value is not None}
         outputs = self.model(**inputs, use_cache=use_cache, return_dict=True)
         if "logits_to_keep" not in self.accepts:
-            outputs.logits = _keep(outputs.logits, logits_to_keep)
+            outputs.logits = keep(outputs.logits, logits_to_keep)
         return outputs
 
 
@@ -128,18 +130,21 @@ class Members:
             step. The first is the *main* member, whose device the logits are returned on.
         wanted (`Collection[str]`, *optional*):
             The members that the recipe names: a missing reference is the model under the adapters.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): See [`Vocabulary`].
 
     Raises:
         `ValueError`: If a member is missing, not a decoder-only language model, or returns logits of another width.
     """
 
-    def __init__(self, given: Mapping[str, Any], wanted: Collection[str] = ()) -> None:
+    def __init__(
+        self, given: Mapping[str, Any], wanted: Collection[str] = (), tokenizers: Mapping[str, Any] | None = None
+    ) -> None:
         if not given:
             raise ValueError("There are no members. Give at least one model.")
         resolved = resolve(given, wanted)
         models = resolved.models
         for name, model in models.items():
-            _check_model(name, model)
+            check_model(name, model)
         first_name: dict[int, str] = {}
         for name, model in models.items():
             first_name.setdefault(id(model), name)
@@ -149,11 +154,41 @@ class Members:
         self.main = next(iter(self.distinct))
         self.stacks = [Stack(names, Member.of(names[0], model)) for names, model in resolved.stacks]
         self._given = dict(given)
-        self.vocab_size = check_widths({name: member.model for name, member in self.distinct.items()})
+        self.vocabulary = Vocabulary({name: width(member.model) for name, member in self.distinct.items()}, tokenizers)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits the main member returns, and a combination with it."""
+        return self.vocabulary.widths[self.main]
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.models)
+
+    def apart(self, names: Collection[str]) -> Members:
+        """The same members, in which those of `names` have states of their own though they share another's model."""
+        if set(names) <= self.distinct.keys():
+            return self
+        first: dict[tuple[int, str | None], str] = {}
+        keys = {name: (id(model), name if name in names else None) for name, model in self.models.items()}
+        for name, key in keys.items():
+            first.setdefault(key, name)
+        other = copy.copy(self)
+        other.owner = {name: first[key] for name, key in keys.items()}
+        other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
+        return other
+
+    def only(self, names: Sequence[str]) -> Members:
+        """Some of the members, with states of their own."""
+        if tuple(names) == self.names:
+            return self
+        other = copy.copy(self)
+        other.models = {name: self.models[name] for name in names}
+        first: dict[int, str] = {}
+        other.owner = {name: first.setdefault(id(model), name) for name, model in other.models.items()}
+        other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
+        other.main = names[0]
+        return other
 
     def find(self, model: Any) -> str | None:
         """The distinct member that an object is: its model, or what was given for it."""
@@ -193,6 +228,7 @@ class Members:
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         only: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> dict[str, Any]:
         r"""
@@ -209,6 +245,8 @@ class Members:
             cache ([`EFTCache`], *optional*): The states of the tokens before; extended in place.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): As in transformers; 0 keeps all.
             only (`Collection[str]`, *optional*): The distinct members to run; all by default.
+            own (`Mapping[str, Mapping[str, Any]]`, *optional*):
+                By distinct member, `input_ids`, `attention_mask` and `position_ids` in place of the common ones.
 
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
@@ -216,9 +254,10 @@ class Members:
         outputs: dict[str, Any] = {}
         caches = cache.members if cache is not None else {}
         asked = set(self.distinct if only is None else only)
+        own = own or {}
         for stack in self.stacks:
             joints = cache.joints if cache is not None else {}
-            plain = inputs_embeds is None and not any(extra.values())
+            plain = inputs_embeds is None and not any(extra.values()) and own.keys().isdisjoint(stack.names)
             if not plain or not asked.issuperset(stack.names) or not stack.fits(caches, attention_mask):
                 joints.pop(stack.names, None)  # members that go on alone need no common states
                 continue
@@ -232,15 +271,19 @@ class Members:
                 logits_to_keep=logits_to_keep,
             )
         per_member = isinstance(attention_mask, Mapping)
-        for name, member in self.distinct.items():
+        # What accelerators are given to do, they do while the CPU works: its own members come last.
+        for name, member in sorted(self.distinct.items(), key=lambda item: item[1].device.type == "cpu"):
             if name not in asked or name in outputs:
                 continue
             is_main = name == self.main
+            common = {
+                "input_ids": None if is_main and inputs_embeds is not None else input_ids,
+                "attention_mask": attention_mask.get(name) if per_member else attention_mask,
+                "position_ids": position_ids,
+            }
             outputs[name] = member.forward(
-                input_ids=None if is_main and inputs_embeds is not None else input_ids,
+                **{**common, **own.get(name, {})},
                 inputs_embeds=inputs_embeds if is_main else None,
-                attention_mask=attention_mask[name] if per_member else attention_mask,
-                position_ids=position_ids,
                 cache=caches.get(name),
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
@@ -253,7 +296,7 @@ class Members:
 
     def logits(self, outputs: Mapping[str, Any], attention_mask: Any = None) -> dict[str, torch.Tensor]:
         """
-        The members' logits by name, on the main member's device: members that share a model share the tensor.
+        The members' logits of the tokens that all have, by name, on the main member's device: members that share a model share the tensor.
 
         Raises:
             `FloatingPointError`: If a member's are NaN or infinite, naming member, row and position. (Not inside a compiled
@@ -264,7 +307,7 @@ class Members:
     def by_name(self, logits: Mapping[str, torch.Tensor], attention_mask: Any = None) -> dict[str, torch.Tensor]:
         """The same, from the logits of distinct members."""
         device = logits[self.main if self.main in logits else next(iter(logits))].device
-        distinct = {name: values.to(device) for name, values in logits.items()}
+        distinct = {name: self.vocabulary.cut(values.to(device)) for name, values in logits.items()}
         if not torch.compiler.is_compiling():
             # One look for all members: on an accelerator each look waits for it.
             tops = torch.stack([values.detach().amax(-1).isfinite().all() for values in distinct.values()])
@@ -272,52 +315,6 @@ class Members:
                 for name, values in distinct.items():
                     check_finite(values, name, attention_mask)
         return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}
-
-
-def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) -> None:
-    """
-    Raise if a row of `logits`, `(batch, positions, vocab)`, is not a distribution: NaN, `+inf`, or `-inf` for every token.
-    Positions that the mask calls padding are nobody's business.
-    """
-    top = logits.detach().amax(-1)  # NaN wins, then +inf; -inf only if there is nothing else
-    wrong = ~torch.isfinite(top)  # (batch, positions)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-        seen = attention_mask[:, -wrong.shape[1] :].to(wrong.device).bool()
-        if seen.shape == wrong.shape:
-            wrong &= seen
-    if wrong.any():
-        row, position = wrong.nonzero()[0].tolist()
-        from_end = position - wrong.shape[1]
-        raise FloatingPointError(
-            f"The member {name!r} returned logits that are no distribution (their maximum is {top[row, position].item()}) in "
-            f"row {row}, at position {from_end} from the end of this step. Expected finite logits: check its weights and its "
-            "dtype (float16 overflows where bfloat16 does not)."
-        )
-
-
-def _check_model(name: str, model: Any) -> None:
-    if model is None:
-        raise ValueError(f"The member {name!r} is missing: expected a causal language model, got None.")
-    config = getattr(model, "config", None)
-    if not isinstance(model, torch.nn.Module) or config is None:
-        raise TypeError(
-            f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
-            "`AutoModelForCausalLM.from_pretrained(...)`."
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"The member {name!r} is an encoder-decoder ({type(model).__name__}); emulated fine-tuning combines decoder-only "
-            "language models. Give a causal language model."
-        )
-    if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) has no language modeling head. Load it with `AutoModelForCausalLM`."
-        )
-    if not {"past_key_values", "cache_params"} & inspect.signature(model.forward).parameters.keys():
-        raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
-            "be carried along. Give a model that takes `past_key_values`."
-        )
 
 
 def _has_read(cache: Cache) -> bool:
@@ -340,7 +337,8 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
 
 
-def _keep(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+def keep(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions, `(batch, positions, ...)`, that `logits_to_keep` asks for; 0 for all."""
     if isinstance(logits_to_keep, int):
-        return logits[:, -logits_to_keep:] if logits_to_keep else logits
-    return logits[:, logits_to_keep]
+        return values[:, -logits_to_keep:] if logits_to_keep else values
+    return values[:, logits_to_keep]

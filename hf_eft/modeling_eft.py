@@ -15,13 +15,15 @@ from transformers.utils.generic import merge_with_config_defaults
 
 from .adapters import by_adapter
 from .cache import EFTCache
-from .combination import BASE, REFERENCE, Combination, combine
+from .checks import check_coefficients, check_mask
+from .combination import BASE, REFERENCE, Coefficient, Combination
+from .combine import combine
 from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
 from .generation import EFTGenerationMixin, split_masks
-from .members import Members, named_members
+from .members import Members, keep, named_members
 from .request import Request
-from .vocabulary import check_tokenizers
+from .vocabulary import end_tokens
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
@@ -51,6 +53,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         config ([`EFTConfig`]): The members' configurations and the recipe.
         members (`Mapping[str, torch.nn.Module]`, *optional*):
             Live models to use instead of building them from `config`.
+        combination ([`Combination`], *optional*): A recipe instead of that of `config`.
 
     Example:
 
@@ -74,7 +77,12 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
     _supports_attention_backend = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
-    def __init__(self, config: EFTConfig, members: Mapping[str, PreTrainedModel] | Members | None = None) -> None:
+    def __init__(
+        self,
+        config: EFTConfig,
+        members: Mapping[str, PreTrainedModel] | Members | None = None,
+        combination: Combination | None = None,
+    ) -> None:
         super().__init__(config)
         self._adopted = members is not None
         if members is None:
@@ -83,11 +91,14 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
                 for name, member_config in config.member_configs.items()
             }
             members = {name: built[config.shared_members.get(name, name)] for name in config.member_names}
-        self._members = members if isinstance(members, Members) else Members(members)
-        self.combination = Combination.from_dict(config.combination)
-        for name, model in self._members.distinct_models.items():
+        members = members if isinstance(members, Members) else Members(members)
+        for name in members.distinct:
             if not name.isidentifier() or hasattr(self, name):
                 raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
+        self._members = members
+        self._sharing = frozenset(members.names) - members.distinct.keys()
+        self.combination = Combination.from_dict(config.combination) if combination is None else combination
+        for name, model in members.distinct_models.items():
             self.add_module(name, model)
         self.base_model_prefix = self._members.main
         models = self._members.distinct_models.values()
@@ -96,7 +107,6 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         self._is_stateful = bool(self._members.stateful)
         for flag in ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"):
             setattr(self, flag, all(getattr(model, flag, False) for model in models))
-        self.vocab_size = self._members.vocab_size
         self.post_init()
 
     @classmethod
@@ -106,8 +116,8 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         tuned: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
         reference: PreTrainedModel | None = None,
         *,
-        alpha: float | None = None,
-        beta: float | None = None,
+        alpha: Coefficient | None = None,
+        beta: Coefficient | None = None,
         combination: Combination | None = None,
         tokenizers: Mapping[str, Any] | None = None,
     ) -> EFTForCausalLM:
@@ -125,7 +135,8 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             beta (`float`, *optional*): Amplification of the up-scaling delta, instead of `alpha`.
             combination ([`Combination`], *optional*): Any other recipe, instead of `alpha` and `beta`.
             tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
-                The tokenizer of each member, by name, to have their contents compared.
+                The tokenizer of each member, by name, to have their contents compared. Tokens that one of them does not know are never
+                generated.
 
         Returns:
             [`EFTForCausalLM`]: In evaluation mode if all members are. Its generation configuration is a copy of the tuned
@@ -135,9 +146,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             `ValueError`: If a member that the recipe names is missing, members do not fit together, or a recipe is given twice.
         """
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        if tokenizers is not None:
-            check_tokenizers(tokenizers)
-        members = Members(named_members(base, tuned, reference), combination.coefficients)
+        members = Members(named_members(base, tuned, reference), combination.coefficients, tokenizers)
         combination.check_names(members.names)
         config = EFTConfig.from_members(
             members.names,
@@ -146,10 +155,13 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             combination,
         )
         models = members.models
-        model = cls(config, members=members)
+        model = cls(config, members, combination)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)
+        members.vocabulary.check_end(
+            end_tokens(source.generation_config), tuned_names[0] if len(tuned_names) == 1 else members.main
+        )
         model.training = any(m.training for m in models.values())  # not `train()`, which would change the members' modes
         return model
 
@@ -173,9 +185,8 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
 
     def __getattr__(self, name: str) -> Any:
         # A member that shares another's model is no submodule of its own: the weights are there once.
-        members = self.__dict__.get("_members")
-        if members is not None and name in members.owner and name not in members.distinct:
-            return members.models[name]
+        if name in self.__dict__.get("_sharing", ()):
+            return self._members.models[name]
         return super().__getattr__(name)
 
     @property
@@ -212,7 +223,6 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
             self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
         self._members = Members(self._members.models)
-        self.vocab_size = self._members.vocab_size
         return self.get_input_embeddings()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -245,6 +255,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         logits_to_keep: int | torch.Tensor = 0,
         coefficients: torch.Tensor | None = None,
         member_input_ids: torch.Tensor | None = None,
+        member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         r"""
@@ -259,10 +270,14 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch, positions)`, *optional*): Tokens to compute the loss for; -100 is ignored.
             use_cache (`bool`, *optional*): Whether to return the states.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): Which positions' logits to return; 0 for all.
-            coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*):
-                Coefficients for each row instead of the recipe's, columns in the order of `members`.
+            coefficients (`torch.FloatTensor` of shape `(batch, members)` or `(1 or batch, positions, members)`, *optional*):
+                Coefficients for each row, or for each row and token read, instead of the recipe's; columns in the order of `members`.
+                Without them, a recipe with a schedule counts from the first token of the sequence.
             member_input_ids (`torch.LongTensor` of shape `(batch, positions)`, *optional*):
                 The tokens that `inputs_embeds` stand for.
+            member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
+                By member, `input_ids`, `attention_mask` and `position_ids` that it reads in place of the common ones: another prompt, and
+                the same continuation. Logits are returned from the right, as many as the shortest has positions.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: The combined logits at every requested position, float32,
@@ -273,13 +288,20 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         tokens = cast(torch.Tensor, input_ids)
         if inputs_embeds is not None:
             tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
-        _check_mask(attention_mask, tokens, past_key_values)
-        self._check_coefficients(coefficients, tokens.shape[0])
-        cache = self._cache_for(past_key_values, use_cache)
+        members = self._members.apart((member_inputs or {}).keys())
+        if member_inputs:
+            logits_to_keep = _kept_of_all(logits_to_keep, tokens, member_inputs)
+        check_mask(attention_mask, tokens, past_key_values)
+        cache = _cache_for(members, past_key_values, use_cache)
+        if coefficients is None and self.combination.scheduled:
+            start = int(cache.get_seq_length()) if cache is not None else 0
+            coefficients = self.combination.at(range(start, start + tokens.shape[1]), self._members.names)[None]
+        check_coefficients(coefficients, tokens, members.names)
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_ONLY if key in kwargs}
 
-        outputs = self._members.step(
+        outputs = members.step(
             tokens,
+            own=member_inputs,
             inputs_embeds=inputs_embeds,
             attention_mask=split_masks(attention_mask),
             position_ids=position_ids,
@@ -288,12 +310,16 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        logits = combine(self._members.logits(outputs, attention_mask), self.combination, coefficients)
+        if coefficients is not None and coefficients.dim() == 3:
+            coefficients = keep(coefficients, logits_to_keep)
+        logits = combine(members.logits(outputs, attention_mask), self.combination, coefficients)
+        logits = members.vocabulary.widen(logits, members.vocab_size)
 
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:
+            labels = labels[:, -logits.shape[1] :] if labels is not None and member_inputs else labels
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **loss_kwargs)
-        main = outputs[self._members.main]
+        main = outputs[members.main]
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -303,44 +329,31 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         )
 
     def member_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Every member's own logits for `input_ids`, by name: `(batch, positions, vocab)` each, what [`combine`] takes."""
+        """
+        Every member's own logits for `input_ids`, by name: `(batch, positions, vocab)` each, of the tokens that all members have; what
+        [`combine`] takes.
+        """
         outputs = self._members.step(input_ids, attention_mask=attention_mask)
         return self._members.logits(outputs, attention_mask)
 
-    def _cache_for(self, cache: Cache | None, use_cache: bool | None) -> EFTCache | None:
-        if cache is None:
-            return self._members.new_cache() if use_cache else None
-        return EFTCache.attach(cache, self._members.distinct_models)
 
-    def _check_coefficients(self, coefficients: torch.Tensor | None, batch: int) -> None:
-        names = self._members.names
-        if coefficients is None:
-            return
-        if coefficients.shape != (batch, len(names)):
-            raise ValueError(
-                f"`coefficients` must have a row for each sequence and a column for each of {list(names)}, shape "
-                f"({batch}, {len(names)}), got {tuple(coefficients.shape)}."
-            )
-        if not torch.compiler.is_compiling() and not bool(torch.isfinite(coefficients).all()):
-            row, column = (~torch.isfinite(coefficients)).nonzero()[0].tolist()
-            raise ValueError(
-                f"`coefficients` must be finite, got {coefficients[row, column].item()} for the member {names[column]!r} in row "
-                f"{row}."
-            )
+def _cache_for(members: Members, cache: Cache | None, use_cache: bool | None) -> EFTCache | None:
+    if cache is None:
+        return members.new_cache() if use_cache else None
+    return EFTCache.attach(cache, members.distinct_models)
 
 
-def _check_mask(attention_mask: Any, tokens: torch.Tensor, cache: Cache | None) -> None:
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
-        return
-    if torch.compiler.is_compiling():
-        return
-    cached = int(cache.get_seq_length()) if cache is not None else 0
-    expected = (tokens.shape[0], cached + tokens.shape[1])
-    if attention_mask.shape != expected:
+def _kept_of_all(
+    logits_to_keep: int | torch.Tensor, tokens: torch.Tensor, member_inputs: Mapping[str, Mapping[str, torch.Tensor]]
+) -> int:
+    """How many positions from the right all members have."""
+    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
+    if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
         raise ValueError(
-            f"`attention_mask` must cover the {cached} cached and {tokens.shape[1]} new tokens of {expected[0]} rows, shape "
-            f"{expected}, got {tuple(attention_mask.shape)}."
+            f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "
+            f"be a number up to that, got {logits_to_keep}."
         )
+    return logits_to_keep or shortest
 
 
 AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)

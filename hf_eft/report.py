@@ -15,6 +15,7 @@ from .analysis import TokenEffect
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from .compatibility import Finding
     from .tiny import Question
 
 
@@ -64,6 +65,21 @@ def effects_table(effects: Sequence[TokenEffect], tokenizer: PreTrainedTokenizer
             f"{math.exp(effect.base_log_prob):.4f}",
             f"{math.exp(effect.combined_log_prob):.4f}",
             _bar(effect.total_variation),
+        )
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What was looked at before any weights were loaded; what is refused stands out."""
+    table = Table(title="Do these models go together?", show_lines=False)
+    table.add_column("")
+    table.add_column("subject", style="bold", no_wrap=True)
+    table.add_column("found", ratio=1)
+    marks = {"ok": ("✓", "green"), "note": ("!", "yellow"), "refused": ("✗", "red")}
+    for finding in findings:
+        mark, colour = marks[finding.level]
+        table.add_row(
+            Text(mark, style=colour), finding.subject, Text(finding.text, style=colour if finding.level == "refused" else "")
         )
     return table
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.cache_utils import QuantizedCache
 
 from .coupling import Noise
+from .prompts import MemberPrompts
 from .schedule import Automatic, Fixed
 
 _MOST = 16  # tokens in a block that the automatic schedule chooses
@@ -34,6 +36,10 @@ class Request:
     block: int | None = None  # None: chosen by measured acceptance and costs
     heuristic: bool = False
     confidence: float | None = None
+    # Of the call that is running:
+    prompt_length: int | None = None
+    prompts: MemberPrompts | None = None
+    own: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # what these members read in this step
 
     @classmethod
     def read(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .cache import EFTCache
-from .combination import Combination, combine
+from .combination import Combination
+from .combine import combine
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
+from .line import Line
 from .members import Members
 from .request import Settings
 from .rows import Rows
@@ -40,8 +43,7 @@ class Speculation:
         *,
         cache: EFTCache,
         rows: Rows,
-        mask: torch.Tensor | None,
-        positions: torch.Tensor,
+        lines: Mapping[str, Line],
         coefficients: torch.Tensor | None,
         processors: Any,
         criteria: Any,
@@ -51,9 +53,7 @@ class Speculation:
     ) -> None:
         self.members, self.combination, self.drafter, self.schedule = members, combination, drafter, schedule
         self.settings, self.cache, self.rows = settings, cache, rows
-        self.mask = mask  # (rows, columns of the caches), or None if nothing is padding
-        self.columns = int(cache.get_seq_length())
-        self.positions = positions  # (rows, 1): of the token that is read next
+        self.lines = lines  # by distinct member; members with one prompt share theirs
         self.coefficients, self.processors, self.criteria, self.streamer = coefficients, processors, criteria, streamer
         self.report = Report()
         self.scores: list[list[torch.Tensor]] | None = [[] for _ in rows.lengths] if keep_scores else None
@@ -76,9 +76,10 @@ class Speculation:
 
         tokens = torch.cat([pending, *drafted], dim=1)  # (rows, block + 1)
         others = [name for name in self.members.distinct if name != self.drafter.member]
+        common, drafting = self.lines[self.members.main], self._line()
         outputs = self.members.step(
-            tokens, attention_mask=self._mask(block + 1), position_ids=self._positions(0, block + 1), cache=self.cache,
-            use_cache=True, only=others,
+            tokens, attention_mask=common.seen(block + 1), position_ids=common.at(0, block + 1), cache=self.cache,
+            use_cache=True, only=others, own=self._own(others, block + 1),
         )  # fmt: skip
         logits, scores = self._target(outputs, draft_logits, 0, block)  # (rows, block, vocab)
         kept, following = self._compare(tokens[:, 1:], draft_scores, scores)
@@ -86,7 +87,7 @@ class Speculation:
 
         whole = [running and n == block for n, running in zip(kept, self.rows.running, strict=True)]
         if read_all := any(whole):
-            last = self.drafter.step(tokens[:, -1:], self._mask(block + 1), self._positions(block, block + 1))
+            last = self.drafter.step(tokens[:, -1:], drafting.seen(block + 1), drafting.at(block, block + 1))
             draft_logits.append(last)
         clock.append(self._now())
         if read_all:
@@ -114,8 +115,8 @@ class Speculation:
         scores: list[torch.Tensor] = []
         while len(tokens) < block:
             i = len(tokens)
-            logits.append(self.drafter.step(token, self._mask(i + 1), self._positions(i, i + 1)))
-            scores.append(self._processed(logits[-1][:, 0].float(), i))
+            logits.append(self.drafter.step(token, self._line().seen(i + 1), self._line().at(i, i + 1)))
+            scores.append(self._processed(self._proposed(logits[-1][:, 0]), i))
             choice = self._pick(scores[-1], i)
             self.rows.put(i, choice)
             token = choice[:, None]
@@ -126,6 +127,11 @@ class Speculation:
                     break
         return tokens, logits, scores
 
+    def _proposed(self, logits: torch.Tensor) -> torch.Tensor:
+        """A drafter's logits, `(rows, its width)`, as the target's are: for as many tokens, without those that are never generated."""
+        vocabulary = self.members.vocabulary
+        return vocabulary.widen(vocabulary.cut(logits).float(), self.members.vocab_size)
+
     # Verifying ----------------------------------------------------------------------------------------------------------
 
     def _target(
@@ -134,14 +140,22 @@ class Speculation:
         """The combination's logits for the positions of the block from `start` to `stop`, and what processors make of them."""
         part = {name: output.logits[:, start:stop] for name, output in outputs.items()}
         if start == stop:
-            logits = next(iter(part.values())).float()
+            logits = self.rows.tokens.new_empty((self.rows.count, 0, self.members.vocab_size), dtype=torch.float32)
             return logits, logits
         if self.drafter.member is not None:
             part[self.drafter.member] = torch.cat(draft_logits[: stop - start], dim=1)
-        logits = combine(self.members.by_name(part), self.combination, self.coefficients)
+        logits = combine(self.members.by_name(part), self.combination, self._coefficients(start, stop))
+        logits = self.members.vocabulary.widen(logits, self.members.vocab_size)
         if not self.processors:
             return logits, logits
         return logits, torch.stack([self._processed(logits[:, i - start], i) for i in range(start, stop)], dim=1)
+
+    def _coefficients(self, start: int, stop: int) -> torch.Tensor | None:
+        """Those of the call, or the schedule's where every row has come to: `(rows, stop - start, members)`."""
+        if self.coefficients is not None or not self.combination.scheduled:
+            return self.coefficients
+        places = [n for row in zip(*(self.rows.generated(i) for i in range(start, stop)), strict=True) for n in row]
+        return self.combination.at(places, self.members.names).view(self.rows.count, stop - start, -1)
 
     def _compare(
         self, drafted: torch.Tensor, draft_scores: list[torch.Tensor], scores: torch.Tensor
@@ -187,37 +201,31 @@ class Speculation:
             return self.settings.noise.pick(scores, self.rows.generated(ahead))
         return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
 
-    def _mask(self, more: int) -> torch.Tensor | None:
-        if self.mask is None:
-            return None
-        return torch.cat([self.mask, self.mask.new_ones(self.rows.count, more)], dim=1)
+    def _line(self) -> Line:
+        """Where the drafter reads: with the member that it is, or with the prompt of the call."""
+        return self.lines[self.drafter.member or self.members.main]
 
-    def _positions(self, start: int, stop: int) -> torch.Tensor:
-        return self.positions + torch.arange(start, stop, device=self.positions.device)
+    def _own(self, names: list[str], more: int) -> dict[str, dict[str, Any]]:
+        """Masks and positions of the members that have a prompt of their own."""
+        common = self.lines[self.members.main]
+        return {
+            name: {"attention_mask": self.lines[name].seen(more), "position_ids": self.lines[name].at(0, more)}
+            for name in names
+            if self.lines[name] is not common
+        }
 
     def _bring_into_line(self, kept: list[int], block: int, read_all: bool) -> None:
         """Let every member forget what was rejected."""
+        device = self.rows.tokens.device
+        counts, running = torch.tensor(kept, device=device), torch.tensor(self.rows.running, device=device)
+        trims = {id(line): line.settle(counts, running) for line in {id(line): line for line in self.lines.values()}.values()}
         most = max(kept)
-        shift = torch.tensor([most - n for n in kept], device=self.rows.tokens.device)
-        uneven = len(set(kept)) > 1
-        running = torch.tensor(self.rows.running, device=shift.device)
-        if uneven or self.mask is not None:
-            mask = self.mask if self.mask is not None else shift.new_ones(len(kept), self.columns)
-            mask = torch.cat([mask, mask.new_ones(len(kept), most + 1)], dim=1)
-            source = torch.arange(mask.shape[1], device=mask.device)[None] - shift[:, None]
-            self.mask = mask.gather(1, source.clamp(min=0)) * (source >= 0)
-        trim = int(self.mask[running].argmax(-1).min()) if self.mask is not None else 0
-        if self.mask is not None and trim:
-            self.mask = self.mask[:, trim:]
-        self.columns += most + 1 - trim
         drop = block - most
         drafter_drop = drop if read_all else drop - 1
         drops = {name: drafter_drop if name == self.drafter.member else drop for name in self.members.distinct}
-        self.cache.roll_back(drops, shift if uneven else None, trim)
-        self.drafter.roll_back(drafter_drop, shift if uneven else None, trim)
-        step = torch.tensor([n + 1 for n in kept], device=self.positions.device)[:, None]
-        # Ended rows go on reading; their positions start over, so that they never leave the table of a model that has one.
-        self.positions = torch.where(running[:, None], self.positions + step, 0)
+        shift = most - counts if len(set(kept)) > 1 else None
+        self.cache.roll_back(drops, shift, {name: trims[id(self.lines[name])] for name in drops})
+        self.drafter.roll_back(drafter_drop, shift, trims[id(self._line())])
 
     def _advance(self, kept: list[int], following: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor) -> None:
         """Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does."""

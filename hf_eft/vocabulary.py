@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# By how many tokens widths may differ without a tokenizer's word that it is padding: embedding tables are padded to multiples of 64, or by
+# a share (Qwen2.5: 151,936 and 152,064).
+_PADDING = 64
+_PADDING_SHARE = 0.01
 
 
 def width(model: PreTrainedModel) -> int:
@@ -19,21 +26,59 @@ def width(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
-def check_widths(models: Mapping[str, PreTrainedModel]) -> int:
-    """
-    The common width of the members' logits.
+def end_tokens(generation_config: Any) -> list[int]:
+    """The ids that end a text."""
+    value = generation_config.eos_token_id
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+class Vocabulary:
+    r"""
+    The tokens that all members have, where their heads and embedding tables differ in width (padding, an added token). Ids that a member
+    cannot read, or that a tokenizer does not know, are never generated.
+
+    Args:
+        widths (`Mapping[str, int]`): How many logits each member returns.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): The members' tokenizers, to have their contents compared.
 
     Raises:
-        `ValueError`: If they differ, naming each member's width.
+        `ValueError`: If the tokenizers differ in content, or the widths differ by more than padding and no tokenizer says that they may.
     """
-    widths = {name: width(model) for name, model in models.items()}
-    if len(set(widths.values())) > 1:
-        listed = ", ".join(f"{name!r}: {n}" for name, n in widths.items())
-        raise ValueError(
-            f"The members must return logits of one width, got {listed}. If their tokenizers are the same and only the "
-            "padding of the embedding table differs, bring them to one width with `model.resize_token_embeddings(width)`."
-        )
-    return next(iter(widths.values()))
+
+    def __init__(self, widths: Mapping[str, int], tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None) -> None:
+        self.widths = dict(widths)
+        self.size = min(widths.values())
+        self.known: torch.Tensor | None = None
+        if tokenizers:
+            check_tokenizers(tokenizers)
+            shared = set.intersection(*(set(tokenizer.get_vocab().values()) for tokenizer in tokenizers.values()))
+            self.known = torch.zeros(self.size, dtype=torch.bool)
+            self.known[[i for i in shared if i < self.size]] = True
+        elif max(widths.values()) - self.size > max(_PADDING, _PADDING_SHARE * self.size):
+            listed = ", ".join(f"{name!r}: {n}" for name, n in widths.items())
+            raise ValueError(
+                f"The members' vocabularies differ by more than padding, got {listed} tokens. If their tokenizers agree on the tokens that "
+                "all have, say so: `tokenizers={name: tokenizer, ...}`. Otherwise use members of one model family."
+            )
+
+    def cut(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits, `(..., width)`, of the tokens that all have, `(..., size)`: a view."""
+        return logits if logits.shape[-1] == self.size else logits[..., : self.size]
+
+    def widen(self, logits: torch.Tensor, width: int) -> torch.Tensor:
+        """Logits of the tokens that all have, `(..., size)`, as `(..., width)`: what is never generated is ruled out, in place."""
+        if self.known is not None:
+            logits.masked_fill_(~self.known.to(logits.device), -torch.inf)
+        return logits if width == self.size else torch.nn.functional.pad(logits, (0, width - self.size), value=-torch.inf)
+
+    def check_end(self, ends: Collection[int], name: str) -> None:
+        """Raise if a text could never end: no end token of the member `name` is one that all have."""
+        if ends and not any(end < self.size and (self.known is None or bool(self.known[end])) for end in ends):
+            raise ValueError(
+                f"Texts could never end: of the end tokens {sorted(ends)} of the member {name!r}, the members {self.widths} have none in "
+                "common. Add the token to the others (`resize_token_embeddings`), or set `generation_config.eos_token_id` of that member "
+                "to one that all have."
+            )
 
 
 def check_tokenizers(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:

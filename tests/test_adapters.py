@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from families import build, prompts, shared
+from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
 
@@ -137,6 +138,20 @@ def test_strategies(family: str, options: dict[str, Any]) -> None:
     eft = EFTForCausalLM.from_models(shared("llama", 0), tuned=model)
     oracle = EFTForCausalLM.from_models(shared("llama", 0), tuned=merged(model), reference=plain(family))
     same(eft, oracle, prompts("left"), **options)
+
+
+@pytest.mark.parametrize("kind", ["lora", "head and embeddings", "dora"])
+def test_static_caches_compile_to_full_graphs(kind: str) -> None:
+    model, _ = adapted(kind)
+    eft = EFTForCausalLM.from_models(shared("llama", 0), tuned=model)
+    oracle = EFTForCausalLM.from_models(shared("llama", 0), tuned=merged(model), reference=plain())
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True
+    torch._dynamo.reset()
+    options = {"cache_implementation": "static", "max_new_tokens": 10}
+    got = eft.generate(**prompts("left"), **options, compile_config=compiled).tolist()
+    assert got == oracle.generate(**prompts("left"), max_new_tokens=10).tolist()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
 
 
 def test_sampled_tokens_are_those_of_the_seed() -> None:

@@ -11,6 +11,7 @@ import torch
 from families import ASSISTED, FAMILIES, ON_THE_BASE_FIRST, STATEFUL, STRATEGIES, options_for, prompts, shared
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.members import Member, Members
 
 # The tuned member is of another family than the base, so that each family is met in both places.
 ORDER = list(FAMILIES)
@@ -141,3 +142,12 @@ def test_recurrent_members_are_refused_by_name_where_they_must_be_rolled_back() 
 
 def _rolling_partner(family: str) -> str:
     return ROLLING[(ROLLING.index(family) + 3) % len(ROLLING)]
+
+
+def test_members_on_accelerators_start_before_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = Members({"base": shared("llama", 0), "tuned": shared("gpt2", 1), "reference": shared("gpt2", 2)})
+    started: list[str] = []
+    monkeypatch.setattr(Member, "device", property(lambda member: torch.device("cpu" if member.name == "base" else "cuda")))
+    monkeypatch.setattr(Member, "forward", lambda member, **_: started.append(member.name))
+    members.step(torch.tensor([[3, 4]]))
+    assert started == ["tuned", "reference", "base"]

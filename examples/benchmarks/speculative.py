@@ -34,7 +34,7 @@ from transformers.utils import logging
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 from hf_eft.schedule import Report
 
-LAYERS, WIDTH, TOKENS = 24, 512, 48
+WIDTH, TOKENS = 512, 48
 BLOCKS = (1, 2, 4, 8, 16)
 
 
@@ -47,13 +47,14 @@ class Setting:
     batch: int = 1
     prompt: int = 16
     prompts: int = 3  # one after the other: how often a single text agrees is a matter of luck
+    layers: int = 24  # of the large model
 
 
 SETTINGS = [
     Setting(4, 0.91),
     Setting(4, 0.94),
     Setting(8, 0.91),
-    Setting(16, 0.91),
+    Setting(16, 0.91, layers=32),
     Setting(4, 0.8),
     Setting(4, 0.6),
     Setting(4, 0.91, batch=4, prompts=1),
@@ -125,8 +126,8 @@ def system(name: str, models: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def family(setting: Setting) -> tuple[dict[str, Any], float]:
     """The members and how often they agree."""
-    small_layers = round(LAYERS / setting.deeper)
-    models = speed_family(LAYERS, small_layers, WIDTH, dial=0.1)
+    small_layers = round(setting.layers / setting.deeper)
+    models = speed_family(setting.layers, small_layers, WIDTH, dial=0.1)
     return models, find_dial(EFTForCausalLM.from_models(**models), small_layers, setting.agreement)
 
 
@@ -209,11 +210,11 @@ from speed_family import llama
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 warm = llama(1, 64); warm.generate(torch.tensor([[1, 2]]), max_new_tokens=4); del warm
 before, setting, name = rss(), {setting!r}, {name!r}
-small = round(LAYERS / setting.deeper)
+small, large = round(setting.layers / setting.deeper), setting.layers
 if name.endswith("alone"):
-    model, options = llama(LAYERS if name.startswith("large") else small, WIDTH), {{}}
+    model, options = llama(large if name.startswith("large") else small, WIDTH), {{}}
 else:
-    models = {{"base": llama(LAYERS, WIDTH), "tuned": llama(small, WIDTH), "reference": llama(small, WIDTH)}}
+    models = {{"base": llama(large, WIDTH), "tuned": llama(small, WIDTH), "reference": llama(small, WIDTH)}}
     model, options = system(name, models)
 ids = prompts(setting)[0]
 model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS, **options)
@@ -231,7 +232,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    settings = results["settings"]
+    settings = [setting for setting in results["settings"] if setting is not None]
     columns = min(4, len(settings))
     lines = -(-len(settings) // columns)
     figure, grid = plt.subplots(
@@ -255,28 +256,41 @@ def draw(results: dict[str, Any], path: Path) -> None:
         panel.set_xlabel("tokens/s")
     panels[0].invert_yaxis()  # shared
     panels[0].legend(loc="lower right", fontsize=8)
-    figure.suptitle(f"Speculative EFT, greedy. {results['machine']}, {results['date']}", fontsize=10)
+    figure.suptitle(f"Speculative EFT, greedy. {results['machine']}, {settings[-1]['date']}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--settings", type=int, nargs="*", default=list(range(len(SETTINGS))), help="which settings, by number")
+    parser.add_argument(
+        "--settings",
+        type=int,
+        nargs="*",
+        default=list(range(len(SETTINGS))),
+        help="which settings, by number; the others are kept",
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     logging.set_verbosity_error()  # transformers' own assistant call logs a deprecation
-    results: dict[str, Any] = {
-        "machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/speculative.py",
-    }  # fmt: skip
-    memory = ("large alone", "small alone", "plain EFT", "plain EFT, add-on", "block 8", "automatic", "transformers, block 8")
-    results["peak memory, MiB"] = {name: round(peak_memory(SETTINGS[args.settings[0]], name)) for name in memory}
-    print(results["peak memory, MiB"], flush=True)
-    results["settings"] = []
+    results: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
+    results |= {"machine": machine(), "command": "python examples/benchmarks/speculative.py"}
+    if 0 in args.settings:
+        memory = (
+            "large alone",
+            "small alone",
+            "plain EFT",
+            "plain EFT, add-on",
+            "block 8",
+            "automatic",
+            "transformers, block 8",
+        )
+        results["peak memory, MiB"] = {name: round(peak_memory(SETTINGS[0], name)) for name in memory}
+    found = results.setdefault("settings", [None] * len(SETTINGS))
     for i in args.settings:
         torch.manual_seed(0)
-        results["settings"].append(measure(SETTINGS[i], repeats=args.repeats))
-        print(json.dumps(results["settings"][-1], indent=1), flush=True)
+        found[i] = {"date": date.today().isoformat(), **measure(SETTINGS[i], repeats=args.repeats)}
+        print(json.dumps(found[i], indent=1), flush=True)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output.with_suffix(".png"))
 

@@ -1,0 +1,90 @@
+"""What is refused before or after a step: models that cannot be members, inputs of a wrong shape, logits that are no distribution."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+
+def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) -> None:
+    """
+    Raise if a row of `logits`, `(batch, positions, vocab)`, is not a distribution: NaN, `+inf`, or `-inf` for every token.
+    Positions that the mask calls padding are nobody's business.
+    """
+    top = logits.detach().amax(-1)  # NaN wins, then +inf; -inf only if there is nothing else
+    wrong = ~torch.isfinite(top)  # (batch, positions)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        seen = attention_mask[:, -wrong.shape[1] :].to(wrong.device).bool()
+        if seen.shape == wrong.shape:
+            wrong &= seen
+    if wrong.any():
+        row, position = wrong.nonzero()[0].tolist()
+        from_end = position - wrong.shape[1]
+        raise FloatingPointError(
+            f"The member {name!r} returned logits that are no distribution (their maximum is {top[row, position].item()}) in "
+            f"row {row}, at position {from_end} from the end of this step. Expected finite logits: check its weights and its "
+            "dtype (float16 overflows where bfloat16 does not)."
+        )
+
+
+def check_model(name: str, model: Any) -> None:
+    """Raise if a member is not a decoder-only language model of transformers that takes a cache."""
+    if model is None:
+        raise ValueError(f"The member {name!r} is missing: expected a causal language model, got None.")
+    config = getattr(model, "config", None)
+    if not isinstance(model, torch.nn.Module) or config is None:
+        raise TypeError(
+            f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
+            "`AutoModelForCausalLM.from_pretrained(...)`."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The member {name!r} is an encoder-decoder ({type(model).__name__}); emulated fine-tuning combines decoder-only "
+            "language models. Give a causal language model."
+        )
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) has no language modeling head. Load it with `AutoModelForCausalLM`."
+        )
+    if not {"past_key_values", "cache_params"} & inspect.signature(model.forward).parameters.keys():
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
+            "be carried along. Give a model that takes `past_key_values`."
+        )
+
+
+def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, names: tuple[str, ...]) -> None:
+    """Raise if coefficients given for rows (and tokens) do not fit these, or are no numbers."""
+    if coefficients is None:
+        return
+    (batch, length), shape = tokens.shape, tuple(coefficients.shape)
+    if shape not in {(batch, len(names)), (batch, length, len(names)), (1, length, len(names))}:
+        raise ValueError(
+            f"`coefficients` must have a row for each sequence and a column for each of {list(names)}, shape "
+            f"({batch}, {len(names)}), got {shape}."
+        )
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(coefficients).all()):
+        where = (~torch.isfinite(coefficients)).nonzero()[0].tolist()
+        raise ValueError(
+            f"`coefficients` must be finite, got {coefficients[tuple(where)].item()} for the member {names[where[-1]]!r} in row "
+            f"{where[0]}."
+        )
+
+
+def check_mask(attention_mask: Any, tokens: torch.Tensor, cache: Cache | None) -> None:
+    """Raise if a mask of rows and columns does not cover what is cached and what is read."""
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return
+    if torch.compiler.is_compiling():
+        return
+    cached = int(cache.get_seq_length()) if cache is not None else 0
+    expected = (tokens.shape[0], cached + tokens.shape[1])
+    if attention_mask.shape != expected:
+        raise ValueError(
+            f"`attention_mask` must cover the {cached} cached and {tokens.shape[1]} new tokens of {expected[0]} rows, shape "
+            f"{expected}, got {tuple(attention_mask.shape)}."
+        )

@@ -1,0 +1,105 @@
+"""The mathematics of emulated fine-tuning: one log-linear combination of language models, as functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .combination import Combination, Truncation
+
+
+def combine(
+    logits: Mapping[str, torch.Tensor],
+    combination: Combination,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""
+    Combine the members' logits of a step.
+
+    A token that any member with a say (a coefficient other than 0) rules out with `-inf` is ruled out. Terms that share one
+    tensor are added up before it is read, so that coefficients which cancel leave no rounding error behind.
+
+    Args:
+        logits (`Mapping[str, torch.Tensor]`):
+            Raw logits or log-probs by member name, each of shape `(batch, positions, vocab)`, on one device. No NaN, no `+inf`.
+        combination ([`Combination`]):
+            The coefficients and the truncation.
+        rows (`torch.Tensor` of shape `(batch, members)` or `(1 or batch, positions, members)`, *optional*):
+            Coefficients for each row, or for each row and position, instead of the combination's; columns in the order of `logits`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, positions, vocab)`, float32, in a new buffer: not normalised. Without a truncation it
+        is the plain sum of the terms, so that a row's constant stays that of the members' logits.
+    """
+    if combination.truncation is None:
+        return _weighted_sum(_terms(logits, combination, rows))
+    by_name: dict[str, torch.Tensor] = {}
+    for name, x in logits.items():
+        twin = next((by_name[other] for other, y in logits.items() if y is x and other in by_name), None)
+        by_name[name] = x.float().log_softmax(-1) if twin is None else twin
+    total = _weighted_sum(_terms(by_name, combination, rows))
+    return _truncate(total, by_name, combination.truncation, combination._nucleus_member(combination.truncation.rule))
+
+
+def _terms(
+    logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor | None
+) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
+    """The distinct tensors with their net coefficients: a number, or (batch, 1 or positions, 1) for coefficients per row."""
+    terms: list[tuple[torch.Tensor, float | torch.Tensor]] = []
+    for column, (name, values) in enumerate(logits.items()):
+        c: float | torch.Tensor
+        if rows is None:
+            c = combination.coefficient(name)
+        else:
+            c = rows[..., column].to(values.device, torch.float32)  # (batch,) or (batch, positions)
+            c = c.view(c.shape[0], -1, 1)
+        twin = next((i for i, (known, _) in enumerate(terms) if known is values), None)
+        if twin is None:
+            terms.append((values, c))
+        else:
+            terms[twin] = (values, terms[twin][1] + c)
+    return [(values, c) for values, c in terms if isinstance(c, torch.Tensor) or c != 0]
+
+
+def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> torch.Tensor:
+    if not terms:
+        raise ValueError("The coefficients of members that share one model cancel to 0: nothing is left to combine.")
+    total: Any = None
+    for values, c in terms:
+        if isinstance(c, torch.Tensor):
+            term = torch.where(c == 0, 0.0, c * values)  # 0 * -inf is NaN, and a member without a say has none
+            total = term if total is None else total.add_(term)
+        elif total is None:
+            total = values.to(torch.float32, copy=True) if c == 1 else values.float() * c
+        else:
+            total = total.add_(values, alpha=c)
+    # With members free of NaN and +inf, these arise only from some member's -inf.
+    return torch.nan_to_num_(total, nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+
+def _truncate(
+    total: torch.Tensor, log_probs: Mapping[str, torch.Tensor], truncation: Truncation, guide_name: str
+) -> torch.Tensor:
+    guide = log_probs[guide_name]  # (batch, positions, vocab)
+    if truncation.rule == "plausible":
+        outside = guide < guide.amax(-1, keepdim=True) + math.log(truncation.p)
+    else:
+        outside = ~nucleus(guide, truncation.p)
+    if truncation.rule == "keep":
+        return torch.where(outside, guide, total)
+    return total.masked_fill_(outside, -math.inf)
+
+
+def nucleus(log_probs: torch.Tensor, p: float) -> torch.Tensor:
+    """
+    The smallest set of most likely tokens with probability mass `p` or more, as a boolean tensor of the shape of
+    `log_probs`, `(..., vocab)`. Never empty.
+    """
+    ordered, order = log_probs.sort(dim=-1, descending=True)
+    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
+    inside = mass_before < p
+    inside[..., 0] = True
+    return torch.zeros_like(inside).scatter_(-1, order, inside)

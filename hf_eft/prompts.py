@@ -1,0 +1,132 @@
+"""Prompts of their own for members: the tuned one its chat template, the others a plain text, the continuation one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+class MemberPrompts:
+    r"""
+    The prompts of those members that read another than `input_ids`, row by row; what is generated follows them all.
+
+    Args:
+        given (`Mapping[str, Mapping[str, torch.Tensor]]`):
+            By member, `input_ids` and, where rows are padded on the left, `attention_mask`, both of shape `(batch, length)`.
+        members (`Collection[str]`): The members that may have one.
+
+    Raises:
+        `ValueError`: If a member is unknown, or its tensors are no prompts.
+    """
+
+    def __init__(self, given: Mapping[str, Mapping[str, torch.Tensor]], members: Collection[str]) -> None:
+        self._prompts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for name, inputs in given.items():
+            if name not in members:
+                raise ValueError(
+                    f"`member_inputs` has a prompt for {name!r}; members that can have one of their own are {list(members)}. "
+                    "(The first member's prompt is `input_ids`.)"
+                )
+            if unknown := set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}:
+                raise ValueError(f"`member_inputs[{name!r}]` may have `input_ids` and `attention_mask`, got {sorted(unknown)}.")
+            ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+            if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.shape[1] == 0:
+                raise ValueError(f"`member_inputs[{name!r}]` needs `input_ids` of shape (batch, length), one token or more.")
+            if mask is None:
+                mask = torch.ones_like(ids)
+            if mask.shape != ids.shape or not bool((mask[:, -1] == 1).all()):
+                raise ValueError(
+                    f"The `attention_mask` of `member_inputs[{name!r}]` must have the shape {tuple(ids.shape)} of its ids and end in "
+                    f"ones (padding is on the left), got {tuple(mask.shape)}."
+                )
+            self._prompts[name] = (ids, mask)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._prompts)
+
+    @property
+    def longest(self) -> int:
+        return max(ids.shape[1] for ids, _ in self._prompts.values())
+
+    def followed_by(self, name: str, continuation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        A member's prompt and what was generated: ids and mask, `(rows, length)`. Where there are more rows than prompts (beams, returned
+        sequences), each prompt stands for as many of them.
+        """
+        ids, mask = (tensor.to(continuation.device) for tensor in self._prompts[name])
+        rows = continuation.shape[0]
+        if rows % ids.shape[0]:
+            raise ValueError(f"`member_inputs[{name!r}]` has {ids.shape[0]} rows, but there are {rows} in the batch.")
+        ids, mask = (tensor.repeat_interleave(rows // ids.shape[0], dim=0) for tensor in (ids, mask))
+        return torch.cat([ids, continuation], dim=1), torch.cat([mask, mask.new_ones(continuation.shape)], dim=1)
+
+
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    """Positions of tokens behind padding on the left, as transformers counts them."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def as_plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation for a model that knows no chat template: its contents, one below the other."""
+    return "\n\n".join(message["content"] for message in messages) + "\n\n"
+
+
+def member_inputs(
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    tokenizers: Mapping[str, Any],
+    plain: Callable[[Sequence[Mapping[str, str]]], str] = as_plain_text,
+    **options: Any,
+) -> dict[str, dict[str, torch.Tensor]]:
+    r"""
+    Every member's prompt for the same conversations: its own chat template where its tokenizer has one, a plain text where it has none.
+
+    Args:
+        conversations (`Sequence[Sequence[Mapping[str, str]]]`): Messages with `role` and `content`, one list for each row.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizer of each member. A tokenizer whose `chat_template` is `None`
+            writes plain text.
+        plain (`Callable`, *optional*): What makes a text of a conversation.
+        **options: Passed on to `apply_chat_template`.
+
+    Returns:
+        `dict[str, dict[str, torch.Tensor]]`: By member, `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the left.
+
+    Example:
+
+    ```python
+    >>> from hf_eft import tiny
+    >>> from hf_eft.prompts import member_inputs
+
+    >>> *_, tokenizer = tiny.load()
+    >>> prompts = member_inputs([[{"role": "user", "content": "Hello"}]], {"tuned": tokenizer})
+    >>> prompts["tuned"]["input_ids"].shape[0]
+    1
+    ```
+    """
+    if not conversations:
+        raise ValueError("There are no conversations: give a list of messages for each row.")
+    built = {}
+    for name, tokenizer in tokenizers.items():
+        if getattr(tokenizer, "chat_template", None):
+            rows = [
+                tokenizer.apply_chat_template(
+                    list(messages), **{"add_generation_prompt": True, **options, "tokenize": True, "return_dict": False}
+                )
+                for messages in conversations
+            ]
+        else:
+            rows = [tokenizer(plain(messages))["input_ids"] for messages in conversations]
+        built[name] = _padded(name, rows, tokenizer)
+    return built
+
+
+def _padded(name: str, rows: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    longest = max(map(len, rows))
+    if min(map(len, rows)) == 0:
+        raise ValueError(f"A prompt of the member {name!r} is empty: its tokenizer made no token of it.")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.tensor([[pad or 0] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
