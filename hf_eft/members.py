@@ -251,22 +251,21 @@ class Members:
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
         """
-        outputs: dict[str, Any] = {}
+        asked, own = set(self.distinct if only is None else only), own or {}
         caches = cache.members if cache is not None else {}
-        asked = set(self.distinct if only is None else only)
-        own = own or {}
-        for stack in self.stacks:
-            joints = cache.joints if cache is not None else {}
-            plain = inputs_embeds is None and not any(extra.values()) and own.keys().isdisjoint(stack.names)
-            if not plain or not asked.issuperset(stack.names) or not stack.fits(caches, attention_mask):
-                joints.pop(stack.names, None)  # members that go on alone need no common states
+        outputs: dict[str, Any] = {}
+        for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none
+            one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, attention_mask, own)
+            if not one_pass or not asked.issuperset(stack.names):
+                if cache is not None:
+                    cache.joints.pop(stack.names, None)  # members that go on alone need no common states
                 continue
             outputs |= stack.forward(
                 input_ids=cast(torch.Tensor, input_ids),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 caches=caches,
-                joint=joints.setdefault(stack.names, Joint()) if cache is not None else None,
+                joint=cache.joints.setdefault(stack.names, Joint()) if cache is not None else None,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
             )

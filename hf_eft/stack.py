@@ -72,9 +72,9 @@ class Stack:
     def __init__(self, names: tuple[str, ...], member: Any) -> None:
         self.names, self.member = names, member
 
-    def fits(self, caches: Mapping[str, Cache], mask: Any) -> bool:
+    def fits(self, caches: Mapping[str, Cache], mask: Any, own: Mapping[str, Any]) -> bool:
         """Whether a step can be run as one pass. (The others are run one after the other, to the same effect.)"""
-        if self.member.model.training or isinstance(mask, Mapping):
+        if self.member.model.training or isinstance(mask, Mapping) or any(name in own for name in self.names):
             return False
         return not caches or Joint.fits([caches[name] for name in self.names])
 

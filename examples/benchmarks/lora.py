@@ -114,7 +114,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.axvline(1.0, color="black", linestyle=":")
     axes.set_xlabel("time per step / two full small models (median and quartiles)")
     axes.legend(fontsize=8, loc="lower right")
-    axes.set_title(f"An adapter and the model under it, one step. {results['machine']}, {results['date']}", fontsize=9)
+    axes.set_title(f"An adapter and the model under it, one step\n{results['machine']}, {results['date']}", fontsize=9)
     figure.savefig(path, dpi=110)
 
 

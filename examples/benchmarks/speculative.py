@@ -57,7 +57,7 @@ SETTINGS = [
     Setting(16, 0.91, layers=32),
     Setting(4, 0.8),
     Setting(4, 0.6),
-    Setting(4, 0.91, batch=4, prompts=1),
+    Setting(4, 0.91, batch=4),
     Setting(4, 0.91, batch=16, prompts=1),
     Setting(4, 0.91, prompt=1024, prompts=2),
     Setting(4, 0.91, batch=4, prompt=1024, prompts=1),

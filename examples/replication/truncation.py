@@ -28,11 +28,12 @@ STRENGTHS: list[dict[str, float]] = [
 
 
 def truncations() -> dict[str, Truncation | None]:
-    """None, and every rule at every p. (For `"plausible"` p is a share of the maximum, where the others' .95 is a mass: 1 - p.)"""
+    """None, and every rule at every p; for `"plausible"`, whose p is a share of the maximum and not a mass, at 1 - p."""
     rules: dict[str, Truncation | None] = {"none": None}
     for rule in RULES:
         for p in LEVELS:
-            rules[f"{rule} {p:g}"] = Truncation(rule, round(1 - p, 2) if rule == "plausible" else p)
+            share = round(1 - p, 2) if rule == "plausible" else p
+            rules[f"{rule} {share:g}"] = Truncation(rule, share)
     return rules
 
 
