@@ -149,11 +149,11 @@ def _view(name: str, member: Adapted) -> PreTrainedModel:
     trunk = member.trunk
     if not isinstance(trunk, PreTrainedModel):
         return trunk  # no model of transformers: refused with the other members
+    if any(getattr(layer, "merged", False) for _, layer in adapter_modules(trunk)):
+        raise ValueError(
+            f"An adapter is merged into the weights of the model of the member {name!r}. Undo that: `unmerge_adapter()`."
+        )
     if isinstance(member.adapter, str):
-        if any(getattr(layer, "merged", False) for _, layer in adapter_modules(trunk)):
-            raise ValueError(
-                f"The adapter of the member {name!r} is merged into the weights of its model. Undo that: `unmerge_adapter()`."
-            )
         return with_adapter(trunk, member.adapter)
     if isinstance(member.adapter, Path):
         return _load(name, _plain(name, trunk), member.adapter)

@@ -39,7 +39,7 @@ def check_model(name: str, model: Any) -> None:
     if not isinstance(model, torch.nn.Module) or config is None:
         raise TypeError(
             f"The member {name!r} must be a model of transformers, got {type(model).__name__}. Load it with "
-            "`AutoModelForCausalLM.from_pretrained(...)`."
+            "`AutoModelForCausalLM.from_pretrained(...)`, or give the folder of an adapter."
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(

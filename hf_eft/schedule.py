@@ -88,7 +88,10 @@ class Automatic:
 
     _FIRST = 4  # the first block, before anything is measured
     _ENOUGH = 0.98  # the smallest block is taken that promises this share of the best: long ones' estimates are the least sure
-    _LESS = 0.6  # verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured
+    _LESS = (
+        0.6  # verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured; so what
+    )
+    # more positions cost is known as soon as one number of them is
     _MEMORY = 0.9  # of a running mean
     _PRIOR = (0.85, 3.0)  # agreement, and how many observations it is worth
     _RECENT = 120.0  # observations of agreement that are remembered
@@ -119,16 +122,18 @@ class Automatic:
 
     def _verifying(self, positions: int) -> float:
         """Measured, or on the line through the nearest measured numbers of positions; never less than for fewer."""
-        known = sorted(self.verify)
-        if positions in self.verify or not known:
-            return self.verify.get(positions, 0.0)
-        lower = [n for n in known if n < positions][-2:]
-        upper = [n for n in known if n > positions][:2]
-        pair = (lower[-1:] + upper[:1]) if lower and upper else lower or upper
-        if len(pair) < 2 or not lower:
-            return self.verify[pair[0]] * (self._LESS if positions == 1 else 1.0)
-        slope = (self.verify[pair[1]] - self.verify[pair[0]]) / (pair[1] - pair[0])
-        return max(self.verify[pair[0]] + max(slope, 0.0) * (positions - pair[0]), 0.0)
+        if not self.verify:
+            return 0.0
+        known = {1: self._LESS * self.verify[min(self.verify)], **self.verify}
+        if positions in known:
+            return known[positions]
+        lower = sorted(n for n in known if n < positions)[-2:]
+        upper = sorted(n for n in known if n > positions)[:1]
+        pair = (lower[-1:] + upper) if upper else lower
+        if len(pair) < 2:  # only rounds without a draft so far: what more positions cost is worth a try
+            return known[pair[0]]
+        slope = (known[pair[1]] - known[pair[0]]) / (pair[1] - pair[0])
+        return known[pair[0]] + max(slope, 0.0) * (positions - pair[0])
 
     def record(self, block: int, kept: list[int], agreed: list[float], step: float, verifying: float) -> None:
         """

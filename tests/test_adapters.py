@@ -405,7 +405,8 @@ def test_weights_under_an_adapter_that_are_not_what_they_were() -> None:
     )
     merged_in, _ = adapted()
     merged_in.merge_adapter()
-    refuse("'tuned' is merged into the weights", tuned=merged_in)
+    refuse("merged into the weights of the model of the member 'tuned'", tuned=merged_in)
+    refuse("of the member 'reference'", tuned=shared("qwen3", 4), reference=merged_in)
 
 
 def test_which_adapter_is_meant() -> None:

@@ -286,7 +286,8 @@ def main() -> None:
             "transformers, block 8",
         )
         results["peak memory, MiB"] = {name: round(peak_memory(SETTINGS[0], name)) for name in memory}
-    found = results.setdefault("settings", [None] * len(SETTINGS))
+    found = results.setdefault("settings", [])
+    found += [None] * (len(SETTINGS) - len(found))
     for i in args.settings:
         torch.manual_seed(0)
         found[i] = {"date": date.today().isoformat(), **measure(SETTINGS[i], repeats=args.repeats)}
