@@ -274,7 +274,10 @@ class EFTGenerationMixin(GenerationMixin):
         self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache
     ) -> dict[str, Line]:
         """Where every member stands after the prompt."""
-        common = Line(mask, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1)
+        padded = mask is not None and not bool(mask.all())  # without padding, members need no masks made
+        common = Line(
+            mask if padded else None, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1
+        )
         lines = dict.fromkeys(self._members.distinct, common)
         prompts = self._request.prompts
         for name in prompts.names if prompts is not None else ():
