@@ -2,36 +2,49 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+TORCH := $(VENV)/.torch
+CLI := $(VENV)/.cli
+DEV := $(VENV)/.dev
 
-.PHONY: demo test lint nightly mutations clean
+.PHONY: demo test lint docs nightly mutations clean
 
-demo: $(STAMP)
+demo: $(CLI)
 	$(BIN)/hf-eft demo
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -n 2 -q
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-nightly: $(STAMP)
+docs: $(DEV)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+nightly: $(DEV)
 	$(BIN)/python -m pytest -n 2 -q -m nightly
 
-mutations: $(STAMP)
+mutations: $(DEV)
 	$(BIN)/python tests/mutations.py
 
 # Where there is no GPU, the CPU build of torch is taken if the package index that pip is set up with has one
 # (PIP_EXTRA_INDEX_URL adds an index), since the default build downloads gigabytes of CUDA libraries.
-$(STAMP): pyproject.toml constraints.txt
+$(TORCH): constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	torch=$$(sed -n 's/^torch==//p' constraints.txt); \
 	{ command -v nvidia-smi >/dev/null || $(BIN)/pip install -q "torch==$$torch+cpu" 2>/dev/null; } \
 	&& $(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install "torch==$$torch"
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(CLI): $(TORCH) pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e ".[cli]"
+	touch $@
+
+$(DEV): $(TORCH) pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@ $(CLI)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
