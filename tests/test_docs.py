@@ -6,9 +6,14 @@ import ast
 import doctest
 import importlib
 import pkgutil
+import os
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,8 @@ import pytest
 import hf_eft
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -51,6 +57,41 @@ def test_commands_run(page: Path) -> None:
             if line.startswith("hf-eft ") and "<" not in line:
                 done = CliRunner().invoke(app, shlex.split(line)[1:])
                 assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_print_what_they_show(path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    shown = nbformat.read(path, 4)
+    again = nbformat.read(path, 4)
+    NotebookClient(again, timeout=300, kernel_name="python3").execute()
+    for cell, expected in zip(again.cells, shown.cells, strict=True):
+        assert printed(cell) == printed(expected)
+
+
+def printed(cell: Any) -> str:
+    return "".join(output["text"] for output in cell.get("outputs", []) if output.get("name") == "stdout")
+
+
+def test_the_first_block_of_the_readme_runs_from_the_wheel(tmp_path: Path) -> None:
+    """What is built holds all that a newcomer needs: the block, no longer than 12 lines, in a folder of its own."""
+    block = blocks(ROOT / "README.md", "python")[0]
+    assert block.count("\n") <= 12
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "hf_eft", source / "hf_eft", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    subprocess.run([sys.executable, *build], check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    where = f"import hf_eft; assert hf_eft.__file__.startswith({str(tmp_path)!r})\n"
+    code = [sys.executable, "-c", where + block]
+    done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"^# prints: (.*)$", block, flags=re.M)[0] in done.stdout
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
