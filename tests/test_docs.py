@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import pkgutil
 import os
+import pkgutil
 import re
 import runpy
 import shlex
