@@ -251,6 +251,7 @@ def test_an_answer_is_continued_by_all_members(family: tiny.Family) -> None:
     )  # fmt: skip
     more = tok.decode(ids[0, plain["input_ids"].shape[1] :], skip_special_tokens=True)
     assert reply == [CHATS[0][0], {"role": "assistant", "content": " Of course! Oscar" + more}]
+    assert pipe(begun, max_new_tokens=8, do_sample=False, return_tensors=True)[0]["generated_token_ids"] == ids[0].tolist()
     with pytest.raises(ValueError, match="`plain` did not write it"):
         pipe(begun, plain=lambda chat: chat[0]["content"])
 
