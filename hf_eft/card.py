@@ -90,7 +90,9 @@ def model_card(
     places: dict[str, tuple[str | None, str | None]] = {}
     licences: dict[str, str | None] = {}
     for name, member in model.members.items():
-        own = str(getattr(member.config, "_name_or_path", "") or "")
+        # The configuration of an adapter is that of the model under it, which the base or the reference may be, and the tuned one is not.
+        is_adapter = name in model._members.adapted and name not in (BASE, REFERENCE)
+        own = "" if is_adapter else str(getattr(member.config, "_name_or_path", "") or "")
         given = (sources or {}).get(name)
         places[name] = _given(name, given) if given is not None else _remembered(model, name, own)
         licences[name] = licence_of(places[name][0] or own) if places[name][0] or own else None
@@ -169,13 +171,14 @@ def snippet(tuned: str, reference: str, *, base: str | None = None, revisions: M
         if place is not None:
             check_repository(name, place, given.get(name))
             where[name] = (place, given.get(name))
-    note = ""
-    if base is None:
-        where = {BASE: where[REFERENCE], **where}
-        note = (
-            f"\n\nPut a larger model with the same tokenizer in the place of `{reference}` as the base. As it stands, base and reference "
-            "are one model, and what comes out is exactly this one."
+    note = (
+        ""
+        if base is not None
+        else (
+            f" With `{reference}` in the place of the base, as it stands here, what comes out is exactly this model; with a larger "
+            "one, its knowledge in this model's manner."
         )
+    )
     combination = Combination.emulate()
     return "\n\n".join(
         [
@@ -183,8 +186,8 @@ def snippet(tuned: str, reference: str, *, base: str | None = None, revisions: M
             "Add to a larger model, while it generates, what fine-tuning changed in this small one (emulated fine-tuning, "
             f"{PAPER}). The large one is not trained:",
             f"```text\n{formula(combination)}\n```",
-            f"`pip install hf-eft`, then:{note}",
-            *_sections(blocks_of_members(where, combination)),
+            f"First, `pip install hf-eft`.{note}",
+            *_sections(blocks_of_members(where, combination, None if base is not None else REFERENCE)),
             f"### Risks\n\n{risks(combination)}\n",
         ]
     )
@@ -213,12 +216,12 @@ def _card(
     body = "\n\n".join(
         [
             f"# {title}",
-            f"{intro} Made with [hf_eft](https://pypi.org/project/hf-eft); the method is emulated fine-tuning, {PAPER}.",
+            f"{intro} Made with `hf_eft`; the method is emulated fine-tuning, {PAPER}.",
             f"```text\n{formula(combination)}\n```",
             "## Members",
             _table(combination, places, licences),
             "## Use it",
-            "`pip install hf-eft`, then:",
+            "First, `pip install hf-eft`.",
             *_sections(blocks),
             f"## Risks\n\n{risks(combination)}\n",
         ]

@@ -19,7 +19,7 @@ _PIPELINE = f"""\
 pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
 print(pipe("{_PROMPT}", max_new_tokens=64)[0]["generated_text"])"""
 _ADD_ON = f"""\
-add_on = EFTLogitsProcessor({{delta}}, combination={{combination}})
+add_on = EFTLogitsProcessor({{arguments}})
 inputs = tokenizer("{_PROMPT}", return_tensors="pt", return_token_type_ids=False)
 ends = members["{{ends_as}}"].generation_config.eos_token_id
 ids = members["{BASE}"].generate(**inputs, logits_processor=[add_on], eos_token_id=ends, max_new_tokens=64)
@@ -27,16 +27,6 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
 _FOLDER = """\
 model = EFTForCausalLM.from_pretrained("{place}")
 tokenizer = AutoTokenizer.from_pretrained("{place}")"""
-_MEMBERS = """\
-where = {{  # by member, its repository and commit
-{listed}
-}}
-loaded = {{
-    at: AutoModelForCausalLM.from_pretrained(at[0], revision=at[1], use_safetensors=True) for at in set(where.values())
-}}
-members = {{name: loaded[at] for name, at in where.items()}}
-repository, commit = where["{written_by}"]
-tokenizer = AutoTokenizer.from_pretrained(repository, revision=commit)"""
 
 
 def blocks_of_folder(place: str, names: Iterable[str]) -> dict[str, str]:
@@ -57,20 +47,29 @@ def blocks_of_folder(place: str, names: Iterable[str]) -> dict[str, str]:
         ),
     }
     if _has_add_on(names):
-        text = _ADD_ON.format(delta=_arguments(names), combination="model.combination", ends_as=_written_by(names))
+        text = _ADD_ON.format(arguments=f"{_arguments(names)}, combination=model.combination", ends_as=_written_by(names))
         load += "\nmembers = model.members"
         blocks["As an add-on to the base"] = _program({"AutoTokenizer"}, {"EFTForCausalLM", "EFTLogitsProcessor"}, load, text)
     return blocks
 
 
-def blocks_of_members(where: Mapping[str, tuple[str, str | None]], combination: Combination) -> dict[str, str]:
-    """Whole programs that load the members from their repositories and combine them, by heading."""
-    names, recipe = list(where), _as_code(combination)
-    listed = "\n".join(f'    "{name}": ("{at[0]}", {_quoted(at[1])}),' for name, at in where.items())
-    load = _MEMBERS.format(listed=listed, written_by=_written_by(names))
+def blocks_of_members(
+    where: Mapping[str, tuple[str, str | None]], combination: Combination, instead_of_base: str | None = None
+) -> dict[str, str]:
+    r"""
+    Whole programs that load the members from their repositories and combine them, by heading.
+
+    Args:
+        where (`Mapping[str, tuple[str, str or None]]`): By member, its repository and commit.
+        combination ([`Combination`]): The recipe.
+        instead_of_base (`str`, *optional*): The member that stands for a base until the reader names one.
+    """
+    names = [*([BASE] if instead_of_base else []), *where]
+    load, recipe = _loading(where, _written_by(names), instead_of_base), _as_code(combination)
+    given = f", combination={recipe}" if recipe else ""
     base = f'members["{BASE}"]' if BASE in names else "None"
-    build = f"model = EFTForCausalLM.from_models({base}, {_arguments(names, named=True)}, combination={recipe})"
-    theirs, ours = {"AutoModelForCausalLM", "AutoTokenizer"}, {"Combination"}
+    build = f"model = EFTForCausalLM.from_models({base}, {_arguments(names, named=True)}{given})"
+    theirs, ours = {"AutoModelForCausalLM", "AutoTokenizer"}, {"Combination"} if recipe else set()
     ours |= {"Truncation"} if combination.truncation is not None else set()
     wrapper = {*ours, "EFTForCausalLM"}
     blocks = {
@@ -78,7 +77,7 @@ def blocks_of_members(where: Mapping[str, tuple[str, str | None]], combination: 
         "In a pipeline": _program({*theirs, "pipeline"}, wrapper, load, build, _PIPELINE),
     }
     if _has_add_on(names):
-        text = _ADD_ON.format(delta=_arguments(names), combination=recipe, ends_as=_written_by(names))
+        text = _ADD_ON.format(arguments=_arguments(names) + given, ends_as=_written_by(names))
         blocks["As an add-on to the base"] = _program(theirs, {*ours, "EFTLogitsProcessor"}, load, text)
     return blocks
 
@@ -126,6 +125,25 @@ def _program(theirs: set[str], ours: set[str], *parts: str) -> str:
     return "\n\n".join([imports, *parts])
 
 
+def _loading(where: Mapping[str, tuple[str, str | None]], written_by: str, instead_of_base: str | None) -> str:
+    """Code that loads every model once."""
+    lines, again, first = ["members = {"], [], dict[tuple[str, str | None], str]()
+    for name, place in where.items():
+        if (other := first.setdefault(place, name)) != name:
+            again.append(f'members["{name}"] = members["{other}"]')
+            continue
+        lines.append(f'    "{name}": AutoModelForCausalLM.from_pretrained({_place(place)}, use_safetensors=True),')
+    lines += ["}", *again]
+    if instead_of_base:
+        lines.append(f'members["{BASE}"] = members["{instead_of_base}"]  # put a larger model with the same tokenizer here')
+    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({_place(where[written_by])})"])
+
+
+def _place(place: tuple[str, str | None]) -> str:
+    repository, commit = place
+    return f'"{repository}"' if commit is None else f'"{repository}", revision="{commit}"'
+
+
 def _tuned(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in (BASE, REFERENCE)]
 
@@ -153,8 +171,11 @@ def _arguments(names: list[str], named: bool = False) -> str:
 
 
 def _as_code(combination: Combination) -> str:
+    """The recipe as an expression; empty for the one that the leaves take if nothing is said."""
     if called := [name for name, value in combination.coefficients.items() if callable(value)]:
         raise ValueError(f"The coefficients of {called} are callables, which cannot be written into a card. Give numbers.")
+    if combination == Combination.emulate():
+        return ""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in combination.coefficients.items()}
     recipe = ", ".join(f'"{name}": {value!r}' for name, value in values.items())
     truncation = combination.truncation
@@ -169,7 +190,3 @@ def _goes_below_zero(combination: Combination, name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _quoted(commit: str | None) -> str:
-    return "None" if commit is None else f'"{commit}"'

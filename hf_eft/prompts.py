@@ -136,13 +136,14 @@ def _padded(name: str, rows: list[list[int]], tokenizer: Any) -> dict[str, torch
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def warn_of_templates(tokenizers: Mapping[str, Any], input_ids: Any) -> bool:
+def warn_of_templates(tokenizers: Mapping[str, Any], input_ids: Any, stacklevel: int = 4) -> bool:
     r"""
     Warn if the members' chat templates differ and all are to read a prompt that one of these wrote.
 
     Args:
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizers of members, by name, as far as they are known.
         input_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): The prompts. The first tells whether it is a chat.
+        stacklevel (`int`, *optional*, defaults to 4): As in `warnings.warn`; by default the caller of a decorated caller.
 
     Returns:
         `bool`: Whether it warned.
@@ -158,10 +159,10 @@ def warn_of_templates(tokenizers: Mapping[str, Any], input_ids: Any) -> bool:
     warnings.warn(
         f"The members' chat templates differ: this prompt is in that of {wrote[0]!r}, and {others} were trained on another or none. All "
         "members read it as it is. If that is what you want (members that know no template often follow another's), say so: "
-        "`generate(..., member_inputs={})`. To give each its own: `hf_eft.prompts.member_inputs(conversations, model.tokenizers)`, or "
-        "`pipeline(..., pipeline_class=hf_eft.pipeline.MemberPromptPipeline)`.",
+        "`member_inputs={}`. To give each its own: `member_inputs=` with what `hf_eft.prompts.member_inputs(conversations, tokenizers)` "
+        "makes, or `pipeline(..., pipeline_class=hf_eft.pipeline.MemberPromptPipeline)`.",
         UserWarning,
-        stacklevel=4,  # the caller of `generate`, which `torch.no_grad` wraps
+        stacklevel=stacklevel,
     )
     return True
 

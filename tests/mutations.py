@@ -508,6 +508,27 @@ FAULTS = [
         "        pass",
         "tests/test_custom_generate.py -k greedy",
     ),
+    Fault(
+        "the add-on tells of templates that were not asked about",
+        "logits_process.py",
+        "if self.member_inputs is None and self._tokenizers:",
+        "if self._tokenizers:",
+        "tests/test_pipeline.py -k add_on_tells",
+    ),
+    Fault(
+        "the add-on tells of templates at every step",
+        "logits_process.py",
+        "            self._looked_at_templates = True\n",
+        "",
+        "tests/test_pipeline.py -k add_on_tells",
+    ),
+    Fault(
+        "an adapter is shown as the model under it",
+        "card.py",
+        "is_adapter = name in model._members.adapted and name not in (BASE, REFERENCE)",
+        "is_adapter = False",
+        "tests/test_card.py -k adapter",
+    ),
 ]
 
 

@@ -140,6 +140,19 @@ def test_what_the_model_remembers(family: tiny.Family) -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_an_adapter_is_not_the_model_under_it(family: tiny.Family) -> None:
+    peft = pytest.importorskip("peft")
+    small = copy.deepcopy(family.reference)
+    small.config._name_or_path = IDS["reference"]
+    adapter = peft.get_peft_model(small, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    model = EFTForCausalLM.from_models(family.base, tuned=adapter)
+    assert data_of(model_card(model))["base_model"] == [IDS["reference"]]
+    assert "| `tuned` | not published |" in model_card(model)
+    card = model_card(model, sources={"tuned": "owner/adapter"})
+    assert "| `tuned` | [owner/adapter]" in card and "| `reference` | [owner/small]" in card
+
+
 @pytest.mark.parametrize(
     "combination, names",
     [
@@ -185,12 +198,12 @@ def test_the_card_of_a_recipe_runs(
 
 def test_the_snippet_runs(family: tiny.Family, capsys: pytest.CaptureFixture[str]) -> None:
     text = snippet(IDS["tuned"], IDS["reference"], base=IDS["base"], revisions={"tuned": COMMITS["tuned"]})
-    assert f'"tuned": ("{IDS["tuned"]}", "{COMMITS["tuned"]}")' in text and f'"base": ("{IDS["base"]}", None)' in text
+    assert f'"{IDS["tuned"]}", revision="{COMMITS["tuned"]}"' in text and f'("{IDS["base"]}", use_safetensors=True)' in text
     assert run_blocks(text, FOLDERS, capsys) == [said(wrapper(family), family.tokenizer)] * 3
     assert not re.search(r"^# ", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M), "it is part of another card"
     alone = snippet(IDS["tuned"], IDS["reference"])
     assert run_blocks(alone, FOLDERS, capsys) == [said(family.tuned, family.tokenizer)] * 3
-    assert "Put a larger model" in alone and "Put a larger model" not in text
+    assert "put a larger model" in alone and "put a larger model" not in text
 
 
 @pytest.mark.parametrize("place", HOSTILE)

@@ -306,6 +306,26 @@ def test_templates_that_differ_are_told_of_once(family: tiny.Family) -> None:
         other.generate(**inputs, max_new_tokens=1)
 
 
+def test_the_add_on_tells_of_templates_too(family: tiny.Family) -> None:
+    inputs = family.tokenizer(TEXTS[0], return_tensors="pt", return_token_type_ids=False)
+    tokenizers = three(family, base=None, reference=None)
+
+    def run(prompt: Any, **options: Any) -> EFTLogitsProcessor:
+        add_on = EFTLogitsProcessor(family.tuned, family.reference, **options)
+        family.base.generate(**prompt, max_new_tokens=2, logits_processor=[add_on])
+        return add_on
+
+    with pytest.warns(UserWarning, match="in that of 'tuned'") as warned:
+        add_on = run(inputs, tokenizers=tokenizers)
+    assert len(warned) == 1
+    family.base.generate(**inputs, max_new_tokens=2, logits_processor=[add_on])  # warnings are errors here: not again
+    run(inputs, tokenizers=tokenizers, member_inputs={})
+    run(inputs, tokenizers=tokenizers, member_inputs={"tuned": inputs}, attention_mask=inputs["attention_mask"])
+    run(inputs, tokenizers=three(family))
+    run(inputs)
+    run(family.tokenizer("Oscar Palmer", return_tensors="pt", return_token_type_ids=False), tokenizers=tokenizers)
+
+
 def test_nobody_who_said_what_they_want_is_warned(family: tiny.Family) -> None:
     """Warnings are errors in these tests."""
     inputs = family.tokenizer(TEXTS[:2], return_tensors="pt", padding=True, return_token_type_ids=False)
