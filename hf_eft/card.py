@@ -171,14 +171,12 @@ def snippet(tuned: str, reference: str, *, base: str | None = None, revisions: M
         if place is not None:
             check_repository(name, place, given.get(name))
             where[name] = (place, given.get(name))
-    note = (
-        ""
-        if base is not None
-        else (
+    note = ""
+    if base is None:
+        note = (
             f" With `{reference}` in the place of the base, as it stands here, what comes out is exactly this model; with a larger "
             "one, its knowledge in this model's manner."
         )
-    )
     combination = Combination.emulate()
     return "\n\n".join(
         [

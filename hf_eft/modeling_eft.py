@@ -356,4 +356,4 @@ def _kept_of_all(
     return logits_to_keep or shortest
 
 
-AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # `pipeline` checks classes against this as well
