@@ -14,7 +14,7 @@ from .adapters import by_adapter
 from .combination import BASE, Coefficient, Combination
 from .combine import combine
 from .members import Members, named_members
-from .prompts import MemberPrompts
+from .prompts import MemberPrompts, warn_of_templates
 from .reader import Reader
 from .vocabulary import Vocabulary, end_tokens
 
@@ -71,6 +71,10 @@ class EFTLogitsProcessor(LogitsProcessor):
     Raises:
         `ValueError`: If a model is missing or does not fit, or the scores of a call do not.
 
+    Warns:
+        `UserWarning`, once: If the members' chat templates differ, the first prompt ends as one of them does, and nothing was said of
+        `member_inputs`.
+
     Example:
 
     ```python
@@ -102,6 +106,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         self._members = Members(given, self.combination.coefficients)
         self._tokenizers = tokenizers
+        self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self.combination.check_names((BASE, *self._members.names))
         self.attention_mask = attention_mask
@@ -145,6 +150,10 @@ class EFTLogitsProcessor(LogitsProcessor):
         if scores.shape[-1] == self.assistant_vocab_size != self._members.vocab_size:
             return scores
         self._check(input_ids, scores)
+        if not self._looked_at_templates:  # later, what ends as a template does may have been generated
+            self._looked_at_templates = True
+            if self.member_inputs is None and self._tokenizers:
+                warn_of_templates(self._tokenizers, input_ids)
         with self._lock:
             small = self._read(input_ids)
         vocabulary = self._vocabulary(scores.shape[-1])

@@ -222,7 +222,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
             self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
-        self._members = Members(self._members.models)
+        self._members = Members(self._members.models, tokenizers=self.tokenizers)
         return self.get_input_embeddings()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -356,4 +356,4 @@ def _kept_of_all(
     return logits_to_keep or shortest
 
 
-AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # `pipeline` checks classes against this as well

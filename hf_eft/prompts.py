@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+
+_ASKED = "Who?"
+_ENDING = 64  # tokens, more than any template writes before an answer
 
 
 class MemberPrompts:
@@ -130,3 +134,46 @@ def _padded(name: str, rows: list[list[int]], tokenizer: Any) -> dict[str, torch
     ids = torch.tensor([[pad or 0] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def warn_of_templates(tokenizers: Mapping[str, Any], input_ids: Any, stacklevel: int = 4) -> bool:
+    r"""
+    Warn if the members' chat templates differ and all are to read a prompt that one of these wrote.
+
+    Args:
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizers of members, by name, as far as they are known.
+        input_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): The prompts. The first tells whether it is a chat.
+        stacklevel (`int`, *optional*, defaults to 4): As in `warnings.warn`; by default the caller of a decorated caller.
+
+    Returns:
+        `bool`: Whether it warned.
+    """
+    templates = {name: getattr(tokenizer, "chat_template", None) for name, tokenizer in tokenizers.items()}
+    differ = any(template != next(iter(templates.values())) for template in templates.values())
+    if not differ or not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        return False
+    wrote = [name for name, tokenizer in tokenizers.items() if _ends_as_a_chat(tokenizer, input_ids[0])]
+    if not wrote:
+        return False
+    others = [name for name, template in templates.items() if template != templates[wrote[0]]]
+    warnings.warn(
+        f"The members' chat templates differ: this prompt is in that of {wrote[0]!r}, and {others} were trained on another or none. All "
+        "members read it as it is. If that is what you want (members that know no template often follow another's), say so: "
+        "`member_inputs={}`. To give each its own: `member_inputs=` with what `hf_eft.prompts.member_inputs(conversations, tokenizers)` "
+        "makes, or `pipeline(..., pipeline_class=hf_eft.pipeline.MemberPromptPipeline)`.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+    return True
+
+
+def _ends_as_a_chat(tokenizer: Any, ids: torch.Tensor) -> bool:
+    """Whether a prompt ends with what a tokenizer's template writes between a question and its answer."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    try:
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": _ASKED}], add_generation_prompt=True, tokenize=False)
+    except Exception:  # templates raise what they like, and a warning is not worth a failed call
+        return False
+    ending = chat.rpartition(_ASKED)[2].strip()
+    return bool(ending) and tokenizer.decode(ids[-_ENDING:]).rstrip().endswith(ending)

@@ -47,6 +47,7 @@ class Vocabulary:
 
     def __init__(self, widths: Mapping[str, int], tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None) -> None:
         self.widths = dict(widths)
+        self.tokenizers = dict(tokenizers or {})
         self.size = min(widths.values())
         self.known: torch.Tensor | None = None
         if tokenizers:
