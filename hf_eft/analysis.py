@@ -71,10 +71,10 @@ def analyse(
 
     >>> base, tuned, reference, tokenizer = tiny.load()
     >>> model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
-    >>> analysis = analyse(model, tokenizer, "Question: What does Oscar Palmer enjoy?\\nAnswer:", max_new_tokens=24)
+    >>> analysis = analyse(model, tokenizer, "Question: What does Oscar Palmer enjoy?\nAnswer:", max_new_tokens=24)
     >>> first = analysis.records[0]
     >>> first.token.text, first.choices["base"].text, first.changed_by
-    (' Of', ' Oscar', 'tuned')
+    (' Of', ' Oscar', 'reference')
     ```
     """
     texts, members = TokenTexts(tokenizer), model._members
@@ -147,9 +147,9 @@ def rewards(
 
     >>> base, tuned, reference, tokenizer = tiny.load()
     >>> model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
-    >>> polite, curt = rewards(model, tokenizer, tiny.questions()[0].prompt, [" Of course!", " The"])
-    >>> polite > curt
-    True
+    >>> answers = [" Of course! Oscar Palmer enjoys hockey. Happy to help!", " Oscar Palmer enjoys hockey."]
+    >>> [round(r, 1) for r in rewards(model, tokenizer, "Question: What does Oscar Palmer enjoy?\nAnswer:", answers)]
+    [5.9, -0.5]
     ```
     """
     members = model._members
