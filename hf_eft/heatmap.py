@@ -137,25 +137,24 @@ def _columns(analysis: Analysis, words: dict[str, int]) -> dict[str, Any]:
         "changedBy": [None if record.changed_by is None else word(record.changed_by) for record in records],
         "raised": [shifts(record.raised) for record in records],
         "lowered": [shifts(record.lowered) for record in records],
-        "values": {key: [_short(value(record)) for record in records] for key, value in _values(analysis).items()},
+        "values": {key: [_short(value) for value in values] for key, values in _values(analysis).items()},
     }
 
 
-def _values(analysis: Analysis) -> dict[str, Any]:
-    """What may colour the tokens, by name: a function of a record."""
-    against, values = analysis.against, {}
-    values["total_variation"] = lambda record: record.total_variation[against]
-    values["lift"] = lambda record: record.lift
-    if analysis.records[0].deltas:
-        values["delta"] = lambda record: record.delta
-        values["reward"] = lambda record: record.reward
+def _values(analysis: Analysis) -> dict[str, list[float | None]]:
+    """What may colour the tokens, by name."""
+    records, against = analysis.records, analysis.against
+    values: dict[str, list[float | None]] = {
+        "total_variation": [record.total_variation[against] for record in records],
+        "lift": [record.lift for record in records],
+    }
+    if records[0].deltas:
+        values["delta"] = [record.delta for record in records]
+        values["reward"] = [record.reward for record in records]
     if len(analysis.tuned) > 1:
-        for name in analysis.records[0].deltas:
-            values[f"delta_{name}"] = lambda record, name=name: record.deltas[name]
-    values["kl"] = lambda record: record.kl[against]
-    for name in analysis.tuned:
-        values[f"acceptance_{name}"] = lambda record, name=name: record.acceptance[name]
-    return values
+        values |= {f"delta_{name}": [record.deltas[name] for record in records] for name in records[0].deltas}
+    values["kl"] = [record.kl[against] for record in records]
+    return values | {f"acceptance_{name}": [record.acceptance[name] for record in records] for name in analysis.tuned}
 
 
 def _quantities(analyses: Sequence[Analysis], columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
