@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 # No sandbox: tests run as root in containers. The others keep Chromium's own services from asking the network for anything.
-_OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+_OPTIONS = """
+    --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync
+"""
 
 
 def chromium() -> str | None:

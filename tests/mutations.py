@@ -382,6 +382,55 @@ FAULTS = [
         "stripped if stripped else",
         "tests/test_analysis.py -k terminal",
     ),
+    Fault(
+        "a text may close the data of the page",
+        "heatmap.py",
+        """    return text.replace("<", "\\\\u003c").replace(">", "\\\\u003e").replace("&", "\\\\u0026")""",
+        "    return text",
+        "tests/test_heatmap.py -k markup",
+    ),
+    Fault(
+        "the title is not escaped",
+        "heatmap.py",
+        "title=html.escape(shown)",
+        "title=shown",
+        "tests/test_heatmap.py -k markup",
+    ),
+    Fault(
+        "texts become markup in the page",
+        "heatmap.js",
+        "else if (line) parent.append(line);",
+        "else if (line) parent.innerHTML += line;",
+        "tests/test_heatmap.py -k hostile",
+    ),
+    Fault(
+        "marks of direction act on the page",
+        "heatmap.js",
+        "\\u2028-\\u202e",
+        "\\u2028-\\u2029",
+        "tests/test_heatmap.py -k hostile",
+    ),
+    Fault(
+        "the page may run any script",
+        "heatmap.py",
+        "script-src {_hash(script)};",
+        "script-src 'unsafe-inline';",
+        "tests/test_heatmap.py -k policy",
+    ),
+    Fault(
+        "the page may load anything",
+        "heatmap.py",
+        "default-src 'none'; style-src",
+        "default-src *; style-src",
+        "tests/test_heatmap.py -k policy",
+    ),
+    Fault(
+        "the colours are those of another quantity",
+        "heatmap.js",
+        "const values = (view) => view.from.values[quantity.key] || [];",
+        "const values = (view) => view.from.values[data.quantities[0].key] || [];",
+        "tests/test_heatmap.py -k details",
+    ),
 ]
 
 
