@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .combination import BASE, REFERENCE
+from .combination import BASE, REFERENCE, Combination
 from .combine import combine
 from .effects import Effects
 from .modeling_eft import EFTForCausalLM
@@ -106,7 +106,7 @@ def analyse(
         prompt=prompt if isinstance(prompt, str) else texts.decode(passage.prompt.tolist()),
         continuation="".join(said),
         records=records,
-        recipe=str(model.combination),
+        recipe=str(_recipe(model, coefficients)),
         against=against,
         references=pairs,
     )
@@ -191,6 +191,13 @@ def _weights(model: EFTForCausalLM, passage: Passage, coefficients: torch.Tensor
             f"`coefficients` must have the shape (1, {len(names)}), a column for each member, got {tuple(coefficients.shape)}."
         )
     return coefficients.float().cpu().expand(count, -1)
+
+
+def _recipe(model: EFTForCausalLM, coefficients: torch.Tensor | None) -> Combination:
+    if coefficients is None:
+        return model.combination
+    given = dict(zip(model._members.names, coefficients[0].tolist(), strict=True))
+    return Combination(given, model.combination.truncation)
 
 
 def _log_probs(logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
