@@ -206,7 +206,7 @@
     const chart = svg("svg", { class: "chart", role: "img", "aria-label": "The chosen quantity over the sequence" }, section);
     const prompt = make("div", "prompt", undefined, section);
     visible(from.prompt, make("bdi", "", undefined, prompt));
-    const text = make("div", "text", undefined, section);
+    const text = make("div", from.tokens.length > RUN * 1.25 ? "text long" : "text", undefined, section);
     text.dir = from.rtl ? "rtl" : "ltr";
     text.setAttribute("role", "listbox");
     text.setAttribute("aria-label", "Tokens; arrow keys move");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 _COMBINED = "combined"
 _TITLE = "Emulated fine-tuning"
 _RISKS = (
-    "The combination can lose to `tuned` or to `base` alone, and what any of them says may be false or harmful. Weakening or turning around "
-    "the delta of a safety-tuned model takes its safety training away."
+    "The combination can lose to `tuned` or to `base` alone, and what any of them says may be false or harmful. "
+    "A safety-tuned model's delta, weakened or turned around, takes its safety training away."
 )
 # No fonts from elsewhere: Gradio's own themes load theirs from Google.
 _FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -213,8 +214,9 @@ def _answers(
     for name in only:
         own = {"coefficients": coefficients} if name == _COMBINED else {}
         answer = Answer(model if name == _COMBINED else model.members[name], tokenizer, prompt, seed, **own, **options)
-        for texts[name] in answer:
-            yield [*texts.values(), ""]
+        with closing(iter(answer)) as pieces:  # whoever stops the page stops the generation
+            for texts[name] in pieces:
+                yield [*texts.values(), ""]
     tokens = answer.tokens
     if tokens is None or len(tokens) == 0:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Answer:
         self._error: Exception | None = None
         self._stopped = _Stopped()
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         thread = threading.Thread(target=self._generate, daemon=True)
         thread.start()
         try:
