@@ -14,6 +14,8 @@ from .vocabulary import end_tokens
 
 _CELLS = 2**23  # logits of a member that are looked at together: 32 MB of float32, whatever the text and the vocabulary
 
+_TOKENS = 2048  # tokens that are read together: the masks of attention are as large as that times the text
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -97,7 +99,7 @@ class Passage:
         own, after = self.own, self.continuation
         members = members.apart(own.names) if own is not None else members
         asked = {members.owner[name] for name in (members.names if only is None else only)}
-        step = max(1, _CELLS // members.vocabulary.size)
+        step = max(1, min(_TOKENS, _CELLS // members.vocabulary.size))
         cache = members.new_cache() if len(after) > step else None
         for start in range(0, len(after), step):
             stop = min(start + step, len(after))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +30,7 @@ _RISKS = (
 )
 # No fonts from elsewhere: Gradio's own themes load theirs from Google.
 _FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+_EVERY = 0.05  # seconds between two updates of the page, which sends the whole text each time
 _CSS = ".heatmap iframe { width: 100%; height: 760px; border: 0; border-radius: 8px; } footer { display: none !important; }"
 _FRAME = '<iframe sandbox="allow-scripts" referrerpolicy="no-referrer" title="What the delta did" srcdoc="{page}"></iframe>'
 
@@ -215,8 +217,12 @@ def _answers(
         own = {"coefficients": coefficients} if name == _COMBINED else {}
         answer = Answer(model if name == _COMBINED else model.members[name], tokenizer, prompt, seed, **own, **options)
         with closing(iter(answer)) as pieces:  # whoever stops the page stops the generation
+            shown = 0.0
             for texts[name] in pieces:
-                yield [*texts.values(), ""]
+                if (now := time.monotonic()) - shown >= _EVERY:
+                    yield [*texts.values(), ""]
+                    shown = now
+        yield [*texts.values(), ""]
     tokens = answer.tokens
     if tokens is None or len(tokens) == 0:
         return

@@ -57,6 +57,7 @@ def opened(address: str, **options: Any) -> Iterator[tuple[Any, Watch]]:
         browser = playwright.chromium.launch(executable_path=chromium(), args=_OPTIONS.split())
         try:
             page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+            page.set_default_timeout(120_000)  # how long a busy machine may take: nothing waits longer than it must
             watch = Watch(page, address)
             page.goto(address)
             yield page, watch

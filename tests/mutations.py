@@ -431,6 +431,48 @@ FAULTS = [
         "const values = (view) => view.from.values[data.quantities[0].key] || [];",
         "tests/test_heatmap.py -k details",
     ),
+    Fault(
+        "a long text is looked at as a whole",
+        "passage.py",
+        "step = max(1, min(_TOKENS, _CELLS // members.vocabulary.size))",
+        "step = len(after)",
+        "tests/test_analysis.py -k pieces_bound",
+    ),
+    Fault(
+        "the sliders say nothing",
+        "playground.py",
+        'own = {"coefficients": coefficients} if name == _COMBINED else {}',
+        "own = {}",
+        "tests/test_playground.py -k the_page",
+    ),
+    Fault(
+        "the button stops the page, not the generation",
+        "streaming.py",
+        "            self._stopped.told.set()\n            thread.join()\n",
+        "            pass\n",
+        "tests/test_playground.py -k stop",
+    ),
+    Fault(
+        "the heat-map of the playground is not escaped",
+        "playground.py",
+        "_FRAME.format(page=html.escape(page([found])))",
+        "_FRAME.format(page=page([found]))",
+        "tests/test_playground.py -k hostile",
+    ),
+    Fault(
+        "the playground loads fonts from elsewhere",
+        "playground.py",
+        "theme=gr.themes.Default(**_FONTS)",
+        "theme=gr.themes.Default()",
+        "tests/test_playground.py -k errors_are_shown",
+    ),
+    Fault(
+        "amplification is turned as strength",
+        "dials.py",
+        "lambda b: Combination.emulate(beta=b)",
+        "lambda b: Combination.emulate(alpha=b)",
+        "tests/test_playground.py -k dials",
+    ),
 ]
 
 

@@ -1,14 +1,15 @@
 """
-A playground in a process of its own, so that Gradio's threads and warnings stay out of the tests.
+Playgrounds in a process of their own, so that Gradio's threads and warnings stay out of the tests.
 
-    python tests/serve_playground.py SCENARIO PORT
+    python tests/serve_playground.py PORT PORT PORT
 
-Says `ready` once the page is there, and serves until the standard input ends.
+Serves every scenario at a port, says `ready` once they are there, and ends when the standard input does.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ class Endless(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.device, self.config = model.device, model.config
+        self.device, self.config, self.pace = model.device, model.config, threading.Event()
 
     def generate(self, ids: torch.Tensor, streamer: Any, stopping_criteria: Any, **_: Any) -> torch.Tensor:
         streamer.put(ids.cpu())
         while not bool(stopping_criteria(ids, None).all()):
+            self.pace.wait(0.02)  # as a model would: what waits to be shown must not grow without end
             ids = torch.cat([ids, torch.tensor([[537]])], dim=1)
             streamer.put(ids[0, -1:].cpu())
         print("stopped", flush=True)
@@ -33,7 +35,7 @@ class Endless(torch.nn.Module):
 
 
 def model_of(scenario: str, family: Any) -> EFTForCausalLM:
-    """The combination of a scenario: `"three"`, `"several"` tuned members, or a base that is `"endless"`."""
+    """The combination of a scenario: three members, several tuned ones, or a base that does not end."""
     if scenario == "several":
         recipe = Combination.steer({"helpful": 0.7, "brief": 0.3}, truncation=Truncation("base", 0.99))
         tuned = {"helpful": family.tuned, "brief": family.reference}
@@ -44,10 +46,16 @@ def model_of(scenario: str, family: Any) -> EFTForCausalLM:
     return model
 
 
+SCENARIOS = ("three", "several", "endless")
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     made = tiny.load()
-    blocks = playground.launch(model_of(sys.argv[1], made), made.tokenizer, port=int(sys.argv[2]), prevent_thread_lock=True)
+    pages = [
+        playground.launch(model_of(scenario, made), made.tokenizer, port=int(port), prevent_thread_lock=True)
+        for scenario, port in zip(SCENARIOS, sys.argv[1:], strict=True)
+    ]
     print("ready", flush=True)
     sys.stdin.read()
-    blocks.close(verbose=False)
+    for blocks in pages:
+        blocks.close(verbose=False)

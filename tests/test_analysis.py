@@ -368,3 +368,19 @@ def test_no_delta_no_change(trained: EFTForCausalLM, tokenizer: Any) -> None:
     trained.combination = Combination.emulate(alpha=0.0)
     analysis = analyse(trained, tokenizer, tiny.questions()[0].prompt, max_new_tokens=6)
     assert analysis.summary()["total_variation_base"] < 1e-6 and analysis.summary()["changed"] == 0
+
+
+def test_pieces_bound_the_memory(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the text, members return logits for no more tokens than a piece has."""
+    model, seen = model_of("emulate"), []
+    step = type(model._members).step
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        outputs = step(*args, **kwargs)
+        seen.extend(output.logits.shape[1] for output in outputs.values())
+        return outputs
+
+    monkeypatch.setattr(type(model._members), "step", watched)
+    monkeypatch.setattr(passage, "_CELLS", 4 * 64)
+    analyse(model, tokenizer, PROMPT, SAID.repeat(5))
+    assert max(seen) == 4 and sum(seen) == 3 * 30  # and each token was looked at once by each member

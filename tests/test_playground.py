@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from browser import missing, opened
+from serve_playground import SCENARIOS
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.dials import dials_of
@@ -132,17 +133,19 @@ def test_without_gradio_it_says_what_to_install(model: EFTForCausalLM, family: A
 
 
 class Served:
-    """A playground in a process of its own, at a free port, for a `with` block."""
+    """Playgrounds in a process of their own, at free ports, for a `with` block: an address for each scenario."""
 
-    def __init__(self, scenario: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}/"
+    def __init__(self) -> None:
+        probes = [socket.create_server(("127.0.0.1", 0)) for _ in SCENARIOS]
+        ports = [probe.getsockname()[1] for probe in probes]
+        for probe in probes:
+            probe.close()
+        self.at = {scenario: f"http://127.0.0.1:{port}/" for scenario, port in zip(SCENARIOS, ports, strict=True)}
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "serve_playground.py"), scenario, str(port)],
+            [sys.executable, str(ROOT / "tests" / "serve_playground.py"), *map(str, ports)],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self.says("ready", 120)
+        assert self.says("ready", 300)
 
     def says(self, word: str, seconds: float) -> bool:
         """Whether the process says a word within some seconds."""
@@ -165,9 +168,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with Served("three") as served:
-        yield served.address
+def served() -> Iterator[Served]:
+    with Served() as served:
+        yield served
 
 
 def say(tab: Any, prompt: str) -> None:
@@ -188,8 +191,8 @@ def drag(tab: Any, label: str, share: float) -> None:
 
 
 @page
-def test_the_page(address: str, model: EFTForCausalLM, family: Any) -> None:
-    with opened(address) as (tab, watch):
+def test_the_page(served: Served, model: EFTForCausalLM, family: Any) -> None:
+    with opened(served.at["three"]) as (tab, watch):
         say(tab, QUESTION)
         frame = tab.frame_locator(".heatmap iframe")
         frame.locator(".t").first.wait_for()
@@ -215,17 +218,17 @@ def test_the_page(address: str, model: EFTForCausalLM, family: Any) -> None:
 
 
 @page
-def test_errors_are_shown(address: str) -> None:
-    with opened(address) as (tab, watch):
+def test_errors_are_shown(served: Served) -> None:
+    with opened(served.at["three"]) as (tab, watch):
         say(tab, "   ")
         tab.get_by_text("The prompt is empty").wait_for()
         assert watch.dialogs == [] and watch.requests == []
 
 
 @page
-def test_a_hostile_prompt(address: str) -> None:
+def test_a_hostile_prompt(served: Served) -> None:
     text = "</script><img src=x onerror=alert(1)> ${alert(2)} {{alert(3)}} &quot;' \" </iframe>"
-    with opened(address) as (tab, watch):
+    with opened(served.at["three"]) as (tab, watch):
         say(tab, text)
         frame = tab.frame_locator(".heatmap iframe")
         frame.locator(".t").first.wait_for()
@@ -235,18 +238,18 @@ def test_a_hostile_prompt(address: str) -> None:
 
 
 @page
-def test_stop_ends_the_generation() -> None:
-    with Served("endless") as served, opened(served.address) as (tab, watch):
+def test_stop_ends_the_generation(served: Served) -> None:
+    with opened(served.at["endless"]) as (tab, watch):
         say(tab, QUESTION)
         tab.wait_for_function("document.querySelector('#says-base textarea').value.length > 20")
         tab.click("#stop")
-        assert served.says("stopped", 30), "the generation went on"
+        assert served.says("stopped", 120), "the generation went on"
         assert watch.complaints == []
 
 
 @page
-def test_several_tuned_members() -> None:
-    with Served("several") as served, opened(served.address, color_scheme="dark") as (tab, watch):
+def test_several_tuned_members(served: Served) -> None:
+    with opened(served.at["several"], color_scheme="dark") as (tab, watch):
         for name in ("helpful", "brief"):
             tab.get_by_label(f"range slider for {LAMBDA} of {name}", exact=True).wait_for()
         say(tab, QUESTION)
