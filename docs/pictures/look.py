@@ -6,7 +6,6 @@ Make the pictures of the heat-map and the playground, from the embedded family, 
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -64,7 +63,7 @@ def main() -> int:
     heatmap(model, tokenizer, FOLDER / "heatmap.png")
     served(model, tokenizer, FOLDER / "playground.png")
     for name in ("heatmap.png", "playground.png"):
-        print(f"{name}: {os.path.getsize(FOLDER / name) / 1000:.0f} kB")
+        print(f"{name}: {(FOLDER / name).stat().st_size / 1000:.0f} kB")
     return 0
 
 
