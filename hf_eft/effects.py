@@ -64,11 +64,11 @@ class Effects:
             tuned (`tuple[str, ...]`): The tuned members.
             listed (`int`): How many tokens are listed as raised, and as lowered.
         """
-        start = log_probs[against]
+        probs, combined_probs = {name: values.exp() for name, values in log_probs.items()}, combined.exp()
         choices = {name: values.argmax(-1) for name, values in log_probs.items()}
         choice = combined.argmax(-1)
         others = [name for name in tuned if name != against]
-        variation = {name: total_variation(combined, values) for name, values in log_probs.items()}
+        variation = {name: total_variation(combined_probs, values) for name, values in probs.items()}
         return cls(
             said={name: _of(values, tokens).tolist() for name, values in log_probs.items()},
             said_combined=_of(combined, tokens).tolist(),
@@ -76,17 +76,17 @@ class Effects:
             choice=choice.tolist(),
             total_variation={name: values.tolist() for name, values in variation.items()},
             kl={name: kl(combined, values).tolist() for name, values in log_probs.items()},
-            tuned_total_variation={name: total_variation(log_probs[name], start).tolist() for name in others},
-            tuned_kl={name: kl(log_probs[name], start).tolist() for name in others},
+            tuned_total_variation={name: total_variation(probs[name], probs[against]).tolist() for name in others},
+            tuned_kl={name: kl(log_probs[name], log_probs[against]).tolist() for name in others},
             acceptance={name: (1 - variation[name]).tolist() for name in tuned},
             changed_by=_changed_by(log_probs, choice, choices[against], weights, against),
-            **_shifts(start.exp(), combined.exp(), listed),
+            **_shifts(probs[against], combined_probs, listed),
         )
 
 
 def total_variation(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """`1/2 sum |p - q|` of distributions given as log-probs, `(..., vocab)`: `(...,)`, 0 to 1."""
-    return (0.5 * (p.exp() - q.exp()).abs().sum(-1)).clamp(max=1.0)
+    """`1/2 sum |p - q|` of distributions, `(..., vocab)`: `(...,)`, 0 to 1."""
+    return (0.5 * (p - q).abs().sum(-1)).clamp(max=1.0)
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
