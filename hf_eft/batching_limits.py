@@ -46,7 +46,7 @@ def resolve(model: EFTForCausalLM, generation_config: Any, config: ContinuousBat
         _check_member(name, member.model, model.device)
     if model.combination.scheduled:
         raise _refusal("the recipe's coefficients follow a schedule", "Give each request numbers")
-    _check_generation(model, generation_config)
+    check_generation(model, generation_config)
     config = ContinuousBatchingConfig() if config is None else copy.deepcopy(config)
     wants = {
         "use_async_batching": config.use_async_batching,
@@ -93,12 +93,13 @@ def _check_member(name: str, model: Any, device: torch.device) -> None:
         raise _refusal(f"the member {name!r} is on {model.device}, the main member on {device}", "Move them to one device")
 
 
-def _check_generation(model: EFTForCausalLM, generation_config: Any) -> None:
+def check_generation(model: EFTForCausalLM, generation_config: Any) -> None:
+    """Raise if tokens are to be chosen in a way that requests in a batch cannot be."""
     if (generation_config.num_beams or 1) > 1:
         raise _refusal(f"`num_beams` is {generation_config.num_beams}, and requests are not searched", "Leave it out")
     if generation_config.stop_strings:
         raise _refusal("`stop_strings` are not looked for", "Leave them out")
-    for processor in model._get_logits_processor(generation_config):
+    for processor in model._get_logits_processor(generation_config, input_ids_seq_length=1):
         if not getattr(processor, "supports_continuous_batching", None):
             raise _refusal(
                 f"{type(processor).__name__} needs what was said before, which is not at hand", "Leave its option out"

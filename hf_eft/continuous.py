@@ -69,9 +69,13 @@ class EFTBatchingManager(ContinuousBatchingManager):
             raise
 
     def _check_length(self, input_ids: Sequence[int], new_tokens: int | None) -> None:
+        if not input_ids:
+            raise ValueError("The prompt has no tokens: there is nothing to continue.")
         known = min(self.model.members.vocabulary.widths.values())
-        if not input_ids or min(input_ids) < 0 or max(input_ids) >= known:
-            raise ValueError(f"A prompt must have tokens, with ids from 0 to {known - 1}, got {list(input_ids)}.")
+        if min(input_ids) < 0 or max(input_ids) >= known:
+            raise ValueError(f"The ids of a prompt must be from 0 to {known - 1}, got {min(input_ids)} to {max(input_ids)}.")
+        if new_tokens is None:
+            raise ValueError("Say how long a request may become: give `max_new_tokens`.")
         limits = {
             f"positions of the member {name!r}": limit
             for name, model in self.model.members.distinct_models.items()
@@ -81,7 +85,7 @@ class EFTBatchingManager(ContinuousBatchingManager):
             limits["tokens of the cache"] = infer_max_single_request_tokens(self.batch_processor.cache)
         for what, limit in limits.items():
             # One request that outgrows them would end all the others.
-            if len(input_ids) + (new_tokens or 1) > limit:
+            if len(input_ids) + new_tokens > limit:
                 raise ValueError(
                     f"A prompt of {len(input_ids)} tokens and {new_tokens} new ones are more than the {limit} {what}. Ask for fewer new "
                     "tokens, or give the cache more blocks."

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hmac
-import json
-import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -21,9 +16,9 @@ from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import GenerateManager, GenerationState, InferenceThread, _GenerationCancelled
 
 from .combination import BASE, Combination
+from .dispatch import Asked, Generation
 
 if TYPE_CHECKING:
     from .modeling_eft import EFTForCausalLM
@@ -58,14 +53,6 @@ class Parameters(BaseModel):
     stop: str | list[str] | None = None
     stream: bool | None = None
     generation_config: str | None = None
-
-
-@dataclass
-class Asked:
-    """What a request asks for beside its generation configuration."""
-
-    coefficients: torch.Tensor | None  # (1, members)
-    seed: int | None
 
 
 def read_parameters(body: Mapping[str, Any]) -> Parameters:
@@ -181,84 +168,6 @@ class Response(OwnParameters, ResponseHandler):
     def _validate_request(self, body: dict[str, Any]) -> None:
         body.setdefault("stream", False)  # as OpenAI's; transformers' default is a stream, which its client then cannot read
         super()._validate_request(body)
-
-
-class Seeded:
-    """The model as the thread that serves it calls it: for one request, with its seed."""
-
-    def __init__(self, model: EFTForCausalLM, seed: int | None, streams: bool) -> None:
-        self.model, self.seed, self.streams = model, seed, streams
-
-    def generate(self, **inputs: Any) -> Any:
-        """As `generate`, seeded. The messages of a stream's errors are put between quotes as they are: they are escaped here."""
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-        try:
-            return self.model.generate(**inputs)
-        except _GenerationCancelled:
-            raise
-        except Exception as error:
-            if not self.streams:
-                raise
-            raise RuntimeError(json.dumps(str(error))[1:-1]) from error
-
-
-class OneByOne(GenerateManager):
-    """Requests in the order in which they come, each by `generate`, on one thread."""
-
-    def __init__(self) -> None:
-        self._thread = ServingThread()
-
-    def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
-        return super().generate_streaming(*_for_one(model, processor, inputs, gen_config, streams=True), **kwargs)
-
-    async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
-        return await super().generate_non_streaming(*_for_one(model, processor, inputs, gen_config, streams=False), **kwargs)
-
-    def stop(self) -> None:
-        """Wait for the requests that came before, and end the thread. May be called twice."""
-        self.submit(sys.exit)
-        self._thread._thread.join()
-
-
-class ServingThread(InferenceThread):
-    """transformers' thread, which can be ended: by a call that raises `SystemExit`."""
-
-    def _run(self) -> None:
-        with contextlib.suppress(SystemExit):
-            super()._run()
-
-
-def _for_one(model: Any, processor: Any, inputs: Any, gen_config: Any, streams: bool) -> tuple[Any, Any, dict[str, Any], Any]:
-    asked, config = _taken(gen_config)
-    inputs = dict(inputs)
-    if inputs["input_ids"].shape[-1] == 0:
-        raise ValueError("The prompt has no tokens: there is nothing to continue.")
-    if asked.coefficients is not None:
-        inputs["coefficients"] = asked.coefficients.to(model.device)
-    return Seeded(model, asked.seed, streams), processor, inputs, config
-
-
-def _taken(gen_config: Any) -> tuple[Asked, Any]:
-    """What a request asks for, and a generation configuration that is nothing else."""
-    config = copy.copy(gen_config)
-    asked: Asked = config.asked
-    del config.asked
-    return asked, config
-
-
-class Generation(GenerationState):
-    """Who serves the requests: one manager, made with the server."""
-
-    def __init__(self, manager: OneByOne) -> None:
-        super().__init__()
-        self.manager = manager
-
-    def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
-        return self.manager
-
-    def shutdown(self) -> None:
-        self.manager.stop()
 
 
 def build_app(model: EFTForCausalLM, tokenizer: Any, name: str, generation: Generation, api_key: str | None) -> FastAPI:

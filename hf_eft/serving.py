@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ipaddress
 import logging
 import socket
@@ -11,6 +12,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformers import ContinuousBatchingConfig
+
     from .modeling_eft import EFTForCausalLM
 
 
@@ -25,7 +28,8 @@ class EFTServer:
     Contract:
 
     - **Exact**: a request's tokens are those of `generate` with the same parameters.
-    - **Requests at once**: any number may be open; they are served one after the other.
+    - **Requests at once**: any number may be open. They are served one after the other, or, with `continuous_batching`, as one batch
+      that requests join and leave; see [`EFTForCausalLM.generate_batch`] for what that takes.
     - **Clients that go away**: a stream is given up at its next token; an answer that is no stream is computed to its end.
     - **The model**: is not copied, loaded or unloaded. Do not call it while the server runs.
 
@@ -35,11 +39,16 @@ class EFTServer:
         host (`str`, *optional*, defaults to `"127.0.0.1"`): The address to listen on.
         port (`int`, *optional*, defaults to 8000): The port; 0 for a free one, which `url` then names.
         model_name (`str`, *optional*, defaults to `"eft"`): What clients call the model.
+        continuous_batching (`bool`, *optional*, defaults to `False`): Whether requests are batched continuously.
+        max_batch (`int`, *optional*): How many requests a batch has at most; transformers' default, 1024.
+        continuous_batching_config (`ContinuousBatchingConfig`, *optional*):
+            The cache's size and whatever else transformers lets choose. By default the cache takes most of the free memory.
         api_key (`str`, *optional*): What clients must send as a bearer token, except to `/health`.
         log_level (`str`, *optional*, defaults to `"warning"`): Of the web server.
 
     Raises:
         `ImportError`: If the packages of the extra `serve` are missing.
+        `NotImplementedError`: If the model cannot be batched continuously, saying why.
         `OSError`: If the address is taken or not of this machine.
 
     Example:
@@ -66,13 +75,21 @@ class EFTServer:
         host: str = "127.0.0.1",
         port: int = 8000,
         model_name: str = "eft",
+        continuous_batching: bool = False,
+        max_batch: int | None = None,
+        continuous_batching_config: ContinuousBatchingConfig | None = None,
         api_key: str | None = None,
         log_level: str = "warning",
     ) -> None:
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"`max_batch` must be 1 or more, got {max_batch}.")
+        if not continuous_batching and (max_batch is not None or continuous_batching_config is not None):
+            raise ValueError("`max_batch` and `continuous_batching_config` are for `continuous_batching=True`.")
         try:
             import uvicorn
 
-            from .endpoints import Generation, OneByOne, build_app
+            from .dispatch import Batched, Generation, OneByOne
+            from .endpoints import build_app
         except (ImportError, NameError) as error:  # transformers' handlers name classes that they could not import
             missing = getattr(error, "name", None) or error
             raise ImportError(f"Serving needs the extra `serve` ({missing} is missing): pip install 'hf-eft[serve]'") from error
@@ -82,7 +99,9 @@ class EFTServer:
                 "safety-tuned delta undo its safety training. Give it an `api_key`, or listen on 127.0.0.1.",
                 stacklevel=2,
             )
-        self._generation = Generation(OneByOne())
+        self._generation = Generation(
+            Batched(model, _batching(continuous_batching_config, max_batch)) if continuous_batching else OneByOne()
+        )
         app = build_app(model, tokenizer, model_name, self._generation, api_key)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level=log_level))
         self._thread: threading.Thread | None = None
@@ -144,16 +163,39 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     model_name: str = "eft",
+    continuous_batching: bool = False,
+    max_batch: int | None = None,
+    continuous_batching_config: ContinuousBatchingConfig | None = None,
     api_key: str | None = None,
     log_level: str = "warning",
 ) -> None:
     """Serve a model until interrupted. Takes what [`EFTServer`] takes, and raises what it raises."""
-    server = EFTServer(model, tokenizer, host=host, port=port, model_name=model_name, api_key=api_key, log_level=log_level)
-    # transformers' handlers log every request as a warning.
+    server = EFTServer(
+        model,
+        tokenizer,
+        host=host,
+        port=port,
+        model_name=model_name,
+        continuous_batching=continuous_batching,
+        max_batch=max_batch,
+        continuous_batching_config=continuous_batching_config,
+        api_key=api_key,
+        log_level=log_level,
+    )
     if log_level in ("warning", "error", "critical"):
+        # transformers' handlers log every request as a warning.
         logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)
     print(f"Serving {model_name!r} at {server.url}/v1", flush=True)
     server.run()
+
+
+def _batching(config: ContinuousBatchingConfig | None, max_batch: int | None) -> ContinuousBatchingConfig:
+    from transformers import ContinuousBatchingConfig
+
+    config = ContinuousBatchingConfig() if config is None else copy.deepcopy(config)
+    if max_batch is not None:
+        config.max_requests_per_batch = max_batch
+    return config
 
 
 def _is_local(host: str) -> bool:

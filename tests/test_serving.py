@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,8 @@ import openai
 import pytest
 import torch
 from openai import OpenAI
+from transformers import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.serving import EFTServer, serve
@@ -48,11 +51,33 @@ def generated(model: EFTForCausalLM, tokenizer: Any, prompt: str, **options: Any
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@pytest.fixture(scope="module")
-def served():
+ONE_BY_ONE: dict[str, Any] = {}
+BATCHED: dict[str, Any] = {
+    "continuous_batching": True,
+    "continuous_batching_config": ContinuousBatchingConfig(page_size=16, num_blocks=128, max_batch_tokens=64),
+}
+BOTH = pytest.mark.parametrize("options", [ONE_BY_ONE, BATCHED], ids=["one_by_one", "batched"])
+
+
+def serving(options: dict[str, Any]) -> Iterator[tuple[EFTForCausalLM, Any, OpenAI]]:
     model, tokenizer = family()
-    with EFTServer(model, tokenizer, port=0) as server, connect(server) as client:
+    with EFTServer(model, tokenizer, port=0, **options) as server, connect(server) as client:
         yield model, tokenizer, client
+
+
+@pytest.fixture(scope="module")
+def one_by_one() -> Iterator[tuple[EFTForCausalLM, Any, OpenAI]]:
+    yield from serving(ONE_BY_ONE)
+
+
+@pytest.fixture(scope="module")
+def batched() -> Iterator[tuple[EFTForCausalLM, Any, OpenAI]]:
+    yield from serving(BATCHED)
+
+
+@pytest.fixture(params=["one_by_one", "batched"])
+def served(request: pytest.FixtureRequest) -> tuple[EFTForCausalLM, Any, OpenAI]:
+    return request.getfixturevalue(request.param)
 
 
 def connect(server: EFTServer, **options: Any) -> OpenAI:
@@ -104,11 +129,15 @@ def test_responses_are_what_generate_gives(served: Any) -> None:
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == response.output_text
 
 
-def test_limits_and_stops_are_told(served: Any) -> None:
-    model, tokenizer, client = served
+def test_the_reason_of_an_end_is_told(served: Any) -> None:
+    _, _, client = served
     cut = client.completions.create(model="eft", prompt=LONG, max_tokens=3)
     assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 3)
     assert client.completions.create(model="eft", prompt=QUESTIONS[0].prompt, max_tokens=99).choices[0].finish_reason == "stop"
+
+
+def test_stop_strings_end_an_answer(one_by_one: Any) -> None:
+    model, tokenizer, client = one_by_one
     word = generated(model, tokenizer, LONG).split()[1]
     stopped = complete(client, LONG, stop=word)
     assert stopped == generated(model, tokenizer, LONG, stop_strings=word)
@@ -133,13 +162,14 @@ def test_beta_is_the_amplification(served: Any) -> None:
     assert complete(client, LONG, extra_body={"beta": 2.5}) != complete(client, LONG, extra_body={"alpha": 2.5})
 
 
-def test_32_requests_at_once_each_with_its_own_weights() -> None:
+@BOTH
+def test_32_requests_at_once_each_with_its_own_weights(options: dict[str, Any]) -> None:
     model, tokenizer = steered()
     weights = [{"helpful": i / 8, "harmless": 2 - i / 16} for i in range(32)]
     recipes = [Combination.steer(each).at([0], tuple(model.members)) for each in weights]
     expected = [generated(model, tokenizer, LONG, max_new_tokens=6, coefficients=row) for row in recipes]
     assert len(set(expected)) > 4
-    with EFTServer(model, tokenizer, port=0) as server, connect(server) as client, ThreadPoolExecutor(32) as threads:
+    with EFTServer(model, tokenizer, port=0, **options) as server, connect(server) as client, ThreadPoolExecutor(32) as threads:
         answers = list(threads.map(lambda each: complete(client, LONG, **SHORT, extra_body={"weights": each}), weights))
         assert answers == expected
         with pytest.raises(openai.BadRequestError, match="tuned"):  # alpha is of one tuned member
@@ -158,8 +188,8 @@ def test_weights_without_a_base_are_mixed() -> None:
             complete(client, LONG, extra_body={"weights": {"one": 1.5}})
 
 
-def test_a_seed_is_the_requests_own(served: Any) -> None:
-    model, tokenizer, client = served
+def test_a_seed_is_the_requests_own(one_by_one: Any) -> None:
+    model, tokenizer, client = one_by_one
     expected = []
     for seed in range(8):
         torch.manual_seed(seed)
@@ -226,8 +256,8 @@ def test_a_chat_without_messages_is_refused(served: Any) -> None:
     raised.value.close()
 
 
-def test_errors_while_generating_are_answered(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer, client = served
+def test_errors_while_generating_are_answered(one_by_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, client = one_by_one
 
     def fail(**inputs: Any) -> None:
         raise ValueError('this "cannot" be done')
@@ -242,8 +272,8 @@ def test_errors_while_generating_are_answered(served: Any, monkeypatch: pytest.M
     assert complete(client, LONG) == generated(model, tokenizer, LONG)
 
 
-def test_a_client_that_goes_away_does_not_stop_the_others(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer, client = served
+def test_a_client_that_goes_away_does_not_stop_the_others(one_by_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, client = one_by_one
     expected = generated(model, tokenizer, LONG)
     gone, given_up = threading.Event(), threading.Event()
     forward, generate = model.forward, model.generate
@@ -272,6 +302,69 @@ def test_a_client_that_goes_away_does_not_stop_the_others(served: Any, monkeypat
         gone.set()
         assert [other.result() for other in others] == [expected] * 4
     assert given_up.wait(60)
+
+
+def test_a_client_that_leaves_the_batch_does_not_stop_the_others(batched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, client = batched
+    expected = generated(model, tokenizer, LONG)
+    cancelled = threading.Event()
+    clear = Scheduler.clear_cancelled_requests
+
+    def watched(self: Any) -> Any:
+        states = clear(self)
+        if states:
+            cancelled.set()
+        return states
+
+    monkeypatch.setattr(Scheduler, "clear_cancelled_requests", watched)
+    with ThreadPoolExecutor(4) as threads:
+        endless = {"generation_config": '{"eos_token_id": [-1]}'}
+        stream = client.completions.create(model="eft", prompt=LONG, max_tokens=110, stream=True, extra_body=endless)
+        next(iter(stream))
+        others = [threads.submit(complete, client, LONG) for _ in range(4)]
+        stream.close()
+        assert [other.result() for other in others] == [expected] * 4
+    assert cancelled.wait(60)
+
+
+def test_requests_of_a_batch_sample_each_in_its_own_way(batched: Any) -> None:
+    model, tokenizer, client = batched
+    greedy = generated(model, tokenizer, LONG)
+    wild = {"temperature": 50.0}  # nearly every token is as likely as any other
+    asked: list[dict[str, Any]] = [wild, {"temperature": 0.0}, {"temperature": 5.0, "top_p": 1e-6}, {"temperature": 1e-3}] * 4
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda options: complete(client, LONG, **options), asked))
+    assert [answer for answer, options in zip(answers, asked, strict=True) if options is not wild] == [greedy] * 12
+    assert len({answer for answer, options in zip(answers, asked, strict=True) if options is wild} - {greedy}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"stop": "a"}, "stop_strings"),
+        ({"seed": 1, "temperature": 1.0}, "seed"),
+        ({"frequency_penalty": 0.5}, "RepetitionPenaltyLogitsProcessor"),
+        ({"max_tokens": 10**6}, "more than the"),
+        ({"extra_body": {"generation_config": '{"num_beams": 2, "max_new_tokens": 3}'}}, "num_beams"),
+    ],
+    ids=str,
+)
+def test_what_a_batch_cannot_do_is_refused(batched: Any, options: dict[str, Any], reason: str) -> None:
+    model, tokenizer, client = batched
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=reason):
+            complete(client, LONG, **{"stream": stream, **options})
+    assert complete(client, LONG) == generated(model, tokenizer, LONG)
+
+
+def test_a_model_that_cannot_be_batched_is_refused_at_the_start() -> None:
+    model, tokenizer = family(combination=Combination.emulate(alpha=[1.0, 0.5]))
+    with pytest.raises(NotImplementedError, match="schedule"):
+        EFTServer(model, tokenizer, port=0, continuous_batching=True)
+    with pytest.raises(ValueError, match="continuous_batching=True"):
+        EFTServer(model, tokenizer, port=0, max_batch=4)
+    with pytest.raises(ValueError, match="1 or more"):
+        EFTServer(model, tokenizer, port=0, continuous_batching=True, max_batch=0)
 
 
 def test_the_one_model_is_listed_and_no_other_can_be_loaded(served: Any) -> None:
