@@ -253,7 +253,7 @@ def masks_of(member: Member, mask: torch.Tensor, positions: torch.Tensor, starts
     """
     dtype, config = member.model.dtype, member.model.config.get_text_config(decoder=True)
     closed = torch.finfo(dtype).min
-    full = mask if mask.dtype == dtype else torch.where(mask == 0, 0.0, closed).to(dtype)
+    full = mask if mask.dtype == dtype else torch.zeros_like(mask, dtype=dtype).masked_fill_(mask != 0, closed)
     kinds = layer_types(config)
     if SLIDING not in kinds:
         return full
