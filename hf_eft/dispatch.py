@@ -81,7 +81,8 @@ class ServingThread(InferenceThread):
 
 def _for_one(model: Any, processor: Any, inputs: Any, gen_config: Any, streams: bool) -> tuple[Any, Any, dict[str, Any], Any]:
     asked, config = _taken(gen_config)
-    inputs = dict(inputs)
+    # Not the token types, which some tokenizers return: they are for encoders, and GPT-2 would add them to the tokens.
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
     if inputs["input_ids"].shape[-1] == 0:
         raise ValueError("The prompt has no tokens: there is nothing to continue.")
     if asked.coefficients is not None:

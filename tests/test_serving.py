@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from families import build
 from openai import OpenAI
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.scheduler import Scheduler
@@ -199,6 +200,18 @@ def test_a_seed_is_the_requests_own(one_by_one: Any) -> None:
         answers = list(threads.map(lambda s: complete(client, LONG, seed=s, temperature=1.5, top_p=0.9), range(8)))
     assert answers == expected
     assert complete(client, LONG, temperature=0) == generated(model, tokenizer, LONG)
+
+
+@BOTH
+def test_members_do_not_read_token_types(options: dict[str, Any]) -> None:
+    tokenizer = tiny.load().tokenizer
+    assert "token_type_ids" in tokenizer(LONG)
+    members = [build("gpt2", seed, vocab_size=len(tokenizer)) for seed in (1, 2, 3)]
+    model = EFTForCausalLM.from_models(*members)
+    ids = tokenizer(LONG, return_tensors="pt")["input_ids"]
+    expected = tokenizer.decode(model.generate(ids, max_new_tokens=6)[0, ids.shape[1] :], skip_special_tokens=True)
+    with EFTServer(model, tokenizer, port=0, **options) as server, connect(server) as client:
+        assert complete(client, LONG, **SHORT) == expected
 
 
 @pytest.mark.parametrize(
