@@ -89,8 +89,8 @@ def _check_member(name: str, model: Any, device: torch.device) -> None:
             f"the member {name!r} uses the attention {attention!r}, which takes no masks of packed sequences",
             'Call `set_attn_implementation("sdpa")` on it',
         )
-    if model.device != device:
-        raise _refusal(f"the member {name!r} is on {model.device}, the main member on {device}", "Move them to one device")
+    if others := {str(parameter.device) for parameter in model.parameters()} - {str(device)}:
+        raise _refusal(f"the member {name!r} is on {', '.join(sorted(others))}, the cache on {device}", "Move it there")
 
 
 def check_generation(model: EFTForCausalLM, generation_config: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +42,27 @@ class Seeded:
 
     def generate(self, **inputs: Any) -> Any:
         """As `generate`, seeded. The messages of a stream's errors are put between quotes as they are: they are escaped here."""
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
         try:
-            return self.model.generate(**inputs)
+            with seeded(self.seed, self.model):
+                return self.model.generate(**inputs)
         except _GenerationCancelled:
             raise
         except Exception as error:
             if not self.streams:
                 raise
             raise RuntimeError(json.dumps(str(error))[1:-1]) from error
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, model: EFTForCausalLM) -> Iterator[None]:
+    """Draw by a seed, if there is one, and go on afterwards as if nobody had: other requests are not foreseeable."""
+    if seed is None:
+        yield
+        return
+    devices = {member.device for member in model.members.values() if member.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(device.index for device in devices)):
+        torch.manual_seed(seed)
+        yield
 
 
 class OneByOne(GenerateManager):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
+from jinja2 import TemplateError  # what a chat template refuses
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
@@ -28,9 +29,16 @@ _OWN = ("alpha", "beta", "weights")
 _NOT_SERVED = {"/load_model", "/reset", "/v1/systemone", "/v1/audio/transcriptions"}
 
 # What a client can cause, and what members whose logits are no numbers do.
-_STATUS = {HTTPException: 400, ValueError: 400, NotImplementedError: 400, FloatingPointError: 500}
+_STATUS = {HTTPException: 400, ValueError: 400, TemplateError: 400, NotImplementedError: 400, FloatingPointError: 500}
 
 _Positive = Annotated[int, Field(ge=1)]
+
+
+class Message(BaseModel):
+    """A message of a chat, as far as transformers takes its parts for granted."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
 
 
 class Parameters(BaseModel):
@@ -42,10 +50,13 @@ class Parameters(BaseModel):
     beta: float | None = None
     weights: Annotated[dict[str, float], Field(min_length=1)] | None = None
     model: str | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(gt=-1)] | None = None  # becomes 1 + itself, a factor
+    logit_bias: dict[str, float] | None = None
     max_tokens: _Positive | None = None
     max_completion_tokens: _Positive | None = None
     max_output_tokens: _Positive | None = None

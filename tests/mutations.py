@@ -406,8 +406,8 @@ FAULTS = [
     Fault(
         "paged: any device is taken",
         "batching_limits.py",
-        "if model.device != device:",
-        "if False:",
+        "if others := {str(parameter.device) for parameter in model.parameters()} - {str(device)}:",
+        "if others := set():",
         "tests/test_paged.py -k other_devices",
     ),
     Fault(
@@ -495,10 +495,17 @@ FAULTS = [
         "tests/test_serving.py -k own_alpha",
     ),
     Fault(
-        "serving: a seed is set when the request is read",
+        "serving: a seed is left out",
         "dispatch.py",
-        "if self.seed is not None:",
-        "if False:",
+        "        torch.manual_seed(seed)\n",
+        "",
+        "tests/test_serving.py -k a_seed_is",
+    ),
+    Fault(
+        "serving: what follows a seed is foreseeable",
+        "dispatch.py",
+        "with torch.random.fork_rng(sorted(device.index for device in devices)):",
+        "if devices is not None:",
         "tests/test_serving.py -k a_seed_is",
     ),
     Fault(

@@ -199,12 +199,19 @@ def test_a_seed_is_the_requests_own(one_by_one: Any) -> None:
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda s: complete(client, LONG, seed=s, temperature=1.5, top_p=0.9), range(8)))
     assert answers == expected
+    after = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        complete(client, LONG, seed=0, temperature=1.5)
+        after.append(torch.rand(1).item())
+    assert after[0] != after[1]  # what is drawn next does not follow from the seed of the request before
     assert complete(client, LONG, temperature=0) == generated(model, tokenizer, LONG)
 
 
 @BOTH
 def test_members_do_not_read_token_types(options: dict[str, Any]) -> None:
     tokenizer = tiny.load().tokenizer
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     assert "token_type_ids" in tokenizer(LONG)
     members = [build("gpt2", seed, vocab_size=len(tokenizer)) for seed in (1, 2, 3)]
     model = EFTForCausalLM.from_models(*members)
@@ -261,11 +268,25 @@ def post(url: str, body: bytes, **headers: str) -> bytes:
         return answer.read()
 
 
-def test_a_chat_without_messages_is_refused(served: Any) -> None:
-    _, _, client = served
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"model": "eft"}', b"`messages`"),
+        (b'{"messages": [{"content": "a"}]}', b"messages.0.role"),
+        (b'{"messages": [{"role": "user", "content": 1}]}', b"messages.0.content"),
+        (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": 1}', b"logit_bias"),
+        (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"a": 1}}', b"invalid literal"),
+        (b'{"messages": [{"role": "judge", "content": "a"}]}', b"judge"),
+    ],
+    ids=str,
+)
+def test_bad_chats_are_refused(served: Any, body: bytes, reason: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer, client = served
+    strict = "{% for m in messages %}{% if m.role == 'judge' %}{{ raise_exception('no ' + m.role) }}{% endif %}a{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", strict)
     with pytest.raises(urllib.error.HTTPError, match="400") as raised:
-        post(f"{client.base_url}chat/completions", b'{"model": "eft"}')
-    assert b"`messages`" in raised.value.read()
+        post(f"{client.base_url}chat/completions", body)
+    assert reason in raised.value.read()
     raised.value.close()
 
 
