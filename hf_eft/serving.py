@@ -11,6 +11,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils.import_utils import is_serve_available
+
 if TYPE_CHECKING:
     from transformers import ContinuousBatchingConfig
 
@@ -85,14 +87,13 @@ class EFTServer:
             raise ValueError(f"`max_batch` must be 1 or more, got {max_batch}.")
         if not continuous_batching and (max_batch is not None or continuous_batching_config is not None):
             raise ValueError("`max_batch` and `continuous_batching_config` are for `continuous_batching=True`.")
-        try:
-            import uvicorn
+        if not is_serve_available():
+            raise ImportError("Serving needs FastAPI, uvicorn, pydantic and openai: pip install 'hf-eft[serve]'")
+        import uvicorn
 
-            from .dispatch import Batched, Generation, OneByOne
-            from .endpoints import build_app
-        except (ImportError, NameError) as error:  # transformers' handlers name classes that they could not import
-            missing = getattr(error, "name", None) or error
-            raise ImportError(f"Serving needs the extra `serve` ({missing} is missing): pip install 'hf-eft[serve]'") from error
+        from .dispatch import Batched, Generation, OneByOne
+        from .endpoints import build_app
+
         if api_key is None and not _is_local(host):
             warnings.warn(
                 f"The server listens on {host} without an `api_key`: whoever reaches it chooses the weights, and negative weights on a "

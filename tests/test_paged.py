@@ -260,6 +260,8 @@ def test_the_memory_plan_holds_for_all_members() -> None:
     assert per_token == 2 * layout.layers * layout.row >= sum(needed)
     assert cache.cache_tensor.numel() >= 64 * 8 * per_token
 
+    assert layout.config.vocab_size == VOCAB * 4  # the logits of three members and of their combination
+
     spans = [
         (place.layer, place.start, place.start + place.heads * place.width * place.dtype.itemsize)
         for places in layout.places.values()
@@ -269,6 +271,27 @@ def test_the_memory_plan_holds_for_all_members() -> None:
         assert end <= layout.row
         assert not any(layer == other and start < stop and begin < end for other, begin, stop in spans[i + 1 :])
     manager.destroy()
+
+
+def test_more_members_leave_room_for_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = 2**28
+    breakdown = (torch.device("cpu"), total, 0, 0)
+    monkeypatch.setattr("transformers.generation.continuous_batching.cache.get_device_and_memory_breakdown", lambda: breakdown)
+    base, small = shared_base(), shared("gpt2", 2)
+    alone = EFTForCausalLM.from_models(base, combination=Combination({"base": 1.0}))
+    blocks = []
+    for model in (
+        alone,
+        EFTForCausalLM.from_models(base, small, base),
+        EFTForCausalLM.from_models(base, small, shared("gpt2", 3)),
+    ):
+        manager = model.init_continuous_batching(greedy(), config(num_blocks=None, max_memory_percent=0.5))
+        manager.warmup()
+        cache = manager.batch_processor.cache
+        assert cache.cache_tensor.numel() <= total / 2
+        blocks.append(cache.num_blocks)
+        manager.destroy()
+    assert blocks[0] > blocks[1] > blocks[2]
 
 
 def test_members_are_left_as_they_are() -> None:

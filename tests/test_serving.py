@@ -18,6 +18,7 @@ from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from hf_eft import Combination, EFTForCausalLM, tiny
+from hf_eft.paged import PagedMembers
 from hf_eft.serving import EFTServer, serve
 
 QUESTIONS = tiny.questions()
@@ -427,6 +428,40 @@ def test_an_open_address_without_a_key_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="negative weights"):
         server = EFTServer(model, tokenizer, host="0.0.0.0", port=0)
     server.stop()
+
+
+def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_eft.serving.is_serve_available", lambda: False)
+    with pytest.raises(ImportError, match=r"hf-eft\[serve\]"):
+        EFTServer(*family(), port=0)
+
+
+def test_members_that_fail_are_told_one_by_one(one_by_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, client = one_by_one
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise FloatingPointError("The member 'tuned' returned NaN")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model._members, "step", fail)
+        with pytest.raises(openai.InternalServerError, match="'tuned' returned NaN"):
+            complete(client, LONG)
+    assert complete(client, LONG) == generated(model, tokenizer, LONG)
+
+
+def test_members_that_fail_end_the_batch_and_the_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise FloatingPointError("The member 'tuned' returned NaN")
+
+    monkeypatch.setattr(PagedMembers, "__call__", fail)
+    with EFTServer(*family(), port=0, **BATCHED) as server, connect(server) as client:
+        with pytest.raises(openai.InternalServerError, match="503"):
+            complete(client, LONG)
+        with pytest.raises(openai.InternalServerError, match="503"):
+            complete(client, LONG)
+        with pytest.raises(urllib.error.HTTPError, match="503") as raised:
+            urllib.request.urlopen(f"{server.url}/health")
+        raised.value.close()
 
 
 def test_a_taken_port_is_told() -> None:
