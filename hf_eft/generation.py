@@ -14,6 +14,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from .cache import EFTCache
 from .combination import Combination
+from .continuous import EFTContinuousMixin
 from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .line import Line
 from .members import Members
@@ -27,7 +28,7 @@ from .vocabulary import Vocabulary
 _MASK_OF = "/"  # between a member's name and the kind of its layers
 
 
-class EFTGenerationMixin(GenerationMixin):
+class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
     """The part of [`EFTForCausalLM`] that `generate` talks to."""
 
     _members: Members
@@ -319,17 +320,6 @@ class EFTGenerationMixin(GenerationMixin):
             # The assistant is handed our inputs, and only a combination knows coefficients.
             kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k != "coefficients"}
         return super()._get_candidate_generator(*args, **kwargs)
-
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the paged cache of continuous batching has the geometry of one model, and the members would overwrite it."""
-        raise NotImplementedError(
-            "Continuous batching (`generate_batch`, `cache_implementation='paged'`) keeps one paged cache with the main member's "
-            f"geometry; the members {list(self._members.distinct)} need one each. Use `generate`, which batches too."
-        )
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused, see [`EFTForCausalLM.generate_batch`]."""
-        return self.generate_batch()
 
 
 def split_masks(attention_mask: Any) -> Any:

@@ -237,14 +237,8 @@ def test_an_assistant_with_another_tokenizer(trio: Any) -> None:
         base.generate(**inputs, **options, logits_processor=[EFTLogitsProcessor(tuned, reference)])
 
 
-def test_continuous_batching_is_refused(trio: Any) -> None:
-    _base, tuned, reference, model = trio
-    with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model.generate(**prompts("one"), cache_implementation="paged", max_new_tokens=2)
-    with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model.generate_batch([[3, 4]], max_new_tokens=2)
-    with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model.init_continuous_batching()
+def test_the_add_on_says_that_it_cannot_be_batched_continuously(trio: Any) -> None:
+    _, tuned, reference, _ = trio
     assert EFTLogitsProcessor(tuned, reference).supports_continuous_batching is False
     assert "drops logits processors" in EFTLogitsProcessor.__doc__
 
