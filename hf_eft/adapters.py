@@ -38,10 +38,11 @@ class Adapted:
 
 @dataclass
 class Resolved:
-    """The members as models that run, and those among them that may run as one batch."""
+    """The members as models that run, those among them that may run as one batch, and what each was read as."""
 
     models: dict[str, PreTrainedModel]
     stacks: list[tuple[tuple[str, ...], PreTrainedModel]]
+    adapted: dict[str, Adapted]
 
 
 def is_peft(model: Any) -> bool:
@@ -59,14 +60,15 @@ def by_adapter(tuned: Any) -> Any:
 def resolve(given: Mapping[str, Any], wanted: Collection[str]) -> Resolved:
     r"""
     Args:
-        given (`Mapping[str, Any]`): By member, a model, a `PeftModel`, or the folder of an adapter.
+        given (`Mapping[str, Any]`):
+            By member, a model, a `PeftModel`, the folder of an adapter, or an [`Adapted`]: such a folder and the model to put it on.
         wanted (`Collection[str]`): The members that the recipe names. A reference that is missing is the model under the adapters.
 
     Raises:
         `ValueError`: If an adapter is not what runs as a member; `ImportError`: If PEFT is not installed.
     """
-    if not any(_is_folder(model) or hasattr(model, "peft_config") for model in given.values()):
-        return Resolved(dict(given), [])
+    if not any(_is_folder(model) or isinstance(model, Adapted) or hasattr(model, "peft_config") for model in given.values()):
+        return Resolved(dict(given), [], {})
     _check_peft()
     members = _read(given)
     trunks = {id(member.trunk): member.trunk for member in members.values() if member.adapter is not None}
@@ -79,7 +81,8 @@ def resolve(given: Mapping[str, Any], wanted: Collection[str]) -> Resolved:
         if key not in views:
             views[key] = _view(name, member)
         models[name] = views[key]
-    return Resolved(models, [stack for trunk in trunks.values() if (stack := _stack(trunk, members, models)) is not None])
+    stacks = [stack for trunk in trunks.values() if (stack := _stack(trunk, members, models)) is not None]
+    return Resolved(models, stacks, members)
 
 
 def _read(given: Mapping[str, Any]) -> dict[str, Adapted]:
@@ -93,7 +96,9 @@ def _read(given: Mapping[str, Any]) -> dict[str, Adapted]:
     under = {id(model.get_base_model()) for model in given.values() if is_peft(model)}
     members = {}
     for name, model in given.items():
-        if _is_folder(model):
+        if isinstance(model, Adapted):
+            members[name] = Adapted(model.trunk, _checked_folder(name, model.adapter))
+        elif _is_folder(model):
             members[name] = Adapted(_trunk_for(name, given), _checked_folder(name, model))
         elif is_peft(model):
             members[name] = Adapted(model.get_base_model(), _adapter_of(name, model))
@@ -186,6 +191,16 @@ def _load(name: str, trunk: PreTrainedModel, folder: Path) -> PreTrainedModel:
                 f"on ({trunk.config.name_or_path or 'made from a configuration'}): {error}"
             ) from error
     return loaded.get_base_model()
+
+
+def own_weights(name: str, member: Adapted) -> PreTrainedModel:
+    """
+    The model under a member's adapter, to be saved with it.
+
+    Raises:
+        `ValueError`: If its weights are not those that the adapter was trained on, so that the two could not be put together again.
+    """
+    return _plain(name, member.trunk)
 
 
 def _stack(

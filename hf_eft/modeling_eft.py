@@ -22,13 +22,15 @@ from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, keep, named_members
+from .parts import Parts
 from .request import Request
+from .saving import EFTSavingMixin
 from .vocabulary import end_tokens
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
 
-class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
+class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
     r"""
     Several language models that predict as one: `softmax(sum_k c_k log p_k)`, by default emulated fine-tuning, `base + tuned -
     reference` (EFT paper, equation 4). Negative weights on a safety-tuned delta undo its safety training.
@@ -86,6 +88,8 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         super().__init__(config)
         self._adopted = members is not None
         if members is None:
+            if config.adapters or not config.member_names:
+                raise ValueError("Adapters, and members that are referred to, are not made from a configuration: load the folder.")
             built = {
                 name: AutoModelForCausalLM.from_config(member_config, attn_implementation=member_config._attn_implementation)
                 for name, member_config in config.member_configs.items()
@@ -103,6 +107,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         self.base_model_prefix = self._members.main
         models = self._members.distinct_models.values()
         self._request = Request()
+        self.tokenizers: dict[str, Any] = {}
         self.speculation = None
         self._is_stateful = bool(self._members.stateful)
         for flag in ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"):
@@ -148,14 +153,14 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         members = Members(named_members(base, tuned, reference), combination.coefficients, tokenizers)
         combination.check_names(members.names)
+        parts = Parts.of(members)
+        configs = {name: model.config for name, model in parts.models.items()}
         config = EFTConfig.from_members(
-            members.names,
-            {name: model.config for name, model in members.distinct_models.items()},
-            {name: owner for name, owner in members.owner.items() if name != owner},
-            combination,
+            members.names, configs, combination, parts.shared, parts.adapters, list(tokenizers or {})
         )
         models = members.models
         model = cls(config, members, combination)
+        model.tokenizers = dict(tokenizers or {})
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -229,15 +234,6 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         for stack in self._members.stacks:
             stack.member.model._apply(fn, recurse)  # no submodule: its weights are the members'
         return super()._apply(fn, recurse)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Refused for adapters, which the configuration does not describe."""
-        if self._members.adapted:
-            raise NotImplementedError(
-                f"The members {self._members.adapted} share their weights with the model under the adapter; a saved copy would have "
-                "them twice, as full models. Save the adapter with PEFT, and combine the models anew with `from_models`."
-            )
-        return super().save_pretrained(*args, **kwargs)
 
     # Forward ------------------------------------------------------------------------------------------------------------
 
