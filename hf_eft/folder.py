@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -84,7 +83,10 @@ def write(
             _write_adapter(name, model.members[name], model._members.adapters[name], new / MEMBERS / name)
         _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members), new, Path(staging, "tokenizers"))
         config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
+        config.architectures, config.dtype = [type(model).__name__], model.dtype
+        for key, name in config.keys_of_members().items():
+            member_config = getattr(config, key)
+            member_config.architectures, member_config.dtype = [type(parts.models[name]).__name__], parts.models[name].dtype
         config.save_pretrained(new)
         model.generation_config.save_pretrained(new)
         if card is not None and not (folder / "README.md").exists():
@@ -154,7 +156,9 @@ def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
     if not (folder / TOKENIZER_CONFIG).is_file():
         return {}
     read: dict[Path, Any] = {}
-    places = {name: folder / MEMBERS / name if (folder / MEMBERS / name / TOKENIZER_CONFIG).is_file() else folder for name in names}
+    places = {
+        name: folder / MEMBERS / name if (folder / MEMBERS / name / TOKENIZER_CONFIG).is_file() else folder for name in names
+    }
     for place in places.values():
         if place not in read:
             read[place] = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
@@ -164,9 +168,7 @@ def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
 # What is written ------------------------------------------------------------------------------------------------------
 
 
-def _write_member(
-    model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None, options: Mapping[str, Any]
-) -> None:
+def _write_member(model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None, options: Mapping[str, Any]) -> None:
     # `save_pretrained` writes its dtype and class into the configuration: into a copy, then.
     shell = copy.copy(model)
     shell.config = copy.deepcopy(model.config)
@@ -236,7 +238,7 @@ def _install(new: Path, folder: Path, old: Path) -> None:
     """Put what was written in its place, by renaming: files that are mapped into memory stay what they are."""
     folder.mkdir(exist_ok=True)
     if (folder / MEMBERS).exists():
-        os.replace(folder / MEMBERS, old)
+        (folder / MEMBERS).replace(old)
     if (new / TOKENIZER_CONFIG).is_file():
         for stale in (*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("*tokens*.json")):
             if stale.is_file():
@@ -246,7 +248,7 @@ def _install(new: Path, folder: Path, old: Path) -> None:
         if path.is_dir() and path.name != MEMBERS:
             shutil.copytree(path, target, dirs_exist_ok=True)
         else:
-            os.replace(path, target)
+            path.replace(target)
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -258,14 +260,16 @@ def check_target(folder: Path) -> None:
         raise ValueError(f"{str(folder)!r} is a file, expected a folder to save into.")
     found = read_json(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else MODEL_TYPE
     if found != MODEL_TYPE:
-        raise ValueError(f"The folder {str(folder)!r} holds a model of type {found!r}, which would be lost. Save into another one.")
+        raise ValueError(
+            f"The folder {str(folder)!r} holds a model of type {found!r}, which would be lost. Save into another one."
+        )
 
 
 def _check_class(name: str, model: PreTrainedModel) -> None:
     expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
-    if model.is_remote_code() or expected is None or not isinstance(model, expected):
+    if model.is_remote_code() or type(model) is not expected:
         raise ValueError(
-            f"The member {name!r} is a {type(model).__name__}, which `AutoModelForCausalLM` does not make of its configuration alone"
-            f"{'' if expected is None else f' (it makes a {expected.__name__})'}: a folder could not bring it back. A recipe folder refers to "
-            "it where it is: `hf_eft.hub.compose(..., references=True)`."
+            f"The member {name!r} is a {type(model).__name__}, and `AutoModelForCausalLM` makes "
+            f"{'nothing' if expected is None else f'a {expected.__name__}'} of its configuration: a folder could not bring it back. A recipe "
+            "folder refers to it where it is: `hf_eft.hub.compose(..., references=True)`."
         )

@@ -281,7 +281,9 @@ def look(name: str, place: Place) -> dict[str, Any] | None:
         raise ValueError(f"The member {name!r} has no {CONFIG} in {place.name!r}: it is no model of transformers.")
     description = read_json(path)
     if description.get("model_type") == MODEL_TYPE:
-        raise ValueError(f"The member {name!r} in {place.name!r} is another combination: it is refused. Give a causal language model.")
+        raise ValueError(
+            f"The member {name!r} in {place.name!r} is another combination: it is refused. Give a causal language model."
+        )
     return description
 
 

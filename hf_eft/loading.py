@@ -41,7 +41,9 @@ def load_model(
         `ValueError`: If it cannot be loaded, naming the member, or if weights are missing, which would be random.
     """
     if options.setdefault("use_safetensors", True) is not True:
-        raise ValueError(f"The member {name!r} is read from safetensors only: `use_safetensors` cannot be {options['use_safetensors']!r}.")
+        raise ValueError(
+            f"The member {name!r} is read from safetensors only: `use_safetensors` cannot be {options['use_safetensors']!r}."
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             place, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
@@ -53,7 +55,7 @@ def load_model(
     if missing and getattr(model, "hf_quantizer", None) is None:
         shown = ", ".join(sorted(missing)[:3])
         raise ValueError(
-            f"The weights of the member {name!r} in {str(place)!r} are incomplete: {len(missing)} are missing ({shown}), and would be random. "
-            f"Is it saved with its language modeling head, as {type(model).__name__} has it?"
+            f"The weights of the member {name!r} in {str(place)!r} are incomplete: {len(missing)} are missing ({shown}), and would be "
+            f"random. Is it saved with its language modeling head, as {type(model).__name__} has it?"
         )
     return model, report

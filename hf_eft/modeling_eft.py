@@ -23,6 +23,7 @@ from .embeds import ids_from_embeds
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, keep, named_members
 from .parts import Parts
+from .prompts import positions_in_common
 from .request import Request
 from .saving import EFTSavingMixin
 from .vocabulary import end_tokens
@@ -89,7 +90,9 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         self._adopted = members is not None
         if members is None:
             if config.adapters or not config.member_names:
-                raise ValueError("Adapters, and members that are referred to, are not made from a configuration: load the folder.")
+                raise ValueError(
+                    "Adapters, and members that are referred to, are not made from a configuration: load the folder."
+                )
             built = {
                 name: AutoModelForCausalLM.from_config(member_config, attn_implementation=member_config._attn_implementation)
                 for name, member_config in config.member_configs.items()
@@ -286,7 +289,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
             tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
         members = self._members.apart((member_inputs or {}).keys())
         if member_inputs:
-            logits_to_keep = _kept_of_all(logits_to_keep, tokens, member_inputs)
+            logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
         check_mask(attention_mask, tokens, past_key_values)
         cache = _cache_for(members, past_key_values, use_cache)
         if coefficients is None and self.combination.scheduled:
@@ -337,19 +340,6 @@ def _cache_for(members: Members, cache: Cache | None, use_cache: bool | None) ->
     if cache is None:
         return members.new_cache() if use_cache else None
     return EFTCache.attach(cache, members.distinct_models)
-
-
-def _kept_of_all(
-    logits_to_keep: int | torch.Tensor, tokens: torch.Tensor, member_inputs: Mapping[str, Mapping[str, torch.Tensor]]
-) -> int:
-    """How many positions from the right all members have."""
-    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
-    if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
-        raise ValueError(
-            f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "
-            f"be a number up to that, got {logits_to_keep}."
-        )
-    return logits_to_keep or shortest
 
 
 AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)

@@ -55,7 +55,9 @@ class Place:
             try:
                 commit = HfApi().resolve_revision(repo_id, revision=revision, **asked).resolved
             except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-                raise OSError(f"The repository {repo_id!r} cannot be found at {revision or 'its main revision'!r}: {error}") from error
+                raise OSError(
+                    f"The repository {repo_id!r} cannot be found at {revision or 'its main revision'!r}: {error}"
+                ) from error
         return cls(repo_id, commit, options)
 
     @property

@@ -38,7 +38,9 @@ def write_recipe(
 
     for name, where in members.items():
         if not is_repo_id(where):
-            raise ValueError(f"The member {name!r} must be the id of a repository on the Hub to be referred to, got {str(where)!r}.")
+            raise ValueError(
+                f"The member {name!r} must be the id of a repository on the Hub to be referred to, got {str(where)!r}."
+            )
     order = [BASE, *(name for name in members if name not in (BASE, REFERENCE)), REFERENCE]
     names = [name for name in order if name in members]
     combination.check_names(tuple(names))
@@ -50,7 +52,7 @@ def write_recipe(
         except OSError as error:
             raise ValueError(f"The member {name!r} cannot be found: {error}") from error
         look(name, place)
-        references[name] = {"repo_id": repo_id, "revision": place.commit}
+        references[name] = {"repo_id": repo_id, "revision": str(place.commit)}
     config = EFTConfig(
         member_names=names, references=references, combination=combination.to_dict(), architectures=["EFTForCausalLM"]
     )

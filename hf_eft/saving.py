@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import GenerationConfig
 
@@ -14,18 +14,15 @@ from .combination import Combination
 from .configuration_eft import EFTConfig
 from .places import Place, source_of
 
-if TYPE_CHECKING:
-    from .modeling_eft import EFTForCausalLM
-
 # What transformers tells itself on the way from an Auto class or a pipeline.
 _INTERNAL = (
-    "_from_auto _from_pipeline _commit_hash adapter_kwargs code_revision low_cpu_mem_usage weights_only state_dict use_kernels".split()
+    "_from_auto _from_pipeline _commit_hash adapter_kwargs code_revision low_cpu_mem_usage weights_only state_dict".split()
 )
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 # What every member's loading call is told, unless `member_kwargs` says otherwise.
 _OF_A_MEMBER = (
     "dtype torch_dtype device_map max_memory offload_folder offload_buffers quantization_config use_safetensors "
-    "ignore_mismatched_sizes disable_mmap".split()
+    "disable_mmap use_kernels".split()
 )
 
 
@@ -166,10 +163,10 @@ class EFTSavingMixin:
             output_loading_info (`bool`, *optional*, defaults to `False`):
                 Whether to return what transformers reports of each member as well, names of weights with the member's name before them.
             generation_config (`GenerationConfig`, *optional*): One in place of the folder's.
-            **kwargs: What every member's loading call is told (`dtype`, `device_map`, `max_memory`, `offload_folder`, `quantization_config`),
-                how the Hub is asked (`token`, `cache_dir`, `local_files_only`, `force_download`), and attributes of the configuration
-                (`attn_implementation`, `use_cache`, ...). `token` is sent for this repository only; for those that a recipe refers to, give a
-                mapping of repositories to tokens.
+            **kwargs: What every member's loading call is told (`dtype`, `device_map`, `max_memory`, `quantization_config`, ...), how the
+                Hub is asked (`token`, `cache_dir`, `local_files_only`, `force_download`), and attributes of the configuration
+                (`attn_implementation`, `use_cache`, ...). `token` is sent for this repository only; for those that a recipe refers to,
+                give a mapping of repositories to tokens.
 
         Returns:
             [`EFTForCausalLM`]: In evaluation mode; with the reports, if asked for.

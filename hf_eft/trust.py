@@ -108,14 +108,16 @@ def check_reference(name: str, reference: Any) -> tuple[str, str]:
         `ValueError`: If it names anything else than a repository of the Hub, or a revision that can move.
     """
     if not isinstance(reference, dict) or set(reference) != {"repo_id", "revision"}:
-        raise ValueError(f"The reference of the member {name!r} must have `repo_id` and `revision`, nothing else; got {reference!r}.")
+        raise ValueError(
+            f"The reference of the member {name!r} must have `repo_id` and `revision`, nothing else; got {reference!r}."
+        )
     repo_id, revision = reference["repo_id"], reference["revision"]
     if not is_repo_id(repo_id):
         raise ValueError(f"The reference of the member {name!r} must name a repository of the Hub, got {repo_id!r}.")
     if not is_commit(revision):
         raise ValueError(
-            f"The reference of the member {name!r} to {repo_id!r} can move: its revision is {revision!r}, expected a commit of 40 hexadecimal "
-            "digits. A recipe says exactly which weights it means."
+            f"The reference of the member {name!r} to {repo_id!r} can move: its revision is {revision!r}, expected a commit of 40 "
+            "hexadecimal digits. A recipe says exactly which weights it means."
         )
     return repo_id, revision
 
@@ -165,13 +167,7 @@ def inside(folder: Path, relative: str) -> Path:
     windows = PureWindowsPath(relative)
     parts = [*Path(relative).parts, *windows.parts]
     root = _root_of(folder)
-    if (
-        not relative
-        or windows.drive
-        or windows.root
-        or ".." in parts
-        or not (folder / relative).resolve().is_relative_to(root)
-    ):
+    if not relative or windows.drive or windows.root or ".." in parts or not (folder / relative).resolve().is_relative_to(root):
         raise ValueError(f"The path {relative!r} leads out of the folder {str(folder)!r}: it is refused.")
     return folder / relative
 
@@ -266,7 +262,11 @@ def _names(names: Any) -> list[str]:
 
 def _links(key: str, description: Mapping[str, Any], names: list[str]) -> dict[str, str]:
     links = description.get(key) or {}
-    if not isinstance(links, dict) or not all(isinstance(value, str) for value in links.values()) or not set(links) <= set(names):
+    if (
+        not isinstance(links, dict)
+        or not all(isinstance(value, str) for value in links.values())
+        or not set(links) <= set(names)
+    ):
         raise ValueError(f"`{key}` must name a model for some of {names}, got {links!r:.200}.")
     return links
 
