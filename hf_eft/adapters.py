@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .combination import BASE, REFERENCE
 from .stack import stacked_model
+from .trust import ADAPTER, read_json
 from .views import adapter_modules, flags_kept, view_of, with_adapter, without_adapters
 
 # Methods that put modules around layers of the model and leave the layers as they are.
@@ -97,9 +97,9 @@ def _read(given: Mapping[str, Any]) -> dict[str, Adapted]:
     members = {}
     for name, model in given.items():
         if isinstance(model, Adapted):
-            members[name] = Adapted(model.trunk, _checked_folder(name, model.adapter))
+            members[name] = Adapted(model.trunk, checked_folder(name, model.adapter))
         elif _is_folder(model):
-            members[name] = Adapted(_trunk_for(name, given), _checked_folder(name, model))
+            members[name] = Adapted(_trunk_for(name, given), checked_folder(name, model))
         elif is_peft(model):
             members[name] = Adapted(model.get_base_model(), _adapter_of(name, model))
         elif id(model) in under:
@@ -259,18 +259,26 @@ def _changes_weights(config: Any) -> str | None:
 
 
 def _is_folder(model: Any) -> bool:
-    return isinstance(model, (str, os.PathLike)) and (Path(model) / "adapter_config.json").is_file()
+    return isinstance(model, (str, os.PathLike)) and (Path(model) / ADAPTER).is_file()
 
 
-def _checked_folder(name: str, given: Any) -> Path:
-    """The folder, if loading it takes neither code nor pickles, and writes into nothing but the adapter."""
+def checked_folder(name: str, given: Any) -> Path:
+    """
+    The folder of an adapter, if loading it takes neither code nor pickles, and writes into nothing but the adapter.
+
+    Raises:
+        `ValueError`: If it is none, naming the member; `ImportError`: If PEFT is not installed.
+    """
+    _check_peft()
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
     from safetensors import safe_open
 
     folder = Path(given)
     where = f"The adapter of the member {name!r} in {str(folder)!r}"
-    description = json.loads((folder / "adapter_config.json").read_text())
+    if not (folder / ADAPTER).is_file():
+        raise ValueError(f"{where} has no `{ADAPTER}`.")
+    description = read_json(folder / ADAPTER)
     method = description.get("peft_type")
     if method not in _METHODS:
         raise ValueError(f"{where} is of the method {method!r}, expected one of {', '.join(_METHODS)}.")

@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .adapters import Adapted, own_weights
+from .adapters import Adapted, checked_folder, own_weights
 from .combination import BASE, REFERENCE, Combination
 from .configuration_eft import EFTConfig
-from .loading import announced, load_model
+from .loading import announced, load_model, load_tokenizer
 from .members import Members
 from .parts import Parts
 from .trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
@@ -132,13 +132,14 @@ def read(
     places = {name: folder / MEMBERS / name for name in config.member_configs}
     for name, place in places.items():
         check_weights(name, place)
+    on_others = {name: checked_folder(name, folder / MEMBERS / name) for name in config.adapters}
     recipe = Combination.from_dict(config.combination) if combination is None else combination
     models: dict[str, Any] = {}
     reports: dict[str, dict[str, Any]] = {}
     for name in announced({name: str(place) for name, place in places.items()}, progress):
         options = {"local_files_only": True, **each.get(name, {})}
         models[name], reports[name] = load_model(name, places[name], config.member_configs[name], **options)
-    on = {name: Adapted(models[trunk], folder / MEMBERS / name) for name, trunk in config.adapters.items()}
+    on = {name: Adapted(models[trunk], on_others[name]) for name, trunk in config.adapters.items()}
     given = {name: {**models, **on}[config.shared_members.get(name, name)] for name in config.member_names}
     tokenizers = read_tokenizers(folder, config.member_names)
     known = {name: tokenizers[name] for name in config.tokenizer_members if name in tokenizers}
@@ -159,9 +160,9 @@ def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
     places = {
         name: folder / MEMBERS / name if (folder / MEMBERS / name / TOKENIZER_CONFIG).is_file() else folder for name in names
     }
-    for place in places.values():
+    for name, place in places.items():
         if place not in read:
-            read[place] = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+            read[place] = load_tokenizer(name, place, local_files_only=True)
     return {name: read[place] for name, place in places.items()}
 
 
@@ -270,6 +271,6 @@ def _check_class(name: str, model: PreTrainedModel) -> None:
     if model.is_remote_code() or type(model) is not expected:
         raise ValueError(
             f"The member {name!r} is a {type(model).__name__}, and `AutoModelForCausalLM` makes "
-            f"{'nothing' if expected is None else f'a {expected.__name__}'} of its configuration: a folder could not bring it back. A recipe "
-            "folder refers to it where it is: `hf_eft.hub.compose(..., references=True)`."
+            f"{'nothing' if expected is None else f'a {expected.__name__}'} of its configuration: a folder could not bring it back. A "
+            "recipe folder refers to it where it is: `hf_eft.hub.compose(..., references=True)`."
         )

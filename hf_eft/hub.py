@@ -288,10 +288,10 @@ def look(name: str, place: Place) -> dict[str, Any] | None:
 
 
 def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from .configuration_eft import as_config
-    from .loading import load_model
+    from .loading import load_model, load_tokenizer
 
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if trust_remote_code and place.commit:
@@ -299,10 +299,7 @@ def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_
     description = look(name, place)
     tokenizer = None
     if place.file("tokenizer_config.json") is not None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place.name, **place.where, **remote)
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"The tokenizer of the member {name!r} cannot be loaded from {place.name!r}: {error}") from error
+        tokenizer = load_tokenizer(name, place.name, **place.where, **remote)
     if description is None:
         return place.folder(patterns=(ADAPTER, "adapter_model.safetensors")), tokenizer, None
     if trust_remote_code and "auto_map" in description:

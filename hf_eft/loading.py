@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
@@ -19,6 +19,14 @@ def announced(places: Mapping[str, str], progress: Callable[[str], None] | None)
         if progress is not None:
             progress(f"Loading the {name} model: {places[name]}")
         yield name
+
+
+def load_tokenizer(name: str, place: str | Path, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A member's tokenizer; a `ValueError` that names the member if it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"The tokenizer of the member {name!r} cannot be loaded from {str(place)!r}: {error}") from error
 
 
 def load_model(

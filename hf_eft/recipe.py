@@ -73,7 +73,7 @@ def follow(
     """
     Load what a recipe refers to, each repository at its own commit. The repositories are logged before anything is fetched.
     """
-    references = {name: check_reference(name, reference) for name, reference in config.references.items()}
+    references = {name: check_reference(name, config.references[name]) for name in config.member_names}
     listed = ", ".join(f"{name}: {repo_id}@{commit}" for name, (repo_id, commit) in references.items())
     logger.warning("The recipe in %r has these repositories loaded: %s", where, listed)
     places = {}

@@ -192,6 +192,10 @@ def check_weights(name: str, folder: Path) -> None:
     Raises:
         `ValueError`: If there are none in safetensors, naming the member, or an index names files elsewhere.
     """
+    if (folder / ADAPTER).exists():
+        raise ValueError(
+            f"The member {name!r} has an {ADAPTER} beside weights of its own in {str(folder)!r}: it is one or the other."
+        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         for shard in set((read_json(index).get("weight_map") or {}).values()):

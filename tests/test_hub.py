@@ -1,4 +1,4 @@
-"""Repositories of the Hub: saved folders, recipes and members by id, against a fake of its HTTP interface; what is fetched, and with which token."""
+"""Repositories of the Hub, against a fake of its HTTP interface: what is published, what is fetched, and with which token."""
 
 from __future__ import annotations
 
@@ -138,6 +138,7 @@ def test_a_recipe_refers_to_commits(online: FakeHub, members: dict[str, Path], t
     for name in NAMES:  # what moves afterwards moves nothing
         online.commit(f"family/{name}", {"config.json": b"{}"})
     model, _ = hub.load(tmp_path / "recipe", allow_references=True)
+    assert list(model.members) == list(NAMES)
     assert model.combination == Combination.emulate(alpha=0.5)
     assert torch.equal(logits(model), logits(hub.load(members, alpha=0.5)[0]))
     assert model.sources["tuned"] == ("family/tuned", commits["family/tuned"])
@@ -190,7 +191,7 @@ def test_a_token_goes_only_where_it_was_sent(online: FakeHub, members: dict[str,
         assert online.tokens(f"family/{name}") == {None}
 
     online.private["family/tuned"] = "hf_other"
-    for path in (tmp_path / "cache").glob("models--family*"):
+    for path in list((tmp_path / "cache").glob("models--family*")):
         path.rename(tmp_path / path.name)
     with pytest.raises(ValueError, match="member 'tuned'"):
         hub.load("me/recipe", allow_references=True, token=MINE)
@@ -248,6 +249,6 @@ def test_what_cannot_be_referred_to(online: FakeHub, members: dict[str, Path], t
 def test_a_pickle_on_the_hub_is_refused_by_name(online: FakeHub, members: dict[str, Path]) -> None:
     put(online, members)
     online.commit("family/tuned", {"config.json": (members["tuned"] / "config.json").read_bytes(), "pytorch_model.bin": b"x"})
-    with pytest.raises(ValueError, match="(?s)member 'tuned' .*Pickled weights are not read"):
+    with pytest.raises(ValueError, match=r"(?s)member 'tuned' .*Pickled weights are not read"):
         hub.load({name: f"family/{name}" for name in NAMES})
     assert not any(request.path.endswith(".bin") and request.method == "GET" for request in online.requests)

@@ -1,0 +1,30 @@
+"""A plain model given as a combination: filled up with default members, it would be three 7B models of random numbers."""
+
+from pathlib import Path
+
+from common import NAMES, edit, plain, refused, refused_every_way, run, saved
+
+from hf_eft import EFTConfig, EFTForCausalLM, hub
+
+
+def attack(folder: Path) -> str:
+    where = plain(folder)["base"]
+    for load in (hub.load, EFTForCausalLM.from_pretrained, EFTConfig.from_pretrained):
+        said = refused("type 'llama', expected 'eft'", load, where)
+    edit(where / "config.json", lambda config: config.pop("model_type"))
+    refused("type None, expected 'eft'", hub.load, where)
+    empty = saved(folder, "empty")
+    (empty / "config.json").write_text('{"model_type": "eft"}')
+    refused_every_way("has no members", empty)
+    for missing in ("text_config", "tuned_config"):
+        spoilt = saved(folder, missing)
+        edit(spoilt / "config.json", lambda config, missing=missing: config.pop(missing))
+        refused_every_way("has no members|must be a configuration", spoilt)
+    for name in NAMES:
+        edit(saved(folder, name) / "config.json", lambda config: config["tuned_config"].update(num_hidden_layers=3))
+        refused_every_way("member 'tuned' .*incomplete: .*random", folder / name)
+    return said
+
+
+if __name__ == "__main__":
+    run(attack)
