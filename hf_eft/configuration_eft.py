@@ -68,9 +68,9 @@ class EFTConfig(PreTrainedConfig):
             self.member_names = list(self.member_names or [])
         else:
             self.member_names = list(self.member_names or ["base", "tuned", "reference"])
-            for key in self.keys_of_members():
+            for key, name in self.keys_of_members().items():
                 given = self.text_config if key == "text_config" else kwargs.pop(key, None)
-                setattr(self, key, as_config(key, given))
+                setattr(self, key, as_config(name, given))
         super().__post_init__(**kwargs)
 
     def keys_of_members(self) -> dict[str, str]:
@@ -130,7 +130,7 @@ class EFTConfig(PreTrainedConfig):
         return scrubbed(super().to_diff_dict())
 
 
-def as_config(key: str, given: Any) -> PreTrainedConfig:
+def as_config(name: str, given: Any) -> PreTrainedConfig:
     """
     A member's configuration, from a description without what names code, repositories or kernels.
 
@@ -139,7 +139,7 @@ def as_config(key: str, given: Any) -> PreTrainedConfig:
     """
     if isinstance(given, PreTrainedConfig):
         return given
-    return AutoConfig.for_model(**member_description(key, given))
+    return AutoConfig.for_model(**member_description(name, given))
 
 
 AutoConfig.register(EFTConfig.model_type, EFTConfig, exist_ok=True)

@@ -11,11 +11,12 @@ A combination as a folder:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,8 @@ def write(
         raise ValueError(f"`tokenizers` has {sorted(unknown)}, but the members are {list(model._members.names)}.")
     if state_dict is not None and parts.adapters:
         raise ValueError("`state_dict` cannot be given where members are adapters: their weights are views of another's.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
-        new = Path(staging, "new")
+    with _staging(folder) as staging:
+        new = staging / "new"
         for name, part in parts.own.items():
             _write_member(part, new / MEMBERS / name, _part_of(state_dict, name), options)
         for name, trunk in parts.trunks.items():
@@ -81,7 +81,7 @@ def write(
             _write_member(own_weights(name, adapted), new / MEMBERS / name, None, options)
         for name in parts.adapters:
             _write_adapter(name, model.members[name], model._members.adapters[name], new / MEMBERS / name)
-        _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members), new, Path(staging, "tokenizers"))
+        _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members), new, staging / "tokenizers")
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         for key, name in config.keys_of_members().items():
@@ -91,7 +91,7 @@ def write(
         model.generation_config.save_pretrained(new)
         if card is not None and not (folder / "README.md").exists():
             (new / "README.md").write_text(card, encoding="utf-8")
-        _install(new, folder, Path(staging, "old"))
+        _install(new, folder, staging / "old")
 
 
 def root_tokenizer(tokenizers: Mapping[str, Any], members: Members) -> str | None:
@@ -169,6 +169,20 @@ def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
 # What is written ------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A place to write in before anything is replaced: in the folder, whose file system it shares. What fails leaves nothing behind."""
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
+            yield Path(staging)
+    except BaseException:
+        if not existed:
+            folder.rmdir()
+        raise
+
+
 def _write_member(model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None, options: Mapping[str, Any]) -> None:
     # `save_pretrained` writes its dtype and class into the configuration: into a copy, then.
     shell = copy.copy(model)
@@ -229,6 +243,10 @@ def _part_of(state_dict: Mapping[str, Any] | None, name: str) -> dict[str, Any] 
 def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
     """Write a recipe folder: a configuration and a card; a `README.md` that is there is kept."""
     check_target(folder)
+    if (folder / MEMBERS).exists():
+        raise ValueError(
+            f"The folder {str(folder)!r} holds saved members, which a recipe would leave behind. Write it into another one."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     if not (folder / "README.md").exists():
@@ -237,7 +255,6 @@ def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
 
 def _install(new: Path, folder: Path, old: Path) -> None:
     """Put what was written in its place, by renaming: files that are mapped into memory stay what they are."""
-    folder.mkdir(exist_ok=True)
     if (folder / MEMBERS).exists():
         (folder / MEMBERS).replace(old)
     if (new / TOKENIZER_CONFIG).is_file():
@@ -259,7 +276,13 @@ def check_target(folder: Path) -> None:
     """Raise a `ValueError` if saving into this folder would lose another model."""
     if folder.is_file():
         raise ValueError(f"{str(folder)!r} is a file, expected a folder to save into.")
-    found = read_json(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else MODEL_TYPE
+    if not (folder / CONFIG).is_file():
+        if (folder / MEMBERS).exists():
+            raise ValueError(
+                f"The folder {str(folder)!r} has a folder {MEMBERS!r} of something else, which would be lost. Save into another one."
+            )
+        return
+    found = read_json(folder / CONFIG).get("model_type")
     if found != MODEL_TYPE:
         raise ValueError(
             f"The folder {str(folder)!r} holds a model of type {found!r}, which would be lost. Save into another one."

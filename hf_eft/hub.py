@@ -306,7 +306,13 @@ def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_
         check_code(name, description)
         config = AutoConfig.from_pretrained(place.name, **place.where, **remote)
     else:
-        config, remote = as_config(name, description), {"trust_remote_code": False}
+        try:
+            config, remote = as_config(name, description), {"trust_remote_code": False}
+        except (ValueError, TypeError) as error:
+            hint = (
+                " It has code of its own, which runs with `trust_remote_code=True` only." if "auto_map" in description else ""
+            )
+            raise ValueError(f"The member {name!r} in {place.name!r} cannot be loaded: {error}{hint}") from error
     if place.commit is None:
         check_weights(name, Path(place.name))
     model, report = load_model(name, place.name, config, **place.where, **remote, **options)

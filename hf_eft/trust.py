@@ -36,6 +36,7 @@ _LOST = frozenset(
 # Types of model whose configuration has another library load what it names.
 _REFUSED_TYPES = ("timm_wrapper", "timm_backbone", MODEL_TYPE)
 _COUNTS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks?|experts?|heads?)")
+_DTYPE = re.compile(r"(torch\.)?(auto|b?float[0-9a-z_]*|half|double)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
@@ -91,6 +92,7 @@ def check_description(description: Mapping[str, Any], defaults: Mapping[str, Any
             f"The configuration has keys that are not read: {', '.join(map(repr, unknown))}. Expected {', '.join(sorted(_KEYS))} and a "
             "configuration for each member."
         )
+    _check_dtype("the combination", "dtype", description.get("dtype"))
     _names(description.get("tokenizer_members") or [])
     _check_combination(description.get("combination"), names)
     references = description.get("references") or {}
@@ -146,7 +148,7 @@ def member_description(name: str, description: Any) -> dict[str, Any]:
         `ValueError`: If it is no configuration, that of a combination, or has numbers that no model has.
     """
     if not isinstance(description, Mapping) or not isinstance(description.get("model_type"), str):
-        raise ValueError(f"`{name}` must be a configuration with a `model_type`, got {description!r}.")
+        raise ValueError(f"The member {name!r} must have a configuration with a `model_type`, got {description!r:.200}.")
     return _clean(name, description, 0)
 
 
@@ -235,6 +237,7 @@ def _clean(name: str, description: Mapping[str, Any], depth: int) -> dict[str, A
         if key in _LOST:
             continue
         _check_number(name, key, value)
+        _check_dtype(f"the member {name!r}", key, value)
         clean[key] = _clean_value(name, value, depth + 1)
     return clean
 
@@ -245,6 +248,12 @@ def _clean_value(name: str, value: Any, depth: int) -> Any:
     if isinstance(value, (list, tuple)) and any(isinstance(each, (Mapping, list)) for each in value):
         return [_clean_value(name, each, depth + 1) for each in value]
     return value
+
+
+def _check_dtype(name: str, key: str, value: Any) -> None:
+    # transformers takes whatever torch has under this name.
+    if key in ("dtype", "torch_dtype") and isinstance(value, str) and not _DTYPE.fullmatch(value):
+        raise ValueError(f"The configuration of {name} has `{key}` = {value!r}, expected a floating-point dtype of torch.")
 
 
 def _check_number(name: str, key: str, value: Any) -> None:

@@ -340,13 +340,23 @@ def test_another_model_is_not_overwritten(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_what_else_would_be_lost(tmp_path: Path) -> None:
+    (tmp_path / "mine/members").mkdir(parents=True)
+    with pytest.raises(ValueError, match="a folder 'members' of something else"):
+        three().save_pretrained(tmp_path / "mine")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        three().save_pretrained(tmp_path / "file")
+
+
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three().save_pretrained(tmp_path / "saved")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     model = three(alpha=0.5)
     monkeypatch.setattr(type(model.members["reference"]), "save_pretrained", _no_space)
-    with pytest.raises(OSError, match="no space"):
-        model.save_pretrained(tmp_path / "saved")
+    for place in ("saved", "new/folder"):
+        with pytest.raises(OSError, match="no space"):
+            model.save_pretrained(tmp_path / place)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
@@ -528,6 +538,40 @@ def test_a_folder_of_an_adapter_stays_one(tmp_path: Path) -> None:
     assert torch.equal(logits(hub.load(folder)[0]), logits(model))
     assert (folder / "members/tuned/adapter_model.safetensors").is_file()
     assert model.sources["tuned"] == ("adapter", None)
+
+
+_CUSTOM = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class CustomConfig(LlamaConfig):
+    model_type = "custom_llama"
+
+
+class Custom(LlamaForCausalLM):
+    config_class = CustomConfig
+"""
+
+
+def test_code_of_a_member_runs_only_if_the_caller_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    build("llama", 1).save_pretrained(tmp_path / "custom")
+    (tmp_path / "custom/custom.py").write_text(_CUSTOM)
+    description = json.loads((tmp_path / "custom/config.json").read_text())
+    description |= {
+        "model_type": "custom_llama",
+        "auto_map": {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.Custom"},
+    }
+    (tmp_path / "custom/config.json").write_text(json.dumps(description))
+    build("llama", 0).save_pretrained(tmp_path / "plain")
+    places = {"base": tmp_path / "plain", "tuned": tmp_path / "custom", "reference": tmp_path / "plain"}
+    with pytest.raises(ValueError, match=r"member 'tuned' .*code of its own, which runs with `trust_remote_code=True` only"):
+        hub.load(places)
+    model, _ = hub.load(places, trust_remote_code=True)
+    ids = prompts("left")
+    assert torch.equal(model.tuned(**ids).logits, build("llama", 1)(**ids).logits)
+    with pytest.raises(ValueError, match="'tuned' is a Custom"):
+        model.save_pretrained(tmp_path / "saved")
 
 
 def test_members_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:

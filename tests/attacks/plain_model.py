@@ -19,7 +19,7 @@ def attack(folder: Path) -> str:
     for missing in ("text_config", "tuned_config"):
         spoilt = saved(folder, missing)
         edit(spoilt / "config.json", lambda config, missing=missing: config.pop(missing))
-        refused_every_way("has no members|must be a configuration", spoilt)
+        refused_every_way("has no members|must have a configuration", spoilt)
     for name in NAMES:
         edit(saved(folder, name) / "config.json", lambda config: config["tuned_config"].update(num_hidden_layers=3))
         refused_every_way("member 'tuned' .*incomplete: .*random", folder / name)

@@ -23,6 +23,11 @@ def attack(folder: Path) -> str:
         said = refused_every_way(f"`{key}` = {number}, expected at most", where)
         (where / "config.json").write_text(config)
 
+    for place in ("text_config", "tuned_config", None):  # a dtype that is any function of torch
+        edit(where / "config.json", lambda config, place=place: (config[place] if place else config).update(dtype="load"))
+        refused_every_way("`dtype` = 'load', expected", where)
+        (where / "config.json").write_text(config)
+
     names = ["base", *(f"tuned_{i}" for i in range(trust.MAX_MEMBERS))]
     edit(where / "config.json", lambda config: config.update(member_names=names))
     refused_every_way("a list of at most", where)
@@ -37,9 +42,11 @@ def attack(folder: Path) -> str:
     edit(members["tuned"] / "config.json", lambda config: config.update(num_hidden_layers=10**7))
     refused("`num_hidden_layers` = ", hub.load, members)
     (where / "config.json").write_text(config)
+    limit, trust.MAX_FILES = trust.MAX_FILES, 20  # as many as it takes, without the wait
     for i in range(trust.MAX_FILES + 1):
         (where / f"{i}").touch()
-    refused("more than", hub.load, where)
+    refused("more than 20 files", hub.load, where)
+    trust.MAX_FILES = limit
     return said
 
 
