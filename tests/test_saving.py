@@ -291,6 +291,18 @@ def test_tokenizers_that_agree_are_there_once(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path, tokenizers={"other": tokenizer})
 
 
+@pytest.mark.parametrize("compared", [True, False])
+def test_known_tokens_are_those_of_the_tokenizers_that_were_compared(compared: bool, tmp_path: Path) -> None:
+    given = tokenizers_of()
+    size = len(given["base"])
+    wide = [build("llama", seed, vocab_size=size + 5) for seed in range(3)]
+    model = EFTForCausalLM.from_models(wide[0], tuned=wide[1], reference=wide[2], tokenizers=given if compared else None)
+    model.save_pretrained(tmp_path, tokenizers=given)
+    loaded = EFTForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert bool(logits(loaded)[..., size:].isneginf().all()) is compared
+
+
 def test_a_pipeline_runs_the_folder(tmp_path: Path) -> None:
     base, tuned, reference, tokenizer = tiny.load()
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, tokenizers={"tuned": tokenizer})
