@@ -71,6 +71,12 @@ class EFTConfig(PreTrainedConfig):
             for key, name in self.keys_of_members().items():
                 given = self.text_config if key == "text_config" else kwargs.pop(key, None)
                 setattr(self, key, as_config(name, given))
+        # In a file keys are in alphabetical order: formulas are shown in the members'.
+        coefficients = self.combination["coefficients"]
+        ordered = {
+            name: coefficients[name] for name in dict.fromkeys([*self.member_names, *coefficients]) if name in coefficients
+        }
+        self.combination = {**self.combination, "coefficients": ordered}
         super().__post_init__(**kwargs)
 
     def keys_of_members(self) -> dict[str, str]:

@@ -163,6 +163,7 @@ def test_the_folder_brings_it_back(composition: str, tmp_path: Path) -> None:
     assert not loaded.training
     assert list(loaded.members) == list(model.members)
     assert loaded.combination == model.combination
+    assert str(loaded.combination) == str(model.combination)
     assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
     assert stored_bytes(tmp_path / "saved") == distinct_bytes(model)
     pairs = [(a, b) for a in model.members for b in model.members]
