@@ -9,7 +9,7 @@ from typing import Any
 from .trust import is_commit, is_repo_id
 
 # What is read of a saved combination: nothing that runs, and no weights in any other format.
-READ = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+READ = ("*.json", "members/*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,20 @@ class Place:
 
     @classmethod
     def on_hub(cls, repo_id: str, revision: str | None = None, **options: Any) -> Place:
-        """A repository, whatever folders there are."""
+        """
+        A repository.
+
+        Raises:
+            `ValueError`: If a folder has its name; `OSError`: If the Hub has no such thing.
+        """
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+        if Path(repo_id).exists():
+            raise ValueError(
+                f"There is a folder {repo_id!r} where you are, which transformers would read in place of the repository. Go elsewhere, or "
+                "rename it."
+            )
         commit = getattr(revision, "resolved", revision) if getattr(revision, "_repo_id", repo_id) == repo_id else str(revision)
         if not is_commit(commit):
             asked = {key: options[key] for key in ("token", "cache_dir", "local_files_only") if key in options}

@@ -620,6 +620,13 @@ FAULTS = [
         "    model = cls(config, Members(given, recipe.coefficients), recipe)\n",
         "tests/test_saving.py -k known_tokens",
     ),
+    Fault(
+        "a folder is read in place of a repository",
+        "places.py",
+        "        if Path(repo_id).exists():\n",
+        "        if False:\n",
+        "tests/test_attacks.py -k in_place_of",
+    ),
 ]
 
 
