@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -27,6 +29,23 @@ def load_tokenizer(name: str, place: str | Path, trust_remote_code: bool = False
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"The tokenizer of the member {name!r} cannot be loaded from {str(place)!r}: {error}") from error
+
+
+def check_size(name: str, folder: Path, config: PreTrainedConfig) -> None:
+    """
+    Raise a `ValueError` if a member's weights cannot be those that its configuration describes: what is missing would be made up, in
+    memory, before anybody could say so.
+    """
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    quantised = getattr(config, "quantization_config", None) is not None
+    most = stored * 8 if quantised else stored  # a weight takes a byte at least, or a bit
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(copy.deepcopy(config)).num_parameters()
+    if described > most:
+        raise ValueError(
+            f"The configuration of the member {name!r} describes {described:,} weights, but {stored:,} bytes are in {str(folder)!r}: they "
+            "are incomplete, and the rest would be random."
+        )
 
 
 def load_model(
@@ -52,6 +71,8 @@ def load_model(
         raise ValueError(
             f"The member {name!r} is read from safetensors only: `use_safetensors` cannot be {options['use_safetensors']!r}."
         )
+    if Path(place).is_dir() and not trust_remote_code:
+        check_size(name, Path(place), config)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             place, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options

@@ -627,6 +627,13 @@ FAULTS = [
         "        if False:\n",
         "tests/test_attacks.py -k in_place_of",
     ),
+    Fault(
+        "weights that are not there are made up before it is said",
+        "loading.py",
+        "    if described > most:\n",
+        "    if False:\n",
+        "tests/test_attacks.py -k plain_model",
+    ),
 ]
 
 

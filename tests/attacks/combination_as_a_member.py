@@ -13,10 +13,11 @@ def attack(folder: Path) -> str:
     nested = {"model_type": "eft", "member_names": ["base"], "text_config": {"model_type": "llama"}}
     edit(where / "config.json", lambda config: config.update(tuned_config=nested))
     refused_every_way("another combination", where)
-    edit(where / "config.json", lambda config: config.update(tuned_config={"model_type": "llama", "deeper": nested}))
+    where = saved(folder, "deeper")
+    edit(where / "config.json", lambda config: config["tuned_config"].update(deeper=nested))
     refused_every_way("another combination", where)
-    loader = {"model_type": "llama", "vision_config": {"model_type": "timm_wrapper", "architecture": "hf-hub:someone/else"}}
-    edit(where / "config.json", lambda config: config.update(tuned_config=loader))
+    loader = {"model_type": "timm_wrapper", "architecture": "hf-hub:someone/else"}
+    edit(where / "config.json", lambda config: config["tuned_config"].update(deeper=loader))
     refused_every_way("loads what its configuration names", where)
     return said
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import NAMES, edit, plain, refused, refused_every_way, run, saved
+from common import edit, plain, refused, refused_every_way, run, saved
 
 from hf_eft import EFTConfig, EFTForCausalLM, hub
 
@@ -20,9 +20,19 @@ def attack(folder: Path) -> str:
         spoilt = saved(folder, missing)
         edit(spoilt / "config.json", lambda config, missing=missing: config.pop(missing))
         refused_every_way("has no members|must have a configuration", spoilt)
-    for name in NAMES:
-        edit(saved(folder, name) / "config.json", lambda config: config["tuned_config"].update(num_hidden_layers=3))
-        refused_every_way("member 'tuned' .*incomplete: .*random", folder / name)
+    more = saved(folder, "more")
+    edit(more / "config.json", lambda config: config["tuned_config"].update(num_hidden_layers=3, intermediate_size=8))
+    refused_every_way("member 'tuned' ", more)
+    large = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "intermediate_size": 64,
+    }
+    filled = saved(folder, "filled")
+    edit(filled / "config.json", lambda config: config.update(tuned_config=large))
+    refused_every_way("describes [0-9,]+ weights, but [0-9,]+ bytes .*incomplete", filled)
     return said
 
 
