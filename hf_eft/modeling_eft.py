@@ -22,13 +22,16 @@ from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, keep, named_members
+from .parts import Parts
+from .prompts import positions_in_common
 from .request import Request
+from .saving import EFTSavingMixin
 from .vocabulary import end_tokens
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
 
-class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
+class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
     r"""
     Several language models that predict as one: `softmax(sum_k c_k log p_k)`, by default emulated fine-tuning, `base + tuned -
     reference` (EFT paper, equation 4). Negative weights on a safety-tuned delta undo its safety training.
@@ -86,6 +89,10 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         super().__init__(config)
         self._adopted = members is not None
         if members is None:
+            if config.adapters or not config.member_names:
+                raise ValueError(
+                    "Adapters, and members that are referred to, are not made from a configuration: load the folder."
+                )
             built = {
                 name: AutoModelForCausalLM.from_config(member_config, attn_implementation=member_config._attn_implementation)
                 for name, member_config in config.member_configs.items()
@@ -148,11 +155,10 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         members = Members(named_members(base, tuned, reference), combination.coefficients, tokenizers)
         combination.check_names(members.names)
+        parts = Parts.of(members)
+        configs = {name: model.config for name, model in parts.models.items()}
         config = EFTConfig.from_members(
-            members.names,
-            {name: model.config for name, model in members.distinct_models.items()},
-            {name: owner for name, owner in members.owner.items() if name != owner},
-            combination,
+            members.names, configs, combination, parts.shared, parts.adapters, list(tokenizers or {})
         )
         models = members.models
         model = cls(config, members, combination)
@@ -230,15 +236,6 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             stack.member.model._apply(fn, recurse)  # no submodule: its weights are the members'
         return super()._apply(fn, recurse)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Refused for adapters, which the configuration does not describe."""
-        if self._members.adapted:
-            raise NotImplementedError(
-                f"The members {self._members.adapted} share their weights with the model under the adapter; a saved copy would have "
-                "them twice, as full models. Save the adapter with PEFT, and combine the models anew with `from_models`."
-            )
-        return super().save_pretrained(*args, **kwargs)
-
     # Forward ------------------------------------------------------------------------------------------------------------
 
     @can_return_tuple
@@ -290,7 +287,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
         members = self._members.apart((member_inputs or {}).keys())
         if member_inputs:
-            logits_to_keep = _kept_of_all(logits_to_keep, tokens, member_inputs)
+            logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
         check_mask(attention_mask, tokens, past_key_values)
         cache = _cache_for(members, past_key_values, use_cache)
         if coefficients is None and self.combination.scheduled:
@@ -341,19 +338,6 @@ def _cache_for(members: Members, cache: Cache | None, use_cache: bool | None) ->
     if cache is None:
         return members.new_cache() if use_cache else None
     return EFTCache.attach(cache, members.distinct_models)
-
-
-def _kept_of_all(
-    logits_to_keep: int | torch.Tensor, tokens: torch.Tensor, member_inputs: Mapping[str, Mapping[str, torch.Tensor]]
-) -> int:
-    """How many positions from the right all members have."""
-    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
-    if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
-        raise ValueError(
-            f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "
-            f"be a number up to that, got {logits_to_keep}."
-        )
-    return logits_to_keep or shortest
 
 
 AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # `pipeline` checks classes against this as well

@@ -68,6 +68,24 @@ class MemberPrompts:
         return torch.cat([ids, continuation], dim=1), torch.cat([mask, mask.new_ones(continuation.shape)], dim=1)
 
 
+def positions_in_common(
+    logits_to_keep: int | torch.Tensor, tokens: torch.Tensor, member_inputs: Mapping[str, Mapping[str, torch.Tensor]]
+) -> int:
+    """
+    How many positions from the right are asked for, of those that all members have.
+
+    Raises:
+        `ValueError`: If they are more than all have, or not counted from the right.
+    """
+    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
+    if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
+        raise ValueError(
+            f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "
+            f"be a number up to that, got {logits_to_keep}."
+        )
+    return logits_to_keep or shortest
+
+
 def positions_of(mask: torch.Tensor) -> torch.Tensor:
     """Positions of tokens behind padding on the left, as transformers counts them."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
