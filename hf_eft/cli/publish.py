@@ -1,0 +1,1 @@
+"""`hf-eft compose` and `hf-eft card`: what is published."""
