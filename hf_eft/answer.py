@@ -126,7 +126,7 @@ class Answerer:
                 raise ValueError(f"{name!r} is no option of `generate`" + (f"; did you mean {close[0]!r}?" if close else ""))
         options = {**self.options, **own}
         ids = self.ids(item)
-        self._check_length(ids, options)
+        check_length(self.model, len(ids), options["max_new_tokens"])
         return _Row(
             item.line, ids, options, self._coefficients(item.recipe), _noise(self.seed if seed is None else seed, item.line)
         )
@@ -141,17 +141,6 @@ class Answerer:
         if not ids:
             raise ValueError("the prompt is empty: the tokenizer made no token of it")
         return list(ids)
-
-    def _check_length(self, ids: Sequence[int], options: Mapping[str, Any]) -> None:
-        new = options["max_new_tokens"]
-        if isinstance(new, bool) or not isinstance(new, int) or new < 1:
-            raise ValueError(f"`max_new_tokens` must be a whole number, 1 or more, got {new!r}")
-        for name, model in self.model.members.items():
-            most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-            if most is not None and len(ids) + new > most:
-                raise ValueError(
-                    f"the prompt is too long: its {len(ids)} tokens and {new} more are over the {most} that the member {name!r} reads"
-                )
 
     def _coefficients(self, own: Mapping[str, Any]) -> list[float] | None:
         if not own:
@@ -215,6 +204,18 @@ class Answerer:
         ended = (length > 0 and tokens[length - 1] in ends) or length < options["max_new_tokens"]
         text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
         return {"text": text, "tokens": length, "finish": "stop" if ended else "length"}
+
+
+def check_length(model: EFTForCausalLM, length: int, new: Any) -> None:
+    """Raise if a prompt of `length` tokens and `new` more are over what a member reads, or `new` is no number of tokens."""
+    if isinstance(new, bool) or not isinstance(new, int) or new < 1:
+        raise ValueError(f"`max_new_tokens` must be a whole number, 1 or more, got {new!r}")
+    for name, member in model.members.items():
+        most = getattr(member.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if most is not None and length + new > most:
+            raise ValueError(
+                f"the prompt is too long: its {length} tokens and {new} more are over the {most} that the member {name!r} reads"
+            )
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:

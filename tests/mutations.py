@@ -371,8 +371,8 @@ FAULTS = [
     Fault(
         "a batch run's bad row takes its batch along",
         "answer.py",
-        "            if len(rows) == 1:\n                return {rows[0].line: {\"error\": _said(error)}}",
-        "            if rows:\n                return {row.line: {\"error\": _said(error)} for row in rows}",
+        '            if len(rows) == 1:\n                return {rows[0].line: {"error": _said(error)}}',
+        '            if rows:\n                return {row.line: {"error": _said(error)} for row in rows}',
         "tests/test_batch.py -k breaks_the_batch",
     ),
     Fault(

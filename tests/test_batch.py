@@ -15,7 +15,7 @@ import pytest
 from families import PAD, shared
 from typer.testing import CliRunner
 
-from hf_eft import Combination, EFTForCausalLM, tiny
+from hf_eft import EFTForCausalLM, tiny
 from hf_eft.answer import Answerer
 from hf_eft.batch import Item, Results, encoded, read_items, run_batches
 from hf_eft.cli import app
@@ -151,7 +151,7 @@ def test_files_that_are_no_results_are_left_alone(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for changed in ([lines[1], lines[0], *lines[2:]], [b"\0\0\0\n", *lines[1:]], lines[1:]):
         path.write_bytes(b"".join(changed))
-        with pytest.raises(ValueError, match="Line 1 of .* is not the result of line 1"):
+        with pytest.raises(ValueError, match=r"Line 1 of .* is not the result of line 1"):
             run(path, ITEMS)
         assert path.read_bytes() == b"".join(changed)
 
@@ -207,7 +207,7 @@ def test_a_line_s_answer_does_not_depend_on_its_batch(options: dict[str, Any], s
 
 
 def test_beams_that_sample_depend_on_nothing_before() -> None:
-    lines = [{"prompt": prompt, "num_beams": 2, "do_sample": True} for prompt in PROMPTS]
+    lines = [{"prompt": prompt, "num_beams": 2, "do_sample": True, "temperature": 9.0} for prompt in PROMPTS]
     assert answers(lines, 3)[3:] == answers([{"prompt": "x"}] * 3 + lines[3:], 3)[3:]
 
 
@@ -267,7 +267,13 @@ def test_a_row_that_breaks_the_batch_is_found(monkeypatch: pytest.MonkeyPatch) -
 def thousand(path: Path) -> None:
     """Lines of every kind: greedy, sampled, of another strength, shorter, and some that cannot be answered."""
     texts = [question.text for question in tiny.questions()[:1000]]
-    kinds: list[dict[str, Any]] = [{}, {"do_sample": True}, {"alpha": 0.5}, {"max_new_tokens": 2}, {"do_sample": True, "top_k": 3}]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"do_sample": True},
+        {"alpha": 0.5},
+        {"max_new_tokens": 2},
+        {"do_sample": True, "top_k": 3},
+    ]
     lines = [json.dumps({"id": f"q{i}", "prompt": text, **kinds[i % 5]}) for i, text in enumerate(texts)]
     for i in range(37, 1000, 97):
         lines[i] = lines[i][:-1]  # no JSON any more
