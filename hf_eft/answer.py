@@ -15,7 +15,7 @@ import torch
 from .batch import Item
 from .combination import Truncation
 from .prompts import padded
-from .recipe import recipe
+from .shorthands import recipe
 from .vocabulary import end_tokens
 
 if TYPE_CHECKING:
@@ -178,15 +178,17 @@ class Answerer:
         return [{"replies": replies[start : start + count]} for start in range(0, len(replies), count)]
 
     def _decoded(self, rows: list[list[int]], options: Mapping[str, Any], extra: dict[str, Any]) -> list[dict[str, Any]]:
-        inputs = padded(rows, self._pad(options))
+        inputs = padded(rows, self.pad(options))
         given: dict[str, Any] = {name: value.to(self.model.device) for name, value in inputs.items()}
         if "stop_strings" in options:
             extra["tokenizer"] = self.tokenizer
-        options = {**self.extra, **extra, "pad_token_id": self._pad(options), **options}
+        options = {**self.extra, **extra, "pad_token_id": self.pad(options), **options}
         sequences = self.model.generate(**given, **options)  # (rows * count, length)
         return [self._reply(new, options) for new in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def _pad(self, options: Mapping[str, Any]) -> int:
+    def pad(self, options: Mapping[str, Any] | None = None) -> int:
+        """The token that rows are padded with."""
+        options = self.options if options is None else options
         known = (options.get("pad_token_id"), self.tokenizer.pad_token_id, *self._ends(options))
         return int(next((i for i in known if i is not None), 0))
 
@@ -195,7 +197,7 @@ class Answerer:
         return end_tokens(self.model.generation_config) if given is None else [given] if isinstance(given, int) else list(given)
 
     def _reply(self, tokens: list[int], options: Mapping[str, Any]) -> dict[str, Any]:
-        ends, pad = set(self._ends(options)), self._pad(options)
+        ends, pad = set(self._ends(options)), self.pad(options)
         length = next((i + 1 for i, token in enumerate(tokens) if token in ends), None)
         if length is None:  # ended by a stop string or by the limit: what is behind it is padding
             length = len(tokens)

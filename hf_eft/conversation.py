@@ -13,7 +13,7 @@ import torch
 from .answer import chat_ids, check_length
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, Combination
-from .recipe import recipe
+from .shorthands import recipe
 
 if TYPE_CHECKING:
     from .modeling_eft import EFTForCausalLM

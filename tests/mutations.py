@@ -382,6 +382,62 @@ FAULTS = [
         "        if False:\n",
         "tests/test_batch.py -k own_recipe",
     ),
+    Fault(
+        "a chat takes what was read for the prompt",
+        "conversation.py",
+        "        if surplus:\n            self._cache.crop(-surplus)\n",
+        "",
+        "tests/test_chat.py -k stopped",
+    ),
+    Fault(
+        "a chat keeps states that cannot be taken back",
+        "conversation.py",
+        "(surplus and not self._cache.can_crop(surplus))",
+        "False",
+        "tests/test_chat.py -k taken_back",
+    ),
+    Fault(
+        "a chat goes on with the states of a stopped reply",
+        "conversation.py",
+        "        self._cache, self._read = None, []  #",
+        "        #",
+        "tests/test_chat.py -k stopped",
+    ),
+    Fault(
+        "a chat reads everything anew",
+        "conversation.py",
+        "            self._cache = out.past_key_values\n",
+        "",
+        "tests/test_chat.py -k reads_what_is_new",
+    ),
+    Fault(
+        "a chat leaves the recipe of one member",
+        "conversation.py",
+        "            self.model.combination = recipe_before\n",
+        "            pass\n",
+        "tests/test_chat.py -k compare_leaves",
+    ),
+    Fault(
+        "an error at the command line is a traceback",
+        "cli/app.py",
+        "            raise Failure(said) from error",
+        "            raise",
+        "tests/test_cli.py -k errors_are_one_line",
+    ),
+    Fault(
+        "bench turns a speed upside down",
+        "bench.py",
+        "ratio(times, against, name)",
+        "ratio(times, name, against)",
+        "tests/test_cli.py -k bench_counts",
+    ),
+    Fault(
+        "bench counts one row",
+        "bench.py",
+        "(rows * new_tokens / s for s",
+        "(new_tokens / s for s",
+        "tests/test_cli.py -k bench_counts",
+    ),
 ]
 
 

@@ -35,6 +35,8 @@ class Asking:
         """The models, ready to be asked."""
         if self.system is not None and not self.chat:
             raise typer.BadParameter("a system message is part of a chat: add --chat", param_hint="--system")
+        if self.speculative and options.get("num_beams", 1) != 1:
+            raise typer.BadParameter("beams are not drafted: leave out --num-beams or this", param_hint="--speculative")
         model, tokenizer = models.load()
         return Answerer(
             model,
@@ -110,9 +112,8 @@ def generate(
     A batch run writes a line of JSON for each line of its input, in order, and carries on where it stopped. A line that cannot be
     answered has an "error"; the run goes on and exits with 3.
     """
-    # An unknown option before the prompt arrives as the prompt, with the rest behind it.
-    options, positional = generation_options([*([] if prompt is None else [prompt]), *context.args])
     if batch.input is not None:
+        options, positional = _options(prompt, context.args)
         if positional:
             raise typer.BadParameter(f"give a prompt or --input, not both: got {positional}")
         _run(models, asking, batch, options)
@@ -121,16 +122,28 @@ def generate(
         raise typer.BadParameter(
             "results of a batch run need an --input", param_hint="--output" if batch.output else "--restart"
         )
-    if len(positional) > 1:
-        raise typer.BadParameter(f"expected one prompt, got {positional}; quote it, and give every option a value")
-    text = positional[0] if positional else sys.stdin.read().rstrip("\n")
-    if not text.strip():
-        raise typer.BadParameter("the prompt is empty: give one as an argument or on the standard input", param_hint="PROMPT")
+    text, options = one_prompt(prompt, context.args)
     answerer = asking.answerer(models, options)
     try:
         _reply(answerer, text, asking.seed, stream and not as_json, as_json)
     except (ValueError, NotImplementedError) as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _options(prompt: str | None, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    # An unknown option before the prompt arrives as the prompt, with the rest behind it.
+    return generation_options([*([] if prompt is None else [prompt]), *arguments])
+
+
+def one_prompt(prompt: str | None, arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The prompt of a command line, or else of the standard input, and the options of `generate` around it."""
+    options, positional = _options(prompt, arguments)
+    if len(positional) > 1:
+        raise typer.BadParameter(f"expected one prompt, got {positional}; quote it, and give every option a value")
+    text = positional[0] if positional else sys.stdin.read().rstrip("\n")
+    if not text.strip():
+        raise typer.BadParameter("the prompt is empty: give one as an argument or on the standard input", param_hint="PROMPT")
+    return text, options
 
 
 def _reply(answerer: Answerer, text: str, seed: int | None, stream: bool, as_json: bool) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..combination import BASE, REFERENCE, TUNED, Truncation
-from ..recipe import recipe
+from ..combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..shorthands import recipe
 from .app import notes
 from .loading import load as load_members  # -> from ..hub import load as load_members
 from .options import named, named_numbers, number
@@ -20,22 +20,15 @@ _MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
 _ENDS = 2**16  # bytes at both ends of a file that tell it from another
 
 
-def _option(panel: str, text: str, **more: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel, show_default=more.pop("show_default", False), **more)
+def _option(panel: str, text: str, *, flag: str | None = None, show_default: bool = False, **more: Any) -> Any:
+    names = () if flag is None else (flag,)  # a switch that cannot be switched off
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
 @dataclass(frozen=True)
-class Models:
-    """The models and the recipe that a command line gives."""
+class Composition:
+    """Members and a recipe that a command line gives."""
 
-    model: Annotated[
-        str | None,
-        _option(_MODELS, "A saved combination: folder or Hub id.", metavar="FOLDER_OR_ID"),
-    ] = None
-    allow_references: Annotated[
-        bool,
-        _option(_MODELS, "Let the file of --model say which other repositories are loaded.", show_default=True),
-    ] = False
     base: Annotated[
         str | None, _option(_MODELS, "The model whose knowledge is wanted, usually large.", metavar="FOLDER_OR_ID")
     ] = None
@@ -64,22 +57,15 @@ class Models:
             metavar="RULE:P",
         ),
     ] = None
-    dtype: Annotated[str, _option(_RUNNING, "auto, float32, bfloat16 or float16.", show_default=True)] = "auto"
-    device: Annotated[str | None, _option(_RUNNING, "Where the models run, as in cuda:0. The fastest there is by default.")] = (
-        None
-    )
-    trust_remote_code: Annotated[
-        bool, _option(_RUNNING, "Run the code that the models' repositories bring. It can do anything.", show_default=True)
-    ] = False
 
-    def places(self) -> str | dict[str, str]:
-        """The saved combination, or the members by name."""
-        given = self.base, self.tuned, self.reference
-        if self.model is not None:
-            if any(given):
-                raise typer.BadParameter("give a saved combination or its members, not both", param_hint="--model")
-            return self.model
-        if not any(given):
+    @property
+    def given(self) -> bool:
+        """Whether there is any member."""
+        return any((self.base, self.tuned, self.reference))
+
+    def members(self) -> dict[str, str]:
+        """Where the members are, by name; those of the embedded family if none is given."""
+        if not self.given:
             from .. import tiny
 
             notes.print("No models given: the embedded tiny family answers (it knows one invented world).", style="dim")
@@ -99,7 +85,7 @@ class Models:
             return {TUNED: given[0]}
         return named(given, "--tuned")
 
-    def recipe_for(self, names: Any) -> Any:
+    def recipe_for(self, names: Iterable[str]) -> Combination | None:
         """The recipe of these members, `None` if the command line says nothing about it."""
         if self.alpha is self.beta is None and not self.weight and self.truncation is None:
             return None
@@ -108,6 +94,35 @@ class Models:
             return recipe(tuple(names), self.alpha, self.beta, weights, parsed_truncation(self.truncation))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Models(Composition):
+    """Models that run, and how."""
+
+    model: Annotated[
+        str | None,
+        _option(_MODELS, "Instead, a saved combination: folder or Hub id.", metavar="FOLDER_OR_ID"),
+    ] = None
+    allow_references: Annotated[
+        bool, _option(_MODELS, "Let the file of --model say which other repositories are loaded.", flag="--allow-references")
+    ] = False
+    dtype: Annotated[str, _option(_RUNNING, "auto, float32, bfloat16 or float16.", show_default=True)] = "auto"
+    device: Annotated[str | None, _option(_RUNNING, "Where the models run, as in cuda:0. The fastest there is by default.")] = (
+        None
+    )
+    trust_remote_code: Annotated[
+        bool,
+        _option(_RUNNING, "Run the code that the models' repositories bring. It can do anything.", flag="--trust-remote-code"),
+    ] = False
+
+    def places(self) -> str | dict[str, str]:
+        """The saved combination, or the members by name."""
+        if self.model is None:
+            return self.members()
+        if self.given:
+            raise typer.BadParameter("give a saved combination or its members, not both", param_hint="--model")
+        return self.model
 
     def load(self) -> tuple[Any, Any]:
         """The combination and the tokenizer that its prompts are written with."""
@@ -163,7 +178,7 @@ def best_device() -> str:
 
 def identity(models: Models, model: Any) -> dict[str, Any]:
     """What the answers depend on: where the models come from, which version of them, and how they run."""
-    where = models.places() if models.model or models.base or models.tuned else "the embedded family"
+    where = models.places() if models.model or models.given else {"model": "the embedded family"}
     places = where if isinstance(where, dict) else {"model": where}
     configs = {"model": model.config, **{name: member.config for name, member in model.members.items()}}
     versions = {name: _version(place, configs[name]) for name, place in places.items()}

@@ -35,7 +35,7 @@ def recipe(
     Example:
 
     ```python
-    >>> from hf_eft.recipe import recipe
+    >>> from hf_eft.shorthands import recipe
 
     >>> print(recipe(["base", "helpful", "brief", "reference"], weights={"helpful": 0.7}))
     base + 0.7 helpful - 0.7 reference
