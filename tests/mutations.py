@@ -387,7 +387,7 @@ FAULTS = [
         "conversation.py",
         "        if surplus:\n            self._cache.crop(-surplus)\n",
         "",
-        "tests/test_chat.py -k stopped",
+        "tests/test_chat.py -k compare_leaves",
     ),
     Fault(
         "a chat keeps states that cannot be taken back",

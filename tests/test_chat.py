@@ -88,6 +88,7 @@ def test_a_reply_that_is_stopped_is_kept_and_the_next_one_is_right(session: Chat
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
+    session.ask(WHERE)
     reply = session.ask(WHO, stop)
     assert reply == "".join(pieces).strip() == session.messages[-1]["content"].strip()
     assert len(reply) < len(anew(ChatSession(session.model, session.tokenizer)).ask(WHO))
