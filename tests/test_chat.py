@@ -93,6 +93,10 @@ def test_a_reply_that_is_stopped_is_kept_and_the_next_one_is_right(session: Chat
     assert reply == "".join(pieces).strip() == session.messages[-1]["content"].strip()
     assert len(reply) < len(anew(ChatSession(session.model, session.tokenizer)).ask(WHO))
     assert anew(session).ask(WHERE) == session.ask(WHERE)
+    pieces.clear()
+    session.ask(WHO, stop)
+    session.command("/reset")
+    assert anew(session).ask(WHERE) == session.ask(WHERE)
 
     def at_once(text: str) -> None:
         pieces.clear()
