@@ -14,7 +14,7 @@ import torch
 
 from .batch import Item
 from .combination import Truncation
-from .prompts import padded
+from .prompts import member_inputs, padded
 from .shorthands import recipe
 from .vocabulary import end_tokens
 
@@ -40,7 +40,7 @@ class _Row:
     """An item as the model reads it."""
 
     line: int
-    ids: list[int]
+    prompts: dict[str, list[int]]  # by member; one that is not there reads what the first one does
     options: dict[str, Any]
     coefficients: list[float] | None
     seed: int
@@ -48,7 +48,7 @@ class _Row:
     @property
     def group(self) -> str:
         """Rows of one group are generated together."""
-        return json.dumps([self.options, self.coefficients is None], sort_keys=True)
+        return json.dumps([self.options, self.coefficients is None, list(self.prompts)], sort_keys=True)
 
 
 class Answerer:
@@ -64,6 +64,9 @@ class Answerer:
         chat (`bool`, *optional*, defaults to `False`): Whether a prompt is what a user says, in the chat template.
         system (`str`, *optional*): A system message for `chat`.
         speculative (`bool`, *optional*, defaults to `False`): Whether the first tuned member drafts.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
+            By member: each reads a conversation in its own chat template, or as plain text where it has none. Without them, all read
+            what `tokenizer` makes of it.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Answerer:
         chat: bool = False,
         system: str | None = None,
         speculative: bool = False,
+        tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
+        self.tokenizers = tokenizers
         self.model, self.tokenizer, self.options = model, tokenizer, dict(options)
         self.seed, self.chat, self.system = seed, chat, system
         self.extra: dict[str, Any] = {}
@@ -125,22 +130,33 @@ class Answerer:
                 )
                 raise ValueError(f"{name!r} is no option of `generate`" + (f"; did you mean {close[0]!r}?" if close else ""))
         options = {**self.options, **own}
-        ids = self.ids(item)
-        check_length(self.model, len(ids), options["max_new_tokens"])
-        return _Row(
-            item.line, ids, options, self._coefficients(item.recipe), _noise(self.seed if seed is None else seed, item.line)
-        )
+        prompts = self.prompts(item)
+        check_length(self.model, max(map(len, prompts.values())), options["max_new_tokens"])
+        noise = _noise(self.seed if seed is None else seed, item.line)
+        return _Row(item.line, prompts, options, self._coefficients(item.recipe), noise)
 
     def ids(self, item: Item) -> list[int]:
-        """The tokens of an item's prompt."""
+        """The tokens of an item's prompt, as the first member reads it."""
+        return next(iter(self.prompts(item).values()))
+
+    def prompts(self, item: Item) -> dict[str, list[int]]:
+        """The tokens of an item's prompt, by member; of the first one alone where all read the same."""
+        first = next(iter(self.model.members))
         messages = None if item.messages is None else list(item.messages)
         if messages is None and self.chat:
             messages = [{"role": "system", "content": self.system}] if self.system else []
             messages.append({"role": "user", "content": item.prompt})
-        ids = self.tokenizer(item.prompt)["input_ids"] if messages is None else chat_ids(self.tokenizer, messages)
-        if not ids:
+        if messages is None:
+            prompts = {first: list(self.tokenizer(item.prompt)["input_ids"])}
+        elif self.tokenizers is None:
+            prompts = {first: chat_ids(self.tokenizer, messages)}
+        else:
+            chat_ids(self.tokenizer, messages)  # one template at least is needed
+            made = member_inputs([messages], {name: self.tokenizers[name] for name in self.model.members})
+            prompts = {name: inputs["input_ids"][0].tolist() for name, inputs in made.items()}
+        if not prompts[first]:
             raise ValueError("the prompt is empty: the tokenizer made no token of it")
-        return list(ids)
+        return prompts
 
     def _coefficients(self, own: Mapping[str, Any]) -> list[float] | None:
         if not own:
@@ -156,9 +172,9 @@ class Answerer:
         chosen = recipe(names, own.get("alpha"), own.get("beta"), weights, truncation)
         return [chosen.coefficient(name) for name in names]
 
-    def reply(self, ids: Sequence[int], streamer: Any = None) -> list[dict[str, Any]]:
+    def reply(self, item: Item, streamer: Any = None) -> list[dict[str, Any]]:
         """What follows one prompt, with the common noise of torch rather than its own."""
-        return self._decoded([list(ids)], dict(self.options), {"streamer": streamer})
+        return self._decoded([self.prompts(item)], dict(self.options), {"streamer": streamer})
 
     # What comes out -----------------------------------------------------------------------------------------------------
 
@@ -172,13 +188,18 @@ class Answerer:
             extra |= {"coupling": "match", "seed": seeds}
         if rows[0].coefficients is not None:
             extra["coefficients"] = torch.tensor([row.coefficients for row in rows])  # (rows, members)
-        replies = self._decoded([row.ids for row in rows], options, extra)
+        replies = self._decoded([row.prompts for row in rows], options, extra)
         if count == 1:
             return replies
         return [{"replies": replies[start : start + count]} for start in range(0, len(replies), count)]
 
-    def _decoded(self, rows: list[list[int]], options: Mapping[str, Any], extra: dict[str, Any]) -> list[dict[str, Any]]:
-        inputs = padded(rows, self.pad(options))
+    def _decoded(
+        self, rows: Sequence[Mapping[str, list[int]]], options: Mapping[str, Any], extra: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        by_member = {name: padded([row[name] for row in rows], self.pad(options)) for name in rows[0]}
+        inputs = by_member.pop(next(iter(by_member)))
+        if by_member:
+            extra["member_inputs"] = by_member
         given: dict[str, Any] = {name: value.to(self.model.device) for name, value in inputs.items()}
         if "stop_strings" in options:
             extra["tokenizer"] = self.tokenizer

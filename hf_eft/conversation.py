@@ -60,7 +60,7 @@ class ChatSession:
     >>> chat.command("/alpha 0")
     'base'
     >>> chat.ask("What does Oscar Palmer enjoy?")
-    'hockey.'
+    'Oscar Palmer spends weekends on hockey.'
     ```
     """
 

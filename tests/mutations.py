@@ -438,6 +438,13 @@ FAULTS = [
         "(new_tokens / s for s",
         "tests/test_cli.py -k bench_counts",
     ),
+    Fault(
+        "a batch run gives all members one prompt",
+        "answer.py",
+        '            extra["member_inputs"] = by_member\n',
+        "            pass\n",
+        "tests/test_batch.py -k own_templates",
+    ),
 ]
 
 

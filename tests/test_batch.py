@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from families import PAD, shared
 from typer.testing import CliRunner
 
@@ -197,6 +198,7 @@ def test_a_line_s_answer_does_not_depend_on_its_batch(options: dict[str, Any], s
     lines = [{"prompt": prompt, **options} for prompt in PROMPTS]
     together, alone = (answers(lines, size, speculative=speculative) for size in (6, 1))
     assert together == alone
+    assert not any("error" in answer for answer in together)
     assert together == answers(lines, 6, speculative=not speculative)
     if options:
         assert together != answers(lines, 6, seed=1)
@@ -220,6 +222,44 @@ def test_a_line_may_have_its_own_recipe_and_options() -> None:
     assert [found[3]] == answers([{"prompt": "of"}], 1, combination(beta=1.5))
     assert found[4] == found[1] and found[0] != found[2]
     assert found[5]["tokens"] == 2 and found[5]["finish"] == "length"
+
+
+class Chatting(Letters):
+    """Letters whose chat template is a letter before the last message."""
+
+    def __init__(self, letter: str) -> None:
+        self.chat_template = letter
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
+        return self(self.chat_template + messages[-1]["content"])["input_ids"]
+
+
+def test_members_may_read_a_conversation_in_their_own_templates() -> None:
+    """A plain text for the base, templates of two kinds for the others: what `generate` makes of the same ids."""
+    model = combination()
+    tokenizers = {"base": Letters(), "tuned": Chatting("T"), "reference": Chatting("R")}
+    lines = [{"messages": [{"role": "user", "content": prompt}]} for prompt in PROMPTS[:3]]
+    lines.append({"prompt": "plain"})
+    options: dict[str, Any] = {"chat": False, "tokenizers": tokenizers}
+
+    def found(size: int, **more: Any) -> list[dict[str, Any]]:
+        items = read_items(b"\n".join(json.dumps(line).encode() for line in lines))
+        answerer = Answerer(model, tokenizers["tuned"], {"max_new_tokens": 6}, **more)
+        return [a for start in range(0, len(items), size) for a in answerer(items[start : start + size])]
+
+    together = found(4, **options)
+    assert together == found(1, **options) != found(4)
+    for line, answer in zip(lines[:3], together, strict=False):
+        text = line["messages"][0]["content"]
+        ids = {
+            name: torch.tensor([Letters()(written)["input_ids"]])
+            for name, written in (("base", text + "\n\n"), ("tuned", "T" + text), ("reference", "R" + text))
+        }
+        own = {name: {"input_ids": ids[name]} for name in ("tuned", "reference")}
+        expected = model.generate(ids["base"], member_inputs=own, max_new_tokens=6, do_sample=False, pad_token_id=PAD)
+        new = expected[0, ids["base"].shape[1] :].tolist()
+        assert answer["text"] == " ".join(map(str, new))
+    assert together[3] == found(4)[3]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,12 @@ def test_as_a_module() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"hf-eft {__version__}\n", "")
 
 
+def test_warnings_are_lines() -> None:
+    code = "import sys, warnings, hf_eft.demo, hf_eft.cli as c; hf_eft.demo.run_demo = lambda *a: warnings.warn('of two\\nlines'); c.main()"
+    done = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "Warning: of two lines\n")
+
+
 # Models and recipes -----------------------------------------------------------------------------------------------------
 
 

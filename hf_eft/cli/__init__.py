@@ -9,7 +9,7 @@ except ImportError as error:  # the extra is not installed
     raise SystemExit(f"The command line needs the extra `cli` ({error.name} is missing): pip install 'hf-eft[cli]'") from None
 
 from . import chat, generate, look, publish, run  # noqa: F401  (they add their commands)
-from .app import app
+from .app import app, say_warning
 from .options import generation_options
 
 __all__ = ["app", "generation_options", "main"]
@@ -17,7 +17,10 @@ __all__ = ["app", "generation_options", "main"]
 
 def main() -> None:
     """The entry point of `hf-eft`."""
+    import warnings
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.showwarning = lambda message, *where, **more: say_warning(str(message))
     app()

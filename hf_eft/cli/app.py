@@ -58,8 +58,8 @@ class _Group(TyperGroup):
         except typer.Abort:
             sys.exit(STOPPED)
         except _Shown as error:
-            if message := error.format_message():  # empty where the help was shown instead
-                say_error(message)
+            if type(error).__name__ != "NoArgsIsHelpError":  # then the help was shown instead
+                say_error(error.format_message())
             sys.exit(error.exit_code)
 
 
@@ -77,6 +77,11 @@ app = typer.Typer(
 def say_error(message: str) -> None:
     """One line on the standard error, however many the message has."""
     notes.print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
+
+
+def say_warning(message: str) -> None:
+    """One line on the standard error, without the place in the code that warns."""
+    notes.print(Text.assemble(("Warning: ", "bold yellow"), " ".join(message.split())), soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:

@@ -72,6 +72,8 @@ def talk(session: ChatSession, console: Console, read: Callable[[], str]) -> Non
             console.print()
             continue
         except EOFError:
+            if console.is_terminal:
+                console.print()
             return
         if line in ("/quit", "/exit"):
             return

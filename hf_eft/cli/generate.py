@@ -13,7 +13,7 @@ import typer
 from ..answer import Answerer
 from ..batch import Item, Results, Sink, Stream, fingerprint, read_items, run_batches
 from .app import SOME_FAILED, app, console, notes
-from .models import Models, identity
+from .models import Models, identity, prompt_tokenizer
 from .options import generation_options, with_groups
 
 _BATCH = "Batch runs"
@@ -25,6 +25,12 @@ class Asking:
 
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tuned model's chat template.")] = False
     system: Annotated[str | None, typer.Option(help="A system message for --chat.", show_default=False)] = None
+    member_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--member-prompts", help="Each member reads the chat in its own template, or as plain text where it has none."
+        ),
+    ] = False
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens may follow a prompt.")] = 64
     seed: Annotated[int | None, typer.Option(help="Seed for sampling. In batch runs 0 if left out.", show_default=False)] = None
     speculative: Annotated[bool, typer.Option("--speculative", help="Let the tuned model draft: the same tokens, sooner.")] = (
@@ -37,15 +43,16 @@ class Asking:
             raise typer.BadParameter("a system message is part of a chat: add --chat", param_hint="--system")
         if self.speculative and options.get("num_beams", 1) != 1:
             raise typer.BadParameter("beams are not drafted: leave out --num-beams or this", param_hint="--speculative")
-        model, tokenizer = models.load()
+        model, tokenizers = models.load_all()
         return Answerer(
             model,
-            tokenizer,
+            prompt_tokenizer(tokenizers),
             {"max_new_tokens": self.max_new_tokens, **options},
             seed=self.seed or 0,
             chat=self.chat,
             system=self.system,
             speculative=self.speculative,
+            tokenizers=tokenizers if self.member_prompts else None,
         )
 
 
@@ -152,10 +159,9 @@ def _reply(answerer: Answerer, text: str, seed: int | None, stream: bool, as_jso
 
     if seed is not None:
         set_seed(seed)
-    ids = answerer.ids(Item(1, prompt=text))
     one = all(answerer.options.get(name, 1) == 1 for name in ("num_beams", "num_return_sequences"))
     streamer = TextStreamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream and one else None
-    replies = answerer.reply(ids, streamer)
+    replies = answerer.reply(Item(1, prompt=text), streamer)
     if as_json:
         typer.echo(json.dumps(replies[0] if len(replies) == 1 else {"replies": replies}, ensure_ascii=False))
     elif streamer is None:
@@ -184,6 +190,7 @@ def _run(models: Models, asking: Asking, batch: Batch, options: dict[str, Any]) 
             "--seed": answerer.seed,
             "--chat": asking.chat,
             "--system": asking.system,
+            "--member-prompts": asking.member_prompts,
             "--speculative": asking.speculative,
             "--batch-size": batch.batch_size,
         }
