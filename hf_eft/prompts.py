@@ -145,11 +145,16 @@ def member_inputs(
 
 
 def _padded(name: str, rows: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
-    longest = max(map(len, rows))
     if min(map(len, rows)) == 0:
         raise ValueError(f"A prompt of the member {name!r} is empty: its tokenizer made no token of it.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([[pad or 0] * (longest - len(row)) + list(row) for row in rows])
+    return padded(rows, pad or 0)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Rows of tokens as `input_ids` and `attention_mask` of shape `(rows, longest)`, padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return {"input_ids": ids, "attention_mask": mask}
 
