@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
 from .adapters import by_adapter
+from .bytes import ByteLevelModel, in_vocabulary
 from .cache import EFTCache
 from .checks import check_coefficients, check_mask
 from .combination import BASE, REFERENCE, Coefficient, Combination
@@ -120,6 +121,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         beta: Coefficient | None = None,
         combination: Combination | None = None,
         tokenizers: Mapping[str, Any] | None = None,
+        vocabulary: str | None = None,
     ) -> EFTForCausalLM:
         r"""
         Combine live models. Nothing is copied; the models stay usable alone, and one model may serve as several members.
@@ -137,6 +139,9 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
                 The tokenizer of each member, by name, to have their contents compared. Tokens that one of them does not know are never
                 generated.
+            vocabulary (`str`, *optional*):
+                `"bytes"` for members whose `tokenizers` differ: every one is read as a [`~hf_eft.bytes.ByteLevelModel`], at a cost
+                (docs/tokenizers.md). The combination then reads and writes ids of the byte tokenizer.
 
         Returns:
             [`EFTForCausalLM`]: In evaluation mode if all members are. Its generation configuration is a copy of the tuned
@@ -146,7 +151,8 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             `ValueError`: If a member that the recipe names is missing, members do not fit together, or a recipe is given twice.
         """
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        members = Members(named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        members = Members(given, combination.coefficients, None if vocabulary == "bytes" else tokenizers)
         combination.check_names(members.names)
         config = EFTConfig.from_members(
             members.names,
@@ -231,11 +237,16 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         return super()._apply(fn, recurse)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Refused for adapters, which the configuration does not describe."""
+        """As in transformers. Refused for adapters and byte-level members, which the configuration does not describe."""
         if self._members.adapted:
             raise NotImplementedError(
                 f"The members {self._members.adapted} share their weights with the model under the adapter; a saved copy would have "
                 "them twice, as full models. Save the adapter with PEFT, and combine the models anew with `from_models`."
+            )
+        if views := [name for name, model in self._members.models.items() if isinstance(model, ByteLevelModel)]:
+            raise NotImplementedError(
+                f"The members {views} are byte-level views, which the configuration does not describe. Save their models and tokenizers, "
+                "and combine them anew with `from_models(..., vocabulary='bytes')`."
             )
         return super().save_pretrained(*args, **kwargs)
 
