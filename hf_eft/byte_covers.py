@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,6 +41,24 @@ class Spare:
     tail: tuple[int, ...] = ()
 
 
+def log_sum(values: Sequence[float]) -> float:
+    """The log of the sum of what these are the logs of."""
+    return float(torch.tensor(values, dtype=torch.float64).logsumexp(-1))
+
+
+class Missing(NamedTuple):
+    r"""
+    The share of a text's probability that was left out; by so much, in total variation, is the distribution of the next byte wrong.
+
+    Args:
+        estimate (`float`): What it is if covers that were left out would have lost as much by each byte since as those that were kept.
+        bound (`float`): What it is at most: if they would have lost nothing. It goes to 1 as a text grows.
+    """
+
+    estimate: float
+    bound: float
+
+
 @dataclass(eq=False)
 class State:
     r"""
@@ -52,11 +70,13 @@ class State:
         covers (`list[tuple[Context, Node]]`): The covers that are kept.
         spares (`list[Spare]`): The most likely of those that were left out.
         left_out (`float`): The log of an upper bound of the probability of all that was left out.
+        kept (`float`): The share that was kept, if what was left out would have gone on as what was kept did.
     """
 
     covers: list[tuple[Context, Node]]
     spares: list[Spare] = field(default_factory=list)
     left_out: float = -math.inf
+    kept: float = 1.0
 
     @functools.cached_property
     def joint(self) -> torch.Tensor:
@@ -73,9 +93,11 @@ class State:
         return float(self.joint.logsumexp(-1))
 
     @property
-    def missing(self) -> float:
-        """An upper bound of the share of the text's probability that was left out: what next bytes can be wrong by (total variation)."""
-        return 1 / (1 + math.exp(min(700.0, self.log_prob - self.left_out))) if self.left_out > -math.inf else 0.0
+    def missing(self) -> Missing:
+        """How much of the text's probability was left out."""
+        if self.left_out == -math.inf:
+            return Missing(0.0, 0.0)
+        return Missing(1 - self.kept, 1 / (1 + math.exp(min(700.0, self.log_prob - self.left_out))))
 
     @functools.cached_property
     def next(self) -> torch.Tensor:
@@ -87,7 +109,7 @@ class State:
         if not self.covers or self.log_prob == -math.inf:
             return torch.zeros_like(joint).log_softmax(-1)
         if self.spares:
-            share = float(torch.tensor([spare.log_prob for spare in self.spares], dtype=torch.float64).logsumexp(-1))
+            share = log_sum([spare.log_prob for spare in self.spares])
             unreached = joint[:BYTES] == -math.inf
             joint = joint.clone()
             joint[:BYTES][unreached] = share - math.log(BYTES + 1)
@@ -194,7 +216,8 @@ class Covers:
                 if (weight := context.log_prob + float(context.table[token])) > -math.inf:
                     ending.append(Spare(weight, context, token))
         ending.sort(key=lambda spare: -spare.log_prob)
-        least = float(state.joint[byte]) + (math.log(self.threshold) if self.threshold else -math.inf)
+        total = float(state.joint[byte])
+        least = total + (math.log(self.threshold) if self.threshold else -math.inf)
         kept = [spare for spare in ending[: self.limit] if spare.log_prob >= least]
         left = ending[len(kept) :]
         older = [
@@ -203,9 +226,9 @@ class Covers:
             if len(spare.tail) < _SPARE_BYTES
         ]
         spares = sorted([*left, *older], key=lambda spare: -spare.log_prob)[:_SPARES]
-        left_out = [state.left_out, *(spare.log_prob for spare in left)]
-        after = State(stay, spares, float(torch.tensor(left_out, dtype=torch.float64).logsumexp(-1)))
-        return after, kept
+        share = sum(math.exp(spare.log_prob - total) for spare in left)
+        left_out = log_sum([state.left_out, *(spare.log_prob for spare in left)])
+        return State(stay, spares, left_out, state.kept * max(0.0, 1 - share)), kept
 
     def _revived(self, state: State, byte: int) -> State:
         """No kept cover leads to this byte: the most likely one that was left out and does."""
@@ -214,6 +237,7 @@ class Covers:
             [context] = self.read([spare.context], [[int(self.lexicon.ids[spare.token])]], [spare.log_prob])
             [revived] = self.start([context])
             revived.left_out = state.left_out
+            revived.kept = state.kept * math.exp(spare.log_prob - log_sum([each.log_prob for each in spares]))
             for each in (*spare.tail, byte):
                 [revived] = self.advance([revived], [each])
             if revived.covers:

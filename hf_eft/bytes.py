@@ -13,7 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .adapters import resolve
-from .byte_covers import END, Cost, Covers, State
+from .byte_covers import END, Cost, Covers, Missing, State, log_sum
 from .byte_prompts import EOS, OFFSET, PAD, PromptReader
 from .byte_reader import Asked, ByteReader
 from .byte_tokens import BYTES, Lexicon
@@ -126,7 +126,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         self._covers = Covers(model, Lexicon(tokens, ends, width(model)), covers, threshold)
         self._as_tokens = prompt == "tokens"
         self._reader = ByteReader(self._covers, PromptReader(tokenizer, tokens, self._covers, self._as_tokens))
-        self._missing: list[float] = []
+        self._missing: list[Missing] = []
         self.training = model.training  # not `train()`, which would change the model's mode
 
     @property
@@ -139,11 +139,8 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         self._covers.cost = cost
 
     @property
-    def missing(self) -> list[float]:
-        """
-        For each row of the last forward, an upper bound of the share of its text's probability that was left out since the prompt: by so
-        much (in total variation) can the distribution of its next byte be wrong.
-        """
+    def missing(self) -> list[Missing]:
+        """How much of its text's probability was left out since the prompt, for each row of the last forward."""
         return list(self._missing)
 
     def reset(self) -> None:
@@ -285,7 +282,7 @@ def _view(
 
 def _most(log_prob: float, state: State) -> float:
     """With all that was left out."""
-    return float(torch.tensor([log_prob, state.left_out], dtype=torch.float64).logsumexp(-1))
+    return log_sum([log_prob, state.left_out])
 
 
 def _growing(cache: Cache | None) -> Cache | None:

@@ -104,8 +104,8 @@ class EFTLogitsProcessor(LogitsProcessor):
         vocabulary: str | None = None,
     ) -> None:
         self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        given = named_members(None, tuned, reference)
-        given = in_vocabulary(vocabulary, given, self.combination.coefficients, tokenizers)
+        named = named_members(None, tuned, reference)
+        given = in_vocabulary(vocabulary, named, self.combination.coefficients, tokenizers)
         self._members = Members(given, self.combination.coefficients)
         self._tokenizers = None if vocabulary == "bytes" else tokenizers
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 from pathlib import Path
 
@@ -50,8 +51,6 @@ def make_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
 
 def with_bytes(tokenizer: Tokenizer, after: int) -> Tokenizer:
     """The same tokenizer, with a token for each byte put in behind the special ones."""
-    import json
-
     state = json.loads(tokenizer.to_str())
     ordered = sorted(state["model"]["vocab"], key=state["model"]["vocab"].get)
     tokens = [*ordered[:after], *(f"<0x{byte:02X}>" for byte in range(256)), *ordered[after:]]
