@@ -102,17 +102,15 @@ class State:
     @functools.cached_property
     def next(self) -> torch.Tensor:
         r"""
-        Log-probs of the next byte and, last, of the end of text, `(257,)`. A byte that no kept cover leads to has an equal share of what
-        the spares weigh, so that it is unlikely but not ruled out. Where the model can write no such text, nothing is known: all are equal.
+        Log-probs of the next byte and, last, of the end of text, `(257,)`. What no kept cover leads to has an equal share of what the
+        spares weigh, so that it is unlikely but not ruled out. Where the model can write no such text, nothing is known: all are equal.
         """
         joint = self.joint
         if not self.covers or self.log_prob == -math.inf:
             return torch.zeros_like(joint).log_softmax(-1)
         if self.spares:
             share = log_sum([spare.log_prob for spare in self.spares])
-            unreached = joint[:BYTES] == -math.inf
-            joint = joint.clone()
-            joint[:BYTES][unreached] = share - math.log(BYTES + 1)
+            joint = torch.where(joint == -math.inf, share - math.log(BYTES + 1), joint)
         return joint.log_softmax(-1)
 
 
@@ -144,6 +142,7 @@ class Covers:
         self.threshold = threshold
         self.cost = Cost()
 
+    @torch.no_grad()
     def read(
         self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], log_probs: Sequence[float]
     ) -> list[Context]:

@@ -36,6 +36,8 @@ class PromptReader:
 
     def enter(self, ids: Sequence[int]) -> tuple[State, list[int]]:
         """The state at a token's end in the prompt, and the bytes of the prompt that follow it."""
+        if EOS in ids and ids[-1] == PAD:
+            return State([]), []  # a row that has ended, and is padded while others go on
         text = self._as_text(ids)
         if self.as_tokens and (cut := self._settled(text)) is not None:
             settled, rest = cut
