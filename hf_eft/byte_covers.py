@@ -194,10 +194,7 @@ class Covers:
             )
             for (after, _), context in zip(starting, contexts, strict=True):
                 after.covers.append((context, self.lexicon.root))
-        return [
-            after if after.covers or byte < 0 else self._revived(state, byte)
-            for state, after, byte in zip(states, grown, following, strict=True)
-        ]
+        return [after if after.covers else self._revived(after) for after in grown]
 
     def _grow(self, state: State, byte: int) -> tuple[State, list[Spare]]:
         """The covers that go on with a byte, and the tokens that end with it and are to be read."""
@@ -229,18 +226,17 @@ class Covers:
         left_out = log_sum([state.left_out, *(spare.log_prob for spare in left)])
         return State(stay, spares, left_out, state.kept * max(0.0, 1 - share)), kept
 
-    def _revived(self, state: State, byte: int) -> State:
-        """No kept cover leads to this byte: the most likely one that was left out and does."""
-        spares = sorted(state.spares, key=lambda spare: -spare.log_prob)
-        for i, spare in enumerate(spares):
+    def _revived(self, state: State) -> State:
+        """No kept cover leads to this text: the most likely one that was left out and does."""
+        for i, spare in enumerate(state.spares):
             [context] = self.read([spare.context], [[int(self.lexicon.ids[spare.token])]], [spare.log_prob])
             [revived] = self.start([context])
             revived.left_out = state.left_out
-            revived.kept = state.kept * math.exp(spare.log_prob - log_sum([each.log_prob for each in spares]))
-            for each in (*spare.tail, byte):
-                [revived] = self.advance([revived], [each])
+            revived.kept = state.kept * math.exp(spare.log_prob - log_sum([each.log_prob for each in state.spares]))
+            for byte in spare.tail:
+                [revived] = self.advance([revived], [byte])
             if revived.covers:
-                others = [Spare(o.log_prob, o.context, o.token, (*o.tail, byte)) for o in spares[i + 1 :]]
-                revived.spares = sorted([*revived.spares, *others], key=lambda s: -s.log_prob)[:_SPARES]
+                others = [*revived.spares, *(other for other in state.spares[i + 1 :])]
+                revived.spares = sorted(others, key=lambda other: -other.log_prob)[:_SPARES]
                 return revived
         return State([], [], state.left_out)

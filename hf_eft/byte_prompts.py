@@ -27,7 +27,7 @@ class PromptReader:
         self.tokens = tokens
         self.covers = covers
         self.as_tokens = as_tokens
-        self._starts: dict[bytes, State] = {}
+        self.starts: dict[bytes, State] = {}  # of texts that are read from their first byte
         plain = self._cut("a")
         with_special = list(tokenizer("a")["input_ids"])
         count = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
@@ -44,13 +44,13 @@ class PromptReader:
             [context] = self.covers.read([None], [settled], [0.0])
             return self.covers.start([context])[0], list(rest)
         in_front = b"" if text.startswith(b" ") and not self._doubled else self._space
-        if in_front not in self._starts:
+        if in_front not in self.starts:
             [context] = self.covers.read([None], [self._first()], [0.0])
             [state] = self.covers.start([context])
             for byte in in_front:
                 [state] = self.covers.advance([state], [byte])
-            self._starts[in_front] = state
-        return self._starts[in_front], list(text)
+            self.starts[in_front] = state
+        return self.starts[in_front], list(text)
 
     def _first(self) -> list[int]:
         """What a text begins with: what the tokenizer puts there or, as the first token must follow something, a begin or end of text."""

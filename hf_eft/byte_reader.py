@@ -66,6 +66,11 @@ class ByteReader:
         self.prompts = prompts
         self.states: OrderedDict[Key, State] = OrderedDict()
 
+    def reset(self) -> None:
+        """Free the states."""
+        self.states.clear()
+        self.prompts.starts.clear()
+
     def read(self, asked: Sequence[Asked]) -> list[list[State]]:
         """The states after every length that is asked for, text by text. What is asked for twice is read once."""
         keys = [[_key(text, n) for n in text.lengths] for text in asked]

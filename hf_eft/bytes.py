@@ -145,7 +145,11 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
 
     def reset(self) -> None:
         """Free the states."""
-        self._reader.states.clear()
+        self._reader.reset()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.reset()  # the states are of the weights that were
+        return super()._apply(fn, recurse)
 
     def init_weights(self) -> None:
         """The model has its weights."""
@@ -167,6 +171,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         Returns:
             [`LogProb`]: Natural logs. They differ by what was left out since the prompt's last settled token.
         """
+        self.reset()
         before, after = (part.encode() if isinstance(part, str) else part for part in (prompt, text))
         ids = torch.tensor([byte + OFFSET for byte in before + after], dtype=torch.long)
         [[first, last]] = self._read([Asked(ids, len(before) if self._as_tokens else 0, [len(before), len(ids)])])
@@ -214,6 +219,8 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         """What every row asks for. What it read goes into the cache: the ids and, beside each, where the prompt ends."""
         rows, new = input_ids.shape
         cached = int(cache.get_seq_length()) if cache is not None else 0
+        if cached == 0:
+            self.reset()  # the model may have changed since, been moved or given other weights
         mask = _checked_mask(attention_mask, rows, cached + new)
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
         lengths = mask.cumsum(-1)  # (rows, cached + new): how many ids a row has read
