@@ -138,12 +138,20 @@ def test_what_is_left_out_is_known(limits: dict[str, Any]) -> None:
 
 def test_more_covers_leave_less_out() -> None:
     small = model("nested", 0)
-    reached = [
-        sum(math.exp(reader.log_prob(text).lower) for text in texts("nested", 5))
-        for limit in (1, 2, 4, None)
-        for reader in [ByteLevelModel(small, tokenizer("nested"), covers=limit, threshold=0.0, prompt="bytes")]
+    readers = [
+        ByteLevelModel(small, tokenizer("nested"), covers=limit, threshold=0.0, prompt="bytes") for limit in (1, 2, None)
     ]
+    reached = [sum(math.exp(reader.log_prob(text).lower) for text in texts("nested", 4)) for reader in readers]
     assert reached == sorted(reached) and reached[0] < reached[-1]
+
+
+def test_the_most_likely_covers_are_kept() -> None:
+    reader = ByteLevelModel(model("nested", 0), tokenizer("nested"), covers=1, threshold=0.0, prompt="bytes")
+    for text in (b"aa", b"aab", b"bb", b"abb"):
+        state = state_of(reader, text)
+        [ending] = [context.log_prob for context, node in state.covers if node.depth == 0]
+        left = [spare.log_prob for spare in state.spares if not spare.tail]
+        assert left and ending >= max(left)
 
 
 def test_a_text_off_the_kept_covers_goes_on_from_the_most_likely_one_left_out() -> None:
@@ -387,6 +395,14 @@ def test_words_and_pieces_of_words(kind: str) -> None:
 def test_bytes_of_the_byte_tokenizer_itself() -> None:
     table = token_bytes(ByteTokenizer())
     assert table[:3] == [None] * 3 and table[3:] == [bytes([byte]) for byte in range(256)]
+
+
+def test_a_model_that_was_given_other_weights_is_read_anew() -> None:
+    small = model("nested", 1)
+    reader = ByteLevelModel(small, tokenizer("nested"))
+    generated(reader)
+    small.load_state_dict(model("nested", 7).state_dict())
+    assert generated(reader) == generated(ByteLevelModel(model("nested", 7), tokenizer("nested")))
 
 
 def test_a_chat_template_is_the_members_own() -> None:
