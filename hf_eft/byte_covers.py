@@ -43,7 +43,8 @@ class Spare:
 
 def log_sum(values: Sequence[float]) -> float:
     """The log of the sum of what these are the logs of."""
-    return float(torch.tensor(values, dtype=torch.float64).logsumexp(-1))
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values)) if top > -math.inf else top
 
 
 class Missing(NamedTuple):
