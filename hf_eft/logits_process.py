@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from . import prefix
 from .adapters import by_adapter
+from .bytes import in_vocabulary
 from .combination import BASE, Coefficient, Combination
 from .combine import combine
 from .members import Members, named_members
@@ -67,6 +68,9 @@ class EFTLogitsProcessor(LogitsProcessor):
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
             The tokenizer of each member, `"base"` included, to have their contents compared. Tokens that one does not know are never
             generated.
+        vocabulary (`str`, *optional*):
+            `"bytes"` for members whose `tokenizers` differ (docs/tokenizers.md). The model that `generate` runs must then be a
+            [`~hf_eft.bytes.ByteLevelModel`] too.
 
     Raises:
         `ValueError`: If a model is missing or does not fit, or the scores of a call do not.
@@ -101,11 +105,13 @@ class EFTLogitsProcessor(LogitsProcessor):
         member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         assistant_vocab_size: int | None = None,
         tokenizers: Mapping[str, Any] | None = None,
+        vocabulary: str | None = None,
     ) -> None:
-        given = named_members(None, tuned, reference)
         self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        named = named_members(None, tuned, reference)
+        given = in_vocabulary(vocabulary, named, self.combination.coefficients, tokenizers)
         self._members = Members(given, self.combination.coefficients)
-        self._tokenizers = tokenizers
+        self._tokenizers = None if vocabulary == "bytes" else tokenizers
         self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self.combination.check_names((BASE, *self._members.names))

@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
 from .adapters import by_adapter
+from .bytes import in_vocabulary
 from .cache import EFTCache
 from .checks import check_coefficients, check_mask
 from .combination import BASE, REFERENCE, Coefficient, Combination
@@ -127,6 +128,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         beta: Coefficient | None = None,
         combination: Combination | None = None,
         tokenizers: Mapping[str, Any] | None = None,
+        vocabulary: str | None = None,
     ) -> EFTForCausalLM:
         r"""
         Combine live models. Nothing is copied; the models stay usable alone, and one model may serve as several members.
@@ -144,6 +146,9 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
             tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
                 The tokenizer of each member, by name, to have their contents compared. Tokens that one of them does not know are never
                 generated.
+            vocabulary (`str`, *optional*):
+                `"bytes"` for members whose `tokenizers` differ: every one is read as a [`~hf_eft.bytes.ByteLevelModel`], at a cost
+                (docs/tokenizers.md). The combination then reads and writes ids of the byte tokenizer.
 
         Returns:
             [`EFTForCausalLM`]: In evaluation mode if all members are. Its generation configuration is a copy of the tuned
@@ -153,12 +158,13 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
             `ValueError`: If a member that the recipe names is missing, members do not fit together, or a recipe is given twice.
         """
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        members = Members(named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        members = Members(given, combination.coefficients, None if vocabulary == "bytes" else tokenizers)
         combination.check_names(members.names)
         parts = Parts.of(members)
         configs = {name: model.config for name, model in parts.models.items()}
         config = EFTConfig.from_members(
-            members.names, configs, combination, parts.shared, parts.adapters, list(tokenizers or {})
+            members.names, configs, combination, parts.shared, parts.adapters, list(members.vocabulary.tokenizers)
         )
         models = members.models
         model = cls(config, members, combination)

@@ -103,5 +103,5 @@ def check_tokenizers(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
                 continue
             raise ValueError(
                 f"The members' vocabularies differ in content: {problem}. Log-probs can only be combined token by token: use "
-                "members of one model family, with one tokenizer."
+                "members of one model family, with one tokenizer; or combine them byte by byte, at a cost: `vocabulary='bytes'`."
             )
