@@ -28,12 +28,12 @@ def evaluation_table(evaluation: Evaluation) -> Any:
     compared = evaluation.small_tuned if COMBINED in evaluation.systems else []
     table = Table(
         title="Side by side on the same items",
-        caption="↑ higher is better, ↓ lower; intervals of 95 % over the same items",
+        caption="(items)  ↑ higher is better, ↓ lower  \\[interval of 95 %]",
         box=SIMPLE_HEAD,
         padding=(0, 0),
         pad_edge=False,
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for system in evaluation.systems:
         table.add_column(system, justify="right")
     for small in compared:
@@ -44,7 +44,7 @@ def evaluation_table(evaluation: Evaluation) -> Any:
     for task, metric in evaluation.metrics():
         first = evaluation.score(evaluation.systems[0], task, metric)
         if task != task_before:
-            table.add_row(f"[bold]{escape(task)}[/], {first.n} items")
+            table.add_row(f"[bold]{escape(task)}[/] ({first.n})")
             task_before = task
         cells = [f" {escape(metric)} {'↑' if first.higher_is_better else '↓'}"]
         cells += [f"{evaluation.score(system, task, metric).value:.4g}" for system in evaluation.systems]
@@ -117,7 +117,7 @@ def _difference(evaluation: Evaluation, small: str, task: str, metric: str) -> s
         style = "bold red"
     elif evaluation.is_worse(small, COMBINED, task, metric):
         style = "green"
-    return f"[{style}]{difference.value:+.3g} \\[{difference.low:+.3g}, {difference.high:+.3g}][/]"
+    return f"[{style}]{difference.value:+.3g} \\[{difference.low:+.2g}, {difference.high:+.2g}][/]"
 
 
 def _gap(evaluation: Evaluation, task: str, metric: str) -> str:
