@@ -37,7 +37,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     output: Annotated[
         Path | None,
-        typer.Option(help="A folder for results, as they come, and the picture. A run that was stopped goes on from there."),
+        typer.Option(
+            file_okay=False,
+            help="A folder for results, as they come, and the picture. A run that was stopped goes on from there.",
+        ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Measure anew what is in the output folder.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
@@ -74,7 +77,7 @@ def evaluate(
             )  # fmt: skip
         if output is not None:
             evaluation_plot(found, output / "picture.png")
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError, FloatingPointError) as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
         typer.echo(found.to_json(), nl=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,9 @@ def _panels(systems: Sequence[str], shown: dict[str, Any]) -> Any:
     for panel, (title, found) in zip(panels, shown.items(), strict=False):
         for place, system in enumerate(systems):
             each = found["systems"][system]
+            if not math.isfinite(each["value"]):  # nowhere on the axis
+                panel.text(0.02, place, f"{each['value']:g}", va="center", transform=panel.get_yaxis_transform())
+                continue
             whiskers = [[each["value"] - each["low"]], [each["high"] - each["value"]]]
             panel.errorbar([each["value"]], [place], xerr=whiskers, fmt="o", capsize=3, color=plots.colour(system))
         panel.set_yticks(range(len(systems)), systems)

@@ -6,6 +6,7 @@ import copy
 import difflib
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ except ImportError as error:  # the extra is not installed
 
 from . import tasks as shipped
 from .intervals import AGGREGATIONS, Items
+from .modeling_eft import EFTForCausalLM
 from .scores import Score
 
 VERSION: str = lm_eval.__version__
@@ -94,7 +96,7 @@ def common_length(systems: Mapping[str, Any], tokenizer: Any) -> int:
     """The longest context that every system can read, so that all of them are shown the same."""
     lengths = []
     for model in systems.values():
-        members = model.members.values() if hasattr(model, "members") else [model]
+        members = model.members.values() if isinstance(model, EFTForCausalLM) else [model]
         lengths += [resolve_max_length(member.config, tokenizer) for member in members]
     return min(lengths)
 
@@ -196,7 +198,10 @@ def _items(rows: list[Any], aggregation: str, value: float) -> Items | None:
 
 @contextmanager
 def quiet(verbose: bool) -> Iterator[None]:
-    """Keep lm-evaluation-harness from writing to the terminal: its log below errors, and the bar of its task building."""
+    """
+    Keep lm-evaluation-harness from writing to the terminal: its log below errors, the bar of its task building, and numpy's remarks on
+    choices that are impossible.
+    """
     if verbose:
         yield
         return
@@ -205,7 +210,9 @@ def quiet(verbose: bool) -> Iterator[None]:
     log.setLevel(logging.ERROR)
     lm_eval_task.tqdm = lambda iterable, **_: iterable
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="lm_eval")
+            yield
     finally:
         log.setLevel(level)
         lm_eval_task.tqdm = bar

@@ -79,10 +79,11 @@ class Items:
         return scores, np.ones_like(scores) if self.weights is None else np.asarray(self.weights, dtype=float)
 
     def aggregate(self, scores: Any = None, weights: Any = None, axis: int = -1) -> Any:
-        """The score over the last axis of these arrays; over the items if there are none."""
+        """The score over an axis of these arrays; over the items if there are none. A likelihood of 0 makes a perplexity infinite."""
         if scores is None or weights is None:
             scores, weights = self.columns
-        return AGGREGATIONS[self.aggregation](scores.sum(axis) / weights.sum(axis))
+        with np.errstate(over="ignore"):
+            return AGGREGATIONS[self.aggregation](scores.sum(axis) / weights.sum(axis))
 
 
 def of_value(items: Items, level: float = 0.95, seed: int = 0) -> Interval:
@@ -118,7 +119,7 @@ def of_difference(first: Items, second: Items, level: float = 0.95, seed: int = 
     """
     _check(first, second)
     if not (first.is_share and second.is_share):
-        return _bootstrap([first, second], lambda a, b: a - b, level, seed)
+        return _bootstrap([first, second], _difference, level, seed)
     pairs = list(zip(first.scores, second.scores, strict=True))
     won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
     low, high = _tango(won, lost, len(pairs), level)
@@ -128,7 +129,7 @@ def of_difference(first: Items, second: Items, level: float = 0.95, seed: int = 
 def of_gap(system: Items, floor: Items, ceiling: Items, level: float = 0.95, seed: int = 0) -> Interval:
     """
     The share of the gap between `floor` and `ceiling` that a system recovers, `(system - floor) / (ceiling - floor)`: 0 is the floor, 1
-    the ceiling (EFT paper, section 3.2). Its interval is a paired percentile bootstrap over the items.
+    the ceiling, as in the EFT paper. Its interval is a paired percentile bootstrap over the items.
 
     Raises:
         `ValueError`: If there is no gap: the interval of `ceiling - floor` holds 0.
@@ -148,6 +149,11 @@ def of_gap(system: Items, floor: Items, ceiling: Items, level: float = 0.95, see
     return _bootstrap([system, floor, ceiling], recovered, level, seed)
 
 
+def _difference(a: Any, b: Any) -> Any:
+    with np.errstate(invalid="ignore"):  # both infinite: unknown
+        return a - b
+
+
 def _check(*systems: Items) -> None:
     first = systems[0]
     for items in systems:
@@ -165,23 +171,24 @@ def _bootstrap(systems: Sequence[Items], statistic: Callable[..., Any], level: f
     from scipy.stats import bootstrap
 
     def of_resample(*columns: Any, axis: int = -1) -> Any:
-        return statistic(
-            *(each.aggregate(columns[2 * i], columns[2 * i + 1], axis) for i, each in enumerate(systems)),
-        )
+        return statistic(*(each.aggregate(columns[2 * i], columns[2 * i + 1], axis) for i, each in enumerate(systems)))
 
     columns = [column for each in systems for column in each.columns]
     n = len(systems[0].scores)
+    value = float(of_resample(*columns))
+    if not math.isfinite(value):  # an item of probability 0: so is every sample that holds it
+        return Interval(value, value, value, n, "bootstrap", level)
     found = bootstrap(
         columns, of_resample, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=level, method="percentile",
         batch=max(1, 2_000_000 // n), rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return Interval(float(of_resample(*columns)), float(found.low), float(found.high), n, "bootstrap", level)
+    return Interval(value, float(found.low), float(found.high), n, "bootstrap", level)
 
 
 def _tango(won: int, lost: int, n: int, level: float) -> tuple[float, float]:
     """
     The differences `d` of two paired shares that the data do not reject: those where `won - lost - n d`, divided by its standard
-    deviation under `d`, is within the normal quantile (Tango, Statistics in Medicine 17, 1998, equation 14).
+    deviation under `d`, is within the normal quantile (Tango, Statistics in Medicine 17, 1998).
     """
     from scipy.optimize import brentq  # type: ignore[import-untyped]
 

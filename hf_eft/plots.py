@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .files import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def save(figure: Figure, path: str | Path, data: Any) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".json")
-    beside.write_text(json.dumps(data, indent=1) + "\n")
+    beside.write_text(as_json(data))
     with style():
         figure.savefig(path)
     return beside

@@ -15,7 +15,8 @@ import transformers
 
 from ._version import __version__
 from .combination import Combination
-from .files import write
+from .files import as_json, write
+from .modeling_eft import EFTForCausalLM
 from .views import adapter_modules
 
 _SAMPLED = 64  # values of each tensor that a fingerprint looks at
@@ -29,7 +30,7 @@ def model_fingerprint(model: Any) -> str:
     A digest of a model: configuration, type, generation defaults, and some values of every tensor, so that a model with other weights has
     another one without reading all of them. Of a combination: its members', and the recipe.
     """
-    if hasattr(model, "combination"):
+    if isinstance(model, EFTForCausalLM):
         members = {name: model_fingerprint(member) for name, member in model.members.items()}
         return _digest([members, _recipe(model.combination)])
     digest = hashlib.sha256()
@@ -104,7 +105,7 @@ class Store:
     def keep(self, task: str, system: str, result: Mapping[str, Any]) -> None:
         """Write a result."""
         if path := self._path(task, system):
-            write(path, json.dumps(result, indent=1) + "\n")
+            write(path, as_json(result))
 
     def _path(self, task: str, system: str) -> Path | None:
         if self._folder is None:

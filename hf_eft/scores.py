@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .combination import BASE, REFERENCE
-from .files import write
+from .files import as_json, write
 from .intervals import Interval, Items, of_difference, of_gap, of_value
 
 COMBINED = "combined"
@@ -38,7 +38,9 @@ class Score:
     def from_dict(cls, described: Mapping[str, Any]) -> Score:
         """What `dataclasses.asdict` made of it."""
         items = described["items"]
-        return cls(described["value"], described["n"], described["higher_is_better"], None if items is None else Items(**items))
+        if items is not None:
+            items = Items([float(score) for score in items["scores"]], items["weights"], items["aggregation"])
+        return cls(float(described["value"]), described["n"], described["higher_is_better"], items)
 
 
 @dataclass
@@ -138,8 +140,8 @@ class Evaluation:
         level: float = 0.95,
     ) -> Interval:
         """
-        The share of a gap that a system recovers: by default 0 is the small tuned model and 1 the directly tuned large one (EFT paper,
-        section 3.2).
+        The share of a gap that a system recovers: by default 0 is the small tuned model and 1 the directly tuned large one, as in
+        the EFT paper.
 
         Args:
             task (`str`): The task.
@@ -207,7 +209,7 @@ class Evaluation:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The evaluation as JSON, also written to a file if one is given."""
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        text = as_json(self.to_dict())
         if path is not None:
             write(Path(path), text)
         return text

@@ -263,6 +263,21 @@ def test_what_cannot_be_compared_is_refused() -> None:
     assert evaluation.warnings() == []
 
 
+def test_a_likelihood_of_0_is_a_result(family: Any, tmp_path: Path) -> None:
+    """A truncation rules tokens out; where one of them is the answer, the perplexity is infinite, and worse than any other."""
+    combination = Combination.emulate(truncation=Truncation("drop", 0.5))
+    model = EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference, combination=combination)
+    found = evaluate(
+        systems_of(model), family.tokenizer, ["eft_last_word", "eft_choice"], limit=12, batch_size=12, output=tmp_path
+    )
+    assert found.score("combined", "eft_last_word", "perplexity").value == math.inf
+    assert [warning for warning in found.warnings() if "perplexity: the combination (inf) is worse" in warning]
+    again = Evaluation.from_json(tmp_path / "evaluation.json")
+    assert again.scores == found.scores
+    for file in (tmp_path / "evaluation.json", evaluation_plot(found, tmp_path / "picture.png")):
+        assert "Infinity" not in file.read_text()
+
+
 def test_only_scores_that_make_up_the_value_are_items() -> None:
     assert harness._items([1.0, 0.0], "mean", 0.5) == Items([1.0, 0.0])
     assert harness._items([(-2.0, 4), (-1.0, 2)], "bits_per_byte", 0.5 / math.log(2)).weights == [4.0, 2.0]
