@@ -64,7 +64,7 @@ class Evaluation:
     >>> evaluation = Evaluation({"answers": scores})
     >>> difference = evaluation.compare("combined", "tuned", "answers", "style")
     >>> print(f"{difference.value:+.1f} [{difference.low:+.2f}, {difference.high:+.2f}]")
-    -0.6 [-0.83, -0.23]
+    -0.6 [-0.83, -0.16]
     >>> len(evaluation.warnings())
     1
 

@@ -380,7 +380,7 @@ FAULTS = [
         "resume.py",
         "return _digest([members, _recipe(model.combination)])",
         "return _digest([members])",
-        "tests/test_evaluation.py -k fingerprints or something_else",
+        "tests/test_evaluation.py -k fingerprints",
     ),
     Fault(
         "evaluation: the tokenizer is given a padding token",
