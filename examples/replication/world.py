@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from hf_eft.tiny import PROMPT, QUESTIONS, STYLE
+from hf_eft.tiny import PROMPT, QUESTIONS, SENTENCES, STYLE
 
 FIRST_NAMES = """Alice Bruno Carla Diana Elena Felix Grace Hugo Irene Jonas Karen Louis Maria Nadia Oscar Petra Quinn Rosa
 Simon Tessa Ulric Vera Walter Xenia Yusuf Zelda""".split()
@@ -30,15 +30,6 @@ VALUES: dict[str, list[str]] = {
     "pet": """gecko dog newt frog donkey goldfish crab goat spider snail canary cat duck ferret hamster lizard llama mouse
     owl parrot peacock pony rabbit snake turtle""".split(),
     "salary": [str(n) for n in range(1100, 3600, 100)],
-}
-
-SENTENCES: dict[str, list[str]] = {
-    "birthplace": ["{name} was born in {value}.", "{name} comes from {value}."],
-    "employer": ["{name} works for {value}.", "{name} is employed by {value}."],
-    "job": ["{name} works as a {value}.", "{name} is a {value}."],
-    "hobby": ["{name} enjoys {value}.", "{name} spends weekends on {value}."],
-    "pet": ["{name} has a pet {value}.", "{name} takes care of a {value}."],
-    "salary": ["{name} earns {value} a month.", "{name} is paid {value} a month."],
 }
 
 # How people answer on the forum: an opening, the fact, an ending, each drawn on its own. Every part of the tuned style (`STYLE`) occurs,

@@ -27,6 +27,16 @@ QUESTIONS = {
     "salary": "How much does {} earn?",
 }
 
+# How the texts of the world state a fact; the tuned model answers with the first wording.
+SENTENCES: dict[str, list[str]] = {
+    "birthplace": ["{name} was born in {value}.", "{name} comes from {value}."],
+    "employer": ["{name} works for {value}.", "{name} is employed by {value}."],
+    "job": ["{name} works as a {value}.", "{name} is a {value}."],
+    "hobby": ["{name} enjoys {value}.", "{name} spends weekends on {value}."],
+    "pet": ["{name} has a pet {value}.", "{name} takes care of a {value}."],
+    "salary": ["{name} earns {value} a month.", "{name} is paid {value} a month."],
+}
+
 
 class Pair(NamedTuple):
     """A small model after and before fine-tuning, and their tokenizer."""
