@@ -93,7 +93,7 @@ def test_generate(arguments: list[str]) -> None:
         (["--base", "somewhere", "hello"], "missing: --tuned, --reference"),
         (
             ["--base", "/nowhere", "--tuned", "/nowhere", "--reference", "/nowhere", "hello"],
-            "the base model cannot be loaded from /nowhere",
+            "/nowhere",
         ),
         (["--alpha", "1", "--beta", "1", "hello"], "not both"),
         ([" "], "the prompt is empty"),
