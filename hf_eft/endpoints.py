@@ -18,8 +18,8 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
 
-from .combination import BASE, Combination
 from .dispatch import Asked, Generation
+from .shorthands import recipe
 
 if TYPE_CHECKING:
     from .modeling_eft import EFTForCausalLM
@@ -94,17 +94,9 @@ def coefficients_of(parameters: Parameters, names: tuple[str, ...]) -> torch.Ten
     Raises:
         `ValueError`: If it gives more than one of them, or names members that are not there.
     """
-    given = [name for name in _OWN if getattr(parameters, name) is not None]
-    if not given:
+    if all(getattr(parameters, name) is None for name in _OWN):
         return None
-    if len(given) > 1:
-        raise ValueError(f"Give one of `alpha`, `beta` and `weights`, got {', '.join(f'`{name}`' for name in given)}.")
-    if parameters.weights is None:
-        recipe = Combination.emulate(parameters.alpha, parameters.beta)
-    else:
-        recipe = Combination.steer(parameters.weights) if BASE in names else Combination.mix(parameters.weights)
-    recipe.check_names(names)
-    return recipe.at([0], names)
+    return recipe(names, parameters.alpha, parameters.beta, parameters.weights).at([0], names)
 
 
 class LiveModel(ModelManager):

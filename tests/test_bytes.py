@@ -449,7 +449,7 @@ def test_refusals() -> None:
             ByteLevelModel(small, cutter, **options)
     with pytest.raises(NotImplementedError, match="a view"):
         reader.save_pretrained("nowhere")
-    with pytest.raises(ValueError, match="is a ByteLevelModel.* could not bring it back"):
+    with pytest.raises(ValueError, match=r"is a ByteLevelModel.* could not bring it back"):
         EFTForCausalLM.from_models(**members()).save_pretrained("nowhere")
     with pytest.raises(ValueError, match="must be 'bytes' or None"):
         EFTForCausalLM.from_models(small, tuned=small, reference=small, vocabulary="letters")

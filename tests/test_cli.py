@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -22,16 +21,12 @@ from hf_eft.shorthands import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 WHO = "What does Oscar Palmer enjoy?"
-COMMANDS = "generate chat compose card check inspect serve playground bench demo".split()
+COMMANDS = "generate chat compose card check inspect serve playground bench demo eval".split()
 EMBEDDED = [f"--{name}={tiny.path(name)}" for name in ("base", "tuned", "reference")]
 
 
 def invoke(*arguments: str, **options: Any) -> Any:
     return CliRunner().invoke(app, list(arguments), **options)
-
-
-def needs(module: str) -> Any:
-    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not there")
 
 
 def commands() -> dict[str, Any]:
@@ -256,7 +251,6 @@ def test_what_is_served(
     assert options == expected
 
 
-@needs("hf_eft.hub")
 def test_compose_and_what_is_made_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "composed"
     done = invoke("compose", str(folder), *EMBEDDED, "--alpha", "0")
@@ -269,7 +263,6 @@ def test_compose_and_what_is_made_of_it(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "Error: " in refused.stderr
 
 
-@needs("hf_eft.hub")
 def test_a_batch_run_of_a_saved_combination_knows_it(tmp_path: Path) -> None:
     folder, source, output = tmp_path / "composed", tmp_path / "in", tmp_path / "out.jsonl"
     source.write_text(WHO)
@@ -282,7 +275,6 @@ def test_a_batch_run_of_a_saved_combination_knows_it(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "the models was" in refused.stderr
 
 
-@needs("hf_eft.card")
 def test_card(tmp_path: Path) -> None:
     output = tmp_path / "README.md"
     assert invoke("card", "--repo-id", "me/mine", "--output", str(output)).exit_code == 0
@@ -293,7 +285,6 @@ def test_card(tmp_path: Path) -> None:
     assert "a snippet needs the repositories" in invoke("card", "--snippet").stderr
 
 
-@needs("hf_eft.heatmap")
 def test_inspect(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = invoke("inspect", "--chat", WHO, "--html", str(page))

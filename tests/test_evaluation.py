@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 from hf_eft import (
     Combination,
     EFTForCausalLM,
     Truncation,
-    cli_eval,
     custom_data,
     harness,
     plots,
@@ -524,7 +522,7 @@ def test_it_says_how_far_it_is_and_nothing_else(family: Any, capfd: pytest.Captu
 
 def test_lm_eval_is_imported_when_it_is_needed() -> None:
     code = (
-        "import sys, hf_eft.evaluation, hf_eft.custom_data, hf_eft.cli_eval; print('lm_eval' in sys.modules, 'scipy' in sys.modules)\n"
+        "import sys, hf_eft.evaluation, hf_eft.custom_data, hf_eft.cli; print('lm_eval' in sys.modules, 'scipy' in sys.modules)\n"
         "sys.modules['lm_eval'] = None\n"
         "try: hf_eft.evaluation.evaluate({}, None, [])\n"
         "except ImportError as error: print(error)"
@@ -562,9 +560,7 @@ def test_table(measured: Any) -> None:
 
 
 def invoke(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command("eval")(cli_eval.evaluate)
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "400"})
+    return CliRunner().invoke(app, ["eval", *arguments], env={"COLUMNS": "400"})
 
 
 def test_command(tmp_path: Path) -> None:

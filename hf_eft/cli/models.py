@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ..combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..hub import load as load_members
 from ..shorthands import recipe
 from .app import notes
-from .loading import load as load_members  # -> from ..hub import load as load_members
 from .options import named, named_numbers, number
 
 _MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
