@@ -186,7 +186,7 @@ class EFTSavingMixin:
         tokens = kwargs.get("token")
         hub_options = {key: kwargs.pop(key) for key in _OF_THE_HUB if key in kwargs}
         if isinstance(tokens, Mapping):
-            hub_options["token"] = tokens.get(str(pretrained_model_name_or_path), False)
+            hub_options["token"] = tokens.get(str(pretrained_model_name_or_path))
         common = {key: kwargs.pop(key) for key in _OF_A_MEMBER if key in kwargs}
         place = Place.of(pretrained_model_name_or_path, revision, **hub_options)
         found = hub.description_of(place, subfolder)

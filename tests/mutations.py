@@ -1046,7 +1046,7 @@ FAULTS = [
         "hub.py",
         '    if description.get("model_type") == MODEL_TYPE:\n',
         "    if False:\n",
-        "tests/test_attacks.py -k combination_as",
+        "tests/test_hub.py -k cannot_be_referred",
     ),
     Fault(
         "symbolic links lead out",
