@@ -17,6 +17,7 @@ from hf_eft.byte_covers import Cost, State
 from hf_eft.byte_reader import Asked
 from hf_eft.byte_tokens import ByteTokenizer, token_bytes
 from hf_eft.bytes import ByteLevelModel
+from hf_eft.compatibility import check_members
 
 EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0, "prompt": "bytes"}
 OFFSET = 3
@@ -489,6 +490,13 @@ def test_the_embedded_family_with_a_second_tokenizer() -> None:
     assert sum(question.is_in_style(reply) for question, reply in zip(asked, replies, strict=True)) >= 2, replies
     written = sum(len(reply) for reply in replies)
     assert combined.base.cost.covers < written / 2  # far fewer forwards of a row than bytes
+
+
+def test_the_check_says_that_bytes_are_possible() -> None:
+    findings = check_members({"base": str(tiny.path("base")), "tuned": str(tiny.path("second_tuned"))})
+    by_subject = {finding.subject: finding for finding in findings}
+    assert by_subject["vocabulary"].level == "refused"
+    assert by_subject["bytes"].level == "note" and "can be combined byte by byte" in by_subject["bytes"].text
 
 
 def test_every_vocabulary_of_the_table_is_spelled_as_it_says() -> None:
