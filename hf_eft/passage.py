@@ -55,6 +55,7 @@ class Passage:
     def generated(cls, model: Any, tokenizer: Any, prompt: str | torch.Tensor, options: dict[str, Any]) -> Passage:
         """From what `generate` says to a prompt; padding behind its end is left out, the end token is kept."""
         before = prompt_ids(tokenizer, prompt)
+        _check_tokens("prompt", before, model._members)
         out = model.generate(
             before[None].to(model.device), attention_mask=torch.ones_like(before[None]).to(model.device), **options
         )
@@ -74,15 +75,7 @@ class Passage:
     def check(self, members: Members) -> None:
         """Raise a `ValueError` if there is nothing to look at, or nothing before it, or a token that not all members have."""
         for what, ids in (("prompt", self.prompt), ("continuation", self.continuation)):
-            if len(ids) == 0:
-                raise ValueError(
-                    f"The {what} has no token: give one or more (for an empty prompt, the token that begins a text)."
-                )
-            if int(ids.min()) < 0 or int(ids.max()) >= members.vocabulary.size:
-                raise ValueError(
-                    f"The {what} has the tokens {int(ids.min())} to {int(ids.max())}, but the members have 0 to "
-                    f"{members.vocabulary.size - 1} in common."
-                )
+            _check_tokens(what, ids, members)
 
     def read(self, members: Members, only: Collection[str] | None = None) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         r"""
@@ -132,3 +125,13 @@ def _row(ids: Any, what: str) -> torch.Tensor:
     if ids.dim() != 1:
         raise ValueError(f"The {what} must be a text or one row of tokens, got the shape {tuple(ids.shape)}: pass row by row.")
     return ids
+
+
+def _check_tokens(what: str, ids: torch.Tensor, members: Members) -> None:
+    if len(ids) == 0:
+        raise ValueError(f"The {what} has no token: give one or more (for an empty prompt, the token that begins a text).")
+    if int(ids.min()) < 0 or int(ids.max()) >= members.vocabulary.size:
+        raise ValueError(
+            f"The {what} has the tokens {int(ids.min())} to {int(ids.max())}, but the members have 0 to {members.vocabulary.size - 1} "
+            "in common."
+        )

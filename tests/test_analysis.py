@@ -303,6 +303,7 @@ def test_adapters() -> None:
         (torch.tensor([], dtype=torch.long), SAID, "The prompt has no token"),
         (PROMPT, torch.tensor([], dtype=torch.long), "The continuation has no token"),
         (PROMPT, "", "The continuation has no token"),
+        ("", None, "The prompt has no token"),
         (PROMPT, torch.tensor([3, 900]), "the members have 0 to 63 in common"),
         (PROMPT.expand(2, -1), SAID, "one row of tokens, got the shape \\(2, 4\\)"),
     ],
