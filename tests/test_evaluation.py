@@ -29,6 +29,7 @@ from hf_eft import (
     tasks,
     tiny,
 )
+from hf_eft.cli import app
 from hf_eft.evaluation import Evaluation, Score, evaluate, systems_of
 from hf_eft.evaluation_report import evaluation_plot, evaluation_table
 from hf_eft.intervals import Items, of_difference, of_gap, of_value
@@ -398,7 +399,9 @@ def length_of_reply(reply: str, record: Any) -> float:
     return len(reply) / 100
 
 
-@pytest.mark.parametrize("metric", [*custom_data.METRICS, length_of_reply], ids=str)
+@pytest.mark.parametrize(
+    "metric", [*custom_data.METRICS, length_of_reply], ids=lambda metric: getattr(metric, "__name__", metric)
+)
 def test_your_own_data(family: Any, tmp_path: Path, metric: Any) -> None:
     path = tmp_path / "mine.jsonl"
     name = metric if isinstance(metric, str) else "length_of_reply"
