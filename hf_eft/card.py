@@ -121,7 +121,7 @@ def recipe_card(
 
     Raises:
         `ValueError`: If a member's name is no identifier, its place no repository, its revision no commit, or a licence no identifier;
-        if the recipe names other members or holds a callable.
+            if the recipe names other members or holds a callable.
     """
     for name, (where, commit) in members.items():
         if not name.isidentifier() or name.startswith("_"):

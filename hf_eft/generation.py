@@ -199,7 +199,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
 
         Warns:
             `UserWarning`, once for a model: If the members' chat templates differ, a prompt ends as one of them does, and nothing was
-            said of `member_inputs`.
+                said of `member_inputs`.
 
         Returns:
             As in transformers.

@@ -77,7 +77,7 @@ class EFTLogitsProcessor(LogitsProcessor):
 
     Warns:
         `UserWarning`, once: If the members' chat templates differ, the first prompt ends as one of them does, and nothing was said of
-        `member_inputs`.
+            `member_inputs`.
 
     Example:
 
