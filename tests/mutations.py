@@ -1193,7 +1193,7 @@ FAULTS = [
         "recipe.py",
         "for name in config.member_names}\n    listed",
         "for name in config.references}\n    listed",
-        "tests/test_hub.py -k recipe_refers",
+        "tests/test_hub.py -k keep_their_order",
     ),
     Fault(
         "a shared place is loaded twice",

@@ -152,6 +152,16 @@ def test_a_recipe_refers_to_commits(online: FakeHub, members: dict[str, Path], t
     assert torch.equal(logits(EFTForCausalLM.from_pretrained(tmp_path / "saved")), logits(model))
 
 
+def test_members_of_a_recipe_keep_their_order(online: FakeHub, members: dict[str, Path], tmp_path: Path) -> None:
+    put(online, members)
+    places = {"base": "family/base", "polite": "family/tuned", "brief": "family/base", "reference": "family/reference"}
+    recipe = Combination.steer({"polite": 0.7, "brief": 0.3})
+    hub.compose(places, tmp_path / "recipe", references=True, combination=recipe)
+    model, _ = hub.load(tmp_path / "recipe", allow_references=True)
+    assert list(model.members) == list(places)
+    assert model.members["brief"] is model.members["base"]
+
+
 def test_references_are_not_followed_unasked(online: FakeHub, members: dict[str, Path], tmp_path: Path) -> None:
     recipe_of(online, members, tmp_path / "recipe")
     asked = len(online.requests)

@@ -7,11 +7,11 @@ from common import edit, plain, refused, refused_every_way, run, saved
 from hf_eft import hub, trust
 
 NUMBERS = {
+    "max_position_embeddings": 10**15,  # first: were it let through, nothing would be filled
     "num_hidden_layers": 10**7,
     "num_attention_heads": 10**6,
     "num_local_experts": 10**6,
     "vocab_size": 10**12,
-    "max_position_embeddings": 10**15,
 }
 
 
