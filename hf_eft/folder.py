@@ -146,7 +146,7 @@ def read(
     for key, name in config.keys_of_members().items():
         setattr(config, key, copy.deepcopy(models[name].config))  # as loaded: with its dtype, its attention, its quantization
     model = cls(config, Members(given, recipe.coefficients, known), recipe)
-    model.tokenizers = tokenizers
+    model._held_tokenizers = tokenizers
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval(), reports

@@ -36,6 +36,8 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
     speculation: Report | None  # what speculation did in the last `generate` call that speculated
     _request: Request
     _warned_of_templates = False
+    _held_tokenizers: Mapping[str, Any] | None = None  # where they are not those that were compared
+    config: Any
 
     @property
     def vocab_size(self) -> int:
@@ -44,12 +46,17 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
 
     @property
     def tokenizers(self) -> dict[str, Any]:
-        """The members' tokenizers, by name, as far as they were given. May be replaced, which compares their contents anew."""
-        return dict(self._members.vocabulary.tokenizers)
+        """
+        The members' tokenizers, by name, as far as they were given. May be replaced, which compares their contents anew: tokens that one of
+        them does not know are never generated. (Those that a folder only holds are not compared.)
+        """
+        return dict(self._members.vocabulary.tokenizers if self._held_tokenizers is None else self._held_tokenizers)
 
     @tokenizers.setter
     def tokenizers(self, tokenizers: Mapping[str, Any]) -> None:
         self._members.vocabulary = Vocabulary(self._members.vocabulary.widths, tokenizers)
+        self._held_tokenizers = None
+        self.config.tokenizer_members = list(tokenizers)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
@@ -207,7 +214,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         if member_inputs is None and not self._warned_of_templates:
             ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-            self._warned_of_templates = warn_of_templates(self._members.vocabulary.tokenizers, ids)
+            self._warned_of_templates = warn_of_templates(self.tokenizers, ids)
         before = self._request, self._members
         self._request = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs)
         if member_inputs:

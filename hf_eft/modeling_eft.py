@@ -234,7 +234,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
             self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
-        self._members = Members(self._members.models, tokenizers=self.tokenizers)
+        self._members = Members(self._members.models, tokenizers=self._members.vocabulary.tokenizers)
         return self.get_input_embeddings()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -34,6 +34,7 @@ def write_recipe(
     Raises:
         `ValueError`: If a member is no repository, or cannot be found, or the recipe names another.
     """
+    from .card import recipe_card
     from .folder import install_recipe
 
     for name, where in members.items():
@@ -56,7 +57,8 @@ def write_recipe(
     config = EFTConfig(
         member_names=names, references=references, combination=combination.to_dict(), architectures=["EFTForCausalLM"]
     )
-    install_recipe(config, folder, _card(references, combination))
+    places = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
+    install_recipe(config, folder, recipe_card(places, combination))
     return folder
 
 
@@ -92,30 +94,3 @@ def refuse(config: EFTConfig, where: str) -> None:
     raise ValueError(
         f"{where!r} is a recipe that has other repositories loaded:\n{listed}\nIf you trust them, pass `allow_references=True`."
     )
-
-
-def _card(references: Mapping[str, Mapping[str, str]], combination: Combination) -> str:
-    rows = "\n".join(f"| `{name}` | {each['repo_id']} | `{each['revision']}` |" for name, each in references.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [hf_eft, emulated-fine-tuning]
-base_model: [{", ".join(dict.fromkeys(each["repo_id"] for each in references.values()))}]
----
-
-# A recipe of emulated fine-tuning
-
-`log p = {combination}`, renormalised at every token. This folder has no weights: it refers to its members.
-
-| member | repository | commit |
-|---|---|---|
-{rows}
-
-```python
-from hf_eft import hub
-
-model, tokenizers = hub.load("<this folder or repository>", allow_references=True)
-```
-
-Negative weights on a safety-tuned delta undo its safety training.
-"""
