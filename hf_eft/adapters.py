@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .combination import BASE, REFERENCE
 from .stack import stacked_model
+from .trust import ADAPTER, read_json
 from .views import adapter_modules, flags_kept, view_of, with_adapter, without_adapters
 
 # Methods that put modules around layers of the model and leave the layers as they are.
@@ -38,10 +38,11 @@ class Adapted:
 
 @dataclass
 class Resolved:
-    """The members as models that run, and those among them that may run as one batch."""
+    """The members as models that run, those among them that may run as one batch, and what each was read as."""
 
     models: dict[str, PreTrainedModel]
     stacks: list[tuple[tuple[str, ...], PreTrainedModel]]
+    adapted: dict[str, Adapted]
 
 
 def is_peft(model: Any) -> bool:
@@ -59,14 +60,15 @@ def by_adapter(tuned: Any) -> Any:
 def resolve(given: Mapping[str, Any], wanted: Collection[str]) -> Resolved:
     r"""
     Args:
-        given (`Mapping[str, Any]`): By member, a model, a `PeftModel`, or the folder of an adapter.
+        given (`Mapping[str, Any]`):
+            By member, a model, a `PeftModel`, the folder of an adapter, or an [`Adapted`]: such a folder and the model to put it on.
         wanted (`Collection[str]`): The members that the recipe names. A reference that is missing is the model under the adapters.
 
     Raises:
         `ValueError`: If an adapter is not what runs as a member; `ImportError`: If PEFT is not installed.
     """
-    if not any(_is_folder(model) or hasattr(model, "peft_config") for model in given.values()):
-        return Resolved(dict(given), [])
+    if not any(_is_folder(model) or isinstance(model, Adapted) or hasattr(model, "peft_config") for model in given.values()):
+        return Resolved(dict(given), [], {})
     _check_peft()
     members = _read(given)
     trunks = {id(member.trunk): member.trunk for member in members.values() if member.adapter is not None}
@@ -79,7 +81,8 @@ def resolve(given: Mapping[str, Any], wanted: Collection[str]) -> Resolved:
         if key not in views:
             views[key] = _view(name, member)
         models[name] = views[key]
-    return Resolved(models, [stack for trunk in trunks.values() if (stack := _stack(trunk, members, models)) is not None])
+    stacks = [stack for trunk in trunks.values() if (stack := _stack(trunk, members, models)) is not None]
+    return Resolved(models, stacks, members)
 
 
 def _read(given: Mapping[str, Any]) -> dict[str, Adapted]:
@@ -93,8 +96,10 @@ def _read(given: Mapping[str, Any]) -> dict[str, Adapted]:
     under = {id(model.get_base_model()) for model in given.values() if is_peft(model)}
     members = {}
     for name, model in given.items():
-        if _is_folder(model):
-            members[name] = Adapted(_trunk_for(name, given), _checked_folder(name, model))
+        if isinstance(model, Adapted):
+            members[name] = Adapted(model.trunk, checked_folder(name, model.adapter))
+        elif _is_folder(model):
+            members[name] = Adapted(_trunk_for(name, given), checked_folder(name, model))
         elif is_peft(model):
             members[name] = Adapted(model.get_base_model(), _adapter_of(name, model))
         elif id(model) in under:
@@ -188,6 +193,16 @@ def _load(name: str, trunk: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return loaded.get_base_model()
 
 
+def own_weights(name: str, member: Adapted) -> PreTrainedModel:
+    """
+    The model under a member's adapter, to be saved with it.
+
+    Raises:
+        `ValueError`: If its weights are not those that the adapter was trained on, so that the two could not be put together again.
+    """
+    return _plain(name, member.trunk)
+
+
 def _stack(
     trunk: PreTrainedModel, members: Mapping[str, Adapted], models: Mapping[str, PreTrainedModel]
 ) -> tuple[tuple[str, ...], PreTrainedModel] | None:
@@ -244,18 +259,26 @@ def _changes_weights(config: Any) -> str | None:
 
 
 def _is_folder(model: Any) -> bool:
-    return isinstance(model, (str, os.PathLike)) and (Path(model) / "adapter_config.json").is_file()
+    return isinstance(model, (str, os.PathLike)) and (Path(model) / ADAPTER).is_file()
 
 
-def _checked_folder(name: str, given: Any) -> Path:
-    """The folder, if loading it takes neither code nor pickles, and writes into nothing but the adapter."""
+def checked_folder(name: str, given: Any) -> Path:
+    """
+    The folder of an adapter, if loading it takes neither code nor pickles, and writes into nothing but the adapter.
+
+    Raises:
+        `ValueError`: If it is none, naming the member; `ImportError`: If PEFT is not installed.
+    """
+    _check_peft()
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
     from safetensors import safe_open
 
     folder = Path(given)
     where = f"The adapter of the member {name!r} in {str(folder)!r}"
-    description = json.loads((folder / "adapter_config.json").read_text())
+    if not (folder / ADAPTER).is_file():
+        raise ValueError(f"{where} has no `{ADAPTER}`.")
+    description = read_json(folder / ADAPTER)
     method = description.get("peft_type")
     if method not in _METHODS:
         raise ValueError(f"{where} is of the method {method!r}, expected one of {', '.join(_METHODS)}.")

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from .byte_tokens import token_bytes
 from .vocabulary import Vocabulary, end_tokens
 
 Level = Literal["ok", "note", "refused"]
@@ -89,7 +90,7 @@ def _vocabularies(cards: Mapping[str, _Card]) -> list[Finding]:
     try:
         Vocabulary(widths, tokenizers)
     except ValueError as error:
-        return [Finding("vocabulary", "refused", str(error))]
+        return [Finding("vocabulary", "refused", str(error)), _bytes(tokenizers)]
     found = [Finding("vocabulary", "ok", "every token has one id; " + _listed(widths, "rows in the embedding table"))]
     known = {name: set(tokenizer.get_vocab()) for name, tokenizer in tokenizers.items()}
     for name, tokens in known.items():
@@ -105,6 +106,18 @@ def _vocabularies(cards: Mapping[str, _Card]) -> list[Finding]:
                 )
             )
     return found
+
+
+def _bytes(tokenizers: Mapping[str, Any]) -> Finding:
+    """Whether members whose tokens differ can be combined byte by byte."""
+    for name, tokenizer in tokenizers.items():
+        try:
+            token_bytes(tokenizer)
+        except ValueError as error:
+            return Finding("bytes", "note", f"{name} cannot be read byte by byte either: {error}")
+    return Finding(
+        "bytes", "note", "all can be combined byte by byte, at a cost: `from_models(..., tokenizers=..., vocabulary='bytes')`"
+    )
 
 
 def _ends(cards: Mapping[str, _Card]) -> list[Finding]:

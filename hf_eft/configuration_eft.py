@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .combination import Combination
+from .trust import check_description, member_description, scrubbed
 
 
 class EFTConfig(PreTrainedConfig):
@@ -16,13 +17,19 @@ class EFTConfig(PreTrainedConfig):
     Configuration of an [`EFTForCausalLM`].
 
     The main member's configuration is called `text_config`: everything in `generate` finds it under that name. The others
-    are called `<member>_config`.
+    are called `<member>_config`. Neither code nor paths nor repositories are read from a member's configuration, and none are written.
 
     Args:
         member_names (`list[str]`, *optional*):
             The members in order; the first is the main member. Defaults to base, tuned and reference.
         shared_members (`dict[str, str]`, *optional*):
             For a member that uses another member's model: that member's name.
+        adapters (`dict[str, str]`, *optional*):
+            For a member that is an adapter: the model it is on, another member or a model that is only there for that.
+        tokenizer_members (`list[str]`, *optional*):
+            The members whose tokenizers say which tokens all have.
+        references (`dict[str, dict]`, *optional*):
+            Of a recipe folder: `repo_id` and `revision` of each member, in place of configurations.
         combination (`dict`, *optional*):
             The recipe, as [`Combination.to_dict`] writes it. Defaults to `Combination.emulate()`.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -31,7 +38,7 @@ class EFTConfig(PreTrainedConfig):
             The configuration of each further member that has a model of its own.
 
     Raises:
-        `ValueError`: If a configuration is missing, or the dictionary is that of another model type.
+        `ValueError`: If a configuration is missing, or the dictionary is that of another model type or has unknown keys.
     """
 
     model_type = "eft"
@@ -39,6 +46,9 @@ class EFTConfig(PreTrainedConfig):
     # `Any`, as a dataclass field may be `None` until `__post_init__` has run
     member_names: Any = None
     shared_members: Any = None
+    adapters: Any = None
+    tokenizer_members: Any = None
+    references: Any = None
     combination: Any = None
     text_config: Any = None
     tie_word_embeddings: bool = False  # each member ties its own
@@ -49,48 +59,63 @@ class EFTConfig(PreTrainedConfig):
         from . import modeling_eft  # noqa: F401
 
         self.shared_members = dict(self.shared_members or {})
+        self.adapters = dict(self.adapters or {})
+        self.tokenizer_members = list(self.tokenizer_members or [])
+        self.references = dict(self.references or {})
         self.combination = self.combination or Combination.emulate().to_dict()
         if self.text_config is None:
-            # A configuration without members, as transformers makes one to learn the defaults.
+            # Of a recipe folder, or without members, as transformers makes one to learn the defaults.
             self.member_names = list(self.member_names or [])
         else:
             self.member_names = list(self.member_names or ["base", "tuned", "reference"])
-            for key in self._keys():
+            for key, name in self.keys_of_members().items():
                 given = self.text_config if key == "text_config" else kwargs.pop(key, None)
-                setattr(self, key, _as_config(key, given))
+                setattr(self, key, as_config(name, given))
+        # In a file keys are in alphabetical order: formulas are shown in the members'.
+        coefficients = self.combination["coefficients"]
+        ordered = {
+            name: coefficients[name] for name in dict.fromkeys([*self.member_names, *coefficients]) if name in coefficients
+        }
+        self.combination = {**self.combination, "coefficients": ordered}
         super().__post_init__(**kwargs)
 
-    def _keys(self) -> dict[str, str]:
-        """The attribute of each configuration and the name of its member."""
-        own = [name for name in self.member_names if name not in self.shared_members]
-        return {("text_config" if i == 0 else f"{name}_config"): name for i, name in enumerate(own)}
+    def keys_of_members(self) -> dict[str, str]:
+        """The attribute of each configuration and the name of its member, the main member's first."""
+        names = dict.fromkeys([*self.member_names, *self.adapters.values()])  # some models are there for their adapters only
+        own = [name for name in names if name not in self.shared_members and name not in self.adapters]
+        main = self.adapters.get(self.member_names[0], self.member_names[0])
+        return {"text_config": main, **{f"{name}_config": name for name in own if name != main}}
 
     @property
     def sub_configs(self) -> dict[str, type]:
         """What transformers goes through to set the attention implementation and the dtype of every member."""
-        return dict.fromkeys(self._keys(), AutoConfig) if getattr(self, "text_config", None) is not None else {}
+        return dict.fromkeys(self.keys_of_members(), AutoConfig) if getattr(self, "text_config", None) is not None else {}
 
     @property
     def member_configs(self) -> dict[str, PreTrainedConfig]:
         """The configuration of every member that has a model of its own, by name."""
-        return {name: getattr(self, key) for key, name in self._keys().items()}
+        return {name: getattr(self, key) for key, name in self.keys_of_members().items()}
 
     @classmethod
     def from_members(
         cls,
         names: tuple[str, ...],
         configs: dict[str, PreTrainedConfig],
-        shared_members: dict[str, str],
         combination: Combination,
+        shared_members: dict[str, str],
+        adapters: dict[str, str] | None = None,
+        tokenizer_members: list[str] | None = None,
     ) -> EFTConfig:
         """A configuration which holds copies of the members' own. `names` has every member, `configs` those with a model."""
-        main, *others = configs
+        main = (adapters or {}).get(names[0], names[0])
         return cls(
             member_names=list(names),
             shared_members=shared_members,
+            adapters=adapters,
+            tokenizer_members=tokenizer_members,
             combination=combination.to_dict(),
             text_config=copy.deepcopy(configs[main]),
-            **{f"{name}_config": copy.deepcopy(configs[name]) for name in others},
+            **{f"{name}_config": copy.deepcopy(config) for name, config in configs.items() if name != main},
             attn_implementation=configs[main]._attn_implementation,
             dtype=configs[main].dtype,
             **{
@@ -101,21 +126,26 @@ class EFTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
-            raise ValueError(
-                f"This is the configuration of a model of type {found!r}, expected {cls.model_type!r}. To combine plain models, "
-                "load each with `AutoModelForCausalLM` and use `EFTForCausalLM.from_models`."
-            )
-        return super().from_dict(config_dict, **kwargs)
+        check_description(config_dict, cls().to_dict())
+        return super().from_dict(dict(config_dict), **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return scrubbed(super().to_dict())
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return scrubbed(super().to_diff_dict())
 
 
-def _as_config(key: str, given: Any) -> PreTrainedConfig:
+def as_config(name: str, given: Any) -> PreTrainedConfig:
+    """
+    A member's configuration, from a description without what names code, repositories or kernels.
+
+    Raises:
+        `ValueError`: If it is none that transformers knows, or one that a file may not choose.
+    """
     if isinstance(given, PreTrainedConfig):
         return given
-    if not isinstance(given, dict) or "model_type" not in given:
-        raise ValueError(f"`{key}` must be a configuration with a `model_type`, got {given!r}.")
-    return AutoConfig.for_model(**given)
+    return AutoConfig.for_model(**member_description(name, given))
 
 
 AutoConfig.register(EFTConfig.model_type, EFTConfig, exist_ok=True)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from . import tiny
-from .analysis import answer_tokens, token_effects
+from .analysis import analyse
 from .modeling_eft import EFTForCausalLM
-from .report import answers_table, effects_table, score_table
+from .report import analysis_table, answers_table, score_table
 
 _BATCH = 24
 _MAX_NEW_TOKENS = 24
@@ -49,12 +49,10 @@ def run_demo(console: Console, shown: int, asked: int) -> None:
     chosen = next(
         (q for q, r in zip(questions, answers["combination"], strict=True) if q.is_right(r) and q.is_in_style(r)), questions[0]
     )
-    inputs = tokenizer(chosen.prompt, return_tensors="pt", return_token_type_ids=False)
-    length = inputs["input_ids"].shape[1]
-    ids = model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)[0]
-    answer = answer_tokens(ids, length, {tokenizer.eos_token_id})
-    console.print(f"\n[bold]{chosen.text}[/bold]  {tokenizer.decode(answer[length:], skip_special_tokens=True).strip()}\n")
-    console.print(effects_table(token_effects(model, answer, length), tokenizer))
+    analysis = analyse(model, tokenizer, chosen.prompt, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+    answer = analysis.continuation.removesuffix(tokenizer.eos_token)
+    console.print(f"\n[bold]{chosen.text}[/bold]  {answer.strip()}\n")
+    console.print(analysis_table(analysis, console.width))
     console.print(
         "The knowledge is the large base's, the manner the small tuned model's. The combination can lose to either: "
         "compare it with `tuned` alone and `base` alone on your task.",

@@ -14,30 +14,42 @@ from transformers.masking_utils import create_masks_for_generate
 
 from .cache import EFTCache
 from .combination import Combination
+from .continuous import EFTContinuousMixin
 from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .line import Line
 from .members import Members
-from .prompts import MemberPrompts, positions_of
+from .prompts import MemberPrompts, positions_of, warn_of_templates
 from .request import Request, refuse_what_cannot_be_speculated
 from .rows import Rows
 from .schedule import Automatic, Fixed, Report
 from .speculative import Speculation
+from .vocabulary import Vocabulary
 
 _MASK_OF = "/"  # between a member's name and the kind of its layers
 
 
-class EFTGenerationMixin(GenerationMixin):
+class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
     """The part of [`EFTForCausalLM`] that `generate` talks to."""
 
     _members: Members
     combination: Combination
     speculation: Report | None  # what speculation did in the last `generate` call that speculated
     _request: Request
+    _warned_of_templates = False
 
     @property
     def vocab_size(self) -> int:
         """How many logits `forward` returns for a position: as many as the main member."""
         return self._members.vocab_size
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The members' tokenizers, by name, as far as they were given. May be replaced, which compares their contents anew."""
+        return dict(self._members.vocabulary.tokenizers)
+
+    @tokenizers.setter
+    def tokenizers(self, tokenizers: Mapping[str, Any]) -> None:
+        self._members.vocabulary = Vocabulary(self._members.vocabulary.widths, tokenizers)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
@@ -182,12 +194,20 @@ class EFTGenerationMixin(GenerationMixin):
                 place in the batch as well), not on batch, padding or speculation.
             member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
                 By member, `input_ids` and `attention_mask` of shape `(batch, length)`: a prompt of its own, row by row, of any length and
-                padded on the left, in place of the call's, which is the first member's. What is generated follows them all.
+                padded on the left, in place of the call's, which is the first member's. What is generated follows them all. `{}` says that
+                all members read the call's.
+
+        Warns:
+            `UserWarning`, once for a model: If the members' chat templates differ, a prompt ends as one of them does, and nothing was
+            said of `member_inputs`.
 
         Returns:
             As in transformers.
         """
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        if member_inputs is None and not self._warned_of_templates:
+            ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+            self._warned_of_templates = warn_of_templates(self._members.vocabulary.tokenizers, ids)
         before = self._request, self._members
         self._request = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs)
         if member_inputs:
@@ -300,17 +320,6 @@ class EFTGenerationMixin(GenerationMixin):
             # The assistant is handed our inputs, and only a combination knows coefficients.
             kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k != "coefficients"}
         return super()._get_candidate_generator(*args, **kwargs)
-
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: the paged cache of continuous batching has the geometry of one model, and the members would overwrite it."""
-        raise NotImplementedError(
-            "Continuous batching (`generate_batch`, `cache_implementation='paged'`) keeps one paged cache with the main member's "
-            f"geometry; the members {list(self._members.distinct)} need one each. Use `generate`, which batches too."
-        )
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused, see [`EFTForCausalLM.generate_batch`]."""
-        return self.generate_batch()
 
 
 def split_masks(attention_mask: Any) -> Any:

@@ -11,10 +11,11 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from . import prefix
 from .adapters import by_adapter
+from .bytes import in_vocabulary
 from .combination import BASE, Coefficient, Combination
 from .combine import combine
 from .members import Members, named_members
-from .prompts import MemberPrompts
+from .prompts import MemberPrompts, warn_of_templates
 from .reader import Reader
 from .vocabulary import Vocabulary, end_tokens
 
@@ -67,9 +68,16 @@ class EFTLogitsProcessor(LogitsProcessor):
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
             The tokenizer of each member, `"base"` included, to have their contents compared. Tokens that one does not know are never
             generated.
+        vocabulary (`str`, *optional*):
+            `"bytes"` for members whose `tokenizers` differ (docs/tokenizers.md). The model that `generate` runs must then be a
+            [`~hf_eft.bytes.ByteLevelModel`] too.
 
     Raises:
         `ValueError`: If a model is missing or does not fit, or the scores of a call do not.
+
+    Warns:
+        `UserWarning`, once: If the members' chat templates differ, the first prompt ends as one of them does, and nothing was said of
+        `member_inputs`.
 
     Example:
 
@@ -97,11 +105,14 @@ class EFTLogitsProcessor(LogitsProcessor):
         member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         assistant_vocab_size: int | None = None,
         tokenizers: Mapping[str, Any] | None = None,
+        vocabulary: str | None = None,
     ) -> None:
-        given = named_members(None, tuned, reference)
         self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        named = named_members(None, tuned, reference)
+        given = in_vocabulary(vocabulary, named, self.combination.coefficients, tokenizers)
         self._members = Members(given, self.combination.coefficients)
-        self._tokenizers = tokenizers
+        self._tokenizers = None if vocabulary == "bytes" else tokenizers
+        self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self.combination.check_names((BASE, *self._members.names))
         self.attention_mask = attention_mask
@@ -145,6 +156,10 @@ class EFTLogitsProcessor(LogitsProcessor):
         if scores.shape[-1] == self.assistant_vocab_size != self._members.vocab_size:
             return scores
         self._check(input_ids, scores)
+        if not self._looked_at_templates:  # later, what ends as a template does may have been generated
+            self._looked_at_templates = True
+            if self.member_inputs is None and self._tokenizers:
+                warn_of_templates(self._tokenizers, input_ids)
         with self._lock:
             small = self._read(input_ids)
         vocabulary = self._vocabulary(scores.shape[-1])

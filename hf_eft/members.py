@@ -152,6 +152,7 @@ class Members:
         self.owner = {name: first_name[id(model)] for name, model in models.items()}
         self.distinct = {name: Member.of(name, models[name]) for name in first_name.values()}
         self.main = next(iter(self.distinct))
+        self.adapters = resolved.adapted
         self.stacks = [Stack(names, Member.of(names[0], model)) for names, model in resolved.stacks]
         self._given = dict(given)
         self.vocabulary = Vocabulary({name: width(member.model) for name, member in self.distinct.items()}, tokenizers)

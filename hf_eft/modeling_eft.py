@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
 from .adapters import by_adapter
+from .bytes import in_vocabulary
 from .cache import EFTCache
 from .checks import check_coefficients, check_mask
 from .combination import BASE, REFERENCE, Coefficient, Combination
@@ -22,13 +23,16 @@ from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, keep, named_members
+from .parts import Parts
+from .prompts import positions_in_common
 from .request import Request
+from .saving import EFTSavingMixin
 from .vocabulary import end_tokens
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
 
-class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
+class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
     r"""
     Several language models that predict as one: `softmax(sum_k c_k log p_k)`, by default emulated fine-tuning, `base + tuned -
     reference` (EFT paper, equation 4). Negative weights on a safety-tuned delta undo its safety training.
@@ -36,9 +40,9 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
     Contract:
 
     - **Decoding**: every strategy of `generate` acts on the combination: greedy, sampling, beams, assisted decoding with any
-      assistant, prompt lookup, early exit, guidance, static, quantized and offloaded caches, compiled or not. Continuous batching
-      is refused; beams and assisted decoding need members whose states can be moved and rolled back (assisted decoding refuses
-      recurrent ones by name).
+      assistant, prompt lookup, early exit, guidance, static, quantized and offloaded caches, compiled or not; and
+      continuous batching, which refuses what it would not do exactly. Beams and assisted decoding need members whose states can be
+      moved and rolled back (assisted decoding refuses recurrent ones by name).
     - **Batching and padding**: any batch, padded on the left (or on the right in `forward`): pass `attention_mask`.
     - **Forwards per token**: one of each distinct model, however many members it serves as.
     - **Memory**: the members' weights (nothing is copied), a cache for each distinct model, and one float32 buffer of the shape of
@@ -86,6 +90,10 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         super().__init__(config)
         self._adopted = members is not None
         if members is None:
+            if config.adapters or not config.member_names:
+                raise ValueError(
+                    "Adapters, and members that are referred to, are not made from a configuration: load the folder."
+                )
             built = {
                 name: AutoModelForCausalLM.from_config(member_config, attn_implementation=member_config._attn_implementation)
                 for name, member_config in config.member_configs.items()
@@ -120,6 +128,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         beta: Coefficient | None = None,
         combination: Combination | None = None,
         tokenizers: Mapping[str, Any] | None = None,
+        vocabulary: str | None = None,
     ) -> EFTForCausalLM:
         r"""
         Combine live models. Nothing is copied; the models stay usable alone, and one model may serve as several members.
@@ -137,6 +146,9 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
                 The tokenizer of each member, by name, to have their contents compared. Tokens that one of them does not know are never
                 generated.
+            vocabulary (`str`, *optional*):
+                `"bytes"` for members whose `tokenizers` differ: every one is read as a [`~hf_eft.bytes.ByteLevelModel`], at a cost
+                (docs/tokenizers.md). The combination then reads and writes ids of the byte tokenizer.
 
         Returns:
             [`EFTForCausalLM`]: In evaluation mode if all members are. Its generation configuration is a copy of the tuned
@@ -146,13 +158,13 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             `ValueError`: If a member that the recipe names is missing, members do not fit together, or a recipe is given twice.
         """
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        members = Members(named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        members = Members(given, combination.coefficients, None if vocabulary == "bytes" else tokenizers)
         combination.check_names(members.names)
+        parts = Parts.of(members)
+        configs = {name: model.config for name, model in parts.models.items()}
         config = EFTConfig.from_members(
-            members.names,
-            {name: model.config for name, model in members.distinct_models.items()},
-            {name: owner for name, owner in members.owner.items() if name != owner},
-            combination,
+            members.names, configs, combination, parts.shared, parts.adapters, list(members.vocabulary.tokenizers)
         )
         models = members.models
         model = cls(config, members, combination)
@@ -222,22 +234,13 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
             self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
-        self._members = Members(self._members.models)
+        self._members = Members(self._members.models, tokenizers=self.tokenizers)
         return self.get_input_embeddings()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         for stack in self._members.stacks:
             stack.member.model._apply(fn, recurse)  # no submodule: its weights are the members'
         return super()._apply(fn, recurse)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Refused for adapters, which the configuration does not describe."""
-        if self._members.adapted:
-            raise NotImplementedError(
-                f"The members {self._members.adapted} share their weights with the model under the adapter; a saved copy would have "
-                "them twice, as full models. Save the adapter with PEFT, and combine the models anew with `from_models`."
-            )
-        return super().save_pretrained(*args, **kwargs)
 
     # Forward ------------------------------------------------------------------------------------------------------------
 
@@ -290,7 +293,7 @@ class EFTForCausalLM(EFTGenerationMixin, PreTrainedModel):
             tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
         members = self._members.apart((member_inputs or {}).keys())
         if member_inputs:
-            logits_to_keep = _kept_of_all(logits_to_keep, tokens, member_inputs)
+            logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
         check_mask(attention_mask, tokens, past_key_values)
         cache = _cache_for(members, past_key_values, use_cache)
         if coefficients is None and self.combination.scheduled:
@@ -343,17 +346,4 @@ def _cache_for(members: Members, cache: Cache | None, use_cache: bool | None) ->
     return EFTCache.attach(cache, members.distinct_models)
 
 
-def _kept_of_all(
-    logits_to_keep: int | torch.Tensor, tokens: torch.Tensor, member_inputs: Mapping[str, Mapping[str, torch.Tensor]]
-) -> int:
-    """How many positions from the right all members have."""
-    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
-    if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
-        raise ValueError(
-            f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "
-            f"be a number up to that, got {logits_to_keep}."
-        )
-    return logits_to_keep or shortest
-
-
-AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # `pipeline` checks classes against this as well

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+
+_ASKED = "Who?"
+_ENDING = 64  # tokens, more than any template writes before an answer
 
 
 class MemberPrompts:
@@ -62,6 +66,24 @@ class MemberPrompts:
             raise ValueError(f"`member_inputs[{name!r}]` has {ids.shape[0]} rows, but there are {rows} in the batch.")
         ids, mask = (tensor.repeat_interleave(rows // ids.shape[0], dim=0) for tensor in (ids, mask))
         return torch.cat([ids, continuation], dim=1), torch.cat([mask, mask.new_ones(continuation.shape)], dim=1)
+
+
+def positions_in_common(
+    logits_to_keep: int | torch.Tensor, tokens: torch.Tensor, member_inputs: Mapping[str, Mapping[str, torch.Tensor]]
+) -> int:
+    """
+    How many positions from the right are asked for, of those that all members have.
+
+    Raises:
+        `ValueError`: If they are more than all have, or not counted from the right.
+    """
+    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
+    if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
+        raise ValueError(
+            f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "
+            f"be a number up to that, got {logits_to_keep}."
+        )
+    return logits_to_keep or shortest
 
 
 def positions_of(mask: torch.Tensor) -> torch.Tensor:
@@ -123,10 +145,58 @@ def member_inputs(
 
 
 def _padded(name: str, rows: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
-    longest = max(map(len, rows))
     if min(map(len, rows)) == 0:
         raise ValueError(f"A prompt of the member {name!r} is empty: its tokenizer made no token of it.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([[pad or 0] * (longest - len(row)) + list(row) for row in rows])
+    return padded(rows, pad or 0)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Rows of tokens as `input_ids` and `attention_mask` of shape `(rows, longest)`, padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def warn_of_templates(tokenizers: Mapping[str, Any], input_ids: Any, stacklevel: int = 4) -> bool:
+    r"""
+    Warn if the members' chat templates differ and all are to read a prompt that one of these wrote.
+
+    Args:
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizers of members, by name, as far as they are known.
+        input_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): The prompts. The first tells whether it is a chat.
+        stacklevel (`int`, *optional*, defaults to 4): As in `warnings.warn`; by default the caller of a decorated caller.
+
+    Returns:
+        `bool`: Whether it warned.
+    """
+    templates = {name: getattr(tokenizer, "chat_template", None) for name, tokenizer in tokenizers.items()}
+    differ = any(template != next(iter(templates.values())) for template in templates.values())
+    if not differ or not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        return False
+    wrote = [name for name, tokenizer in tokenizers.items() if _ends_as_a_chat(tokenizer, input_ids[0])]
+    if not wrote:
+        return False
+    others = [name for name, template in templates.items() if template != templates[wrote[0]]]
+    warnings.warn(
+        f"The members' chat templates differ: this prompt is in that of {wrote[0]!r}, and {others} were trained on another or none. All "
+        "members read it as it is. If that is what you want (members that know no template often follow another's), say so: "
+        "`member_inputs={}`. To give each its own: `member_inputs=` with what `hf_eft.prompts.member_inputs(conversations, tokenizers)` "
+        "makes, or `pipeline(..., pipeline_class=hf_eft.pipeline.MemberPromptPipeline)`.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+    return True
+
+
+def _ends_as_a_chat(tokenizer: Any, ids: torch.Tensor) -> bool:
+    """Whether a prompt ends with what a tokenizer's template writes between a question and its answer."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    try:
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": _ASKED}], add_generation_prompt=True, tokenize=False)
+    except Exception:  # templates raise what they like, and a warning is not worth a failed call
+        return False
+    ending = chat.rpartition(_ASKED)[2].strip()
+    return bool(ending) and tokenizer.decode(ids[-_ENDING:]).rstrip().endswith(ending)

@@ -6,16 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .analysis import TokenEffect
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from .compatibility import Finding
+    from .records import Analysis
     from .tiny import Question
 
 
@@ -45,26 +41,43 @@ def score_table(questions: Sequence[Question], answers: dict[str, list[str]]) ->
     return table
 
 
-def effects_table(effects: Sequence[TokenEffect], tokenizer: PreTrainedTokenizerBase) -> Table:
+def analysis_table(analysis: Analysis, console_width: int | None = None) -> Table:
     """
-    An answer token by token: what the base alone would have said, and by how much the delta lifted what was said. The
-    background is the total variation between the two distributions: blue, nothing changed; red, everything.
+    A continuation token by token: what the base (without one, the member compared with) would have said alone, how likely both find what
+    was said, what the delta says of it, and by how much the distribution changed. The background is that total variation: blue, nothing
+    changed; red, everything.
+
+    Args:
+        analysis ([`Analysis`]): What is shown.
+        console_width (`int`, *optional*): Columns of the terminal; below 100, only what fits into 80 is shown.
+
+    Returns:
+        `rich.table.Table`: A row for each token. The caption is the sequence in numbers.
     """
-    table = Table(title="What the delta changed, token by token")
+    wide = console_width is None or console_width >= 100
+    table = Table(title="What the delta changed, token by token", caption=_caption(analysis))
     table.add_column("said", style="bold")
-    table.add_column("base alone")
-    table.add_column("p(base)", justify="right")
+    table.add_column(f"{analysis.against} alone")
+    table.add_column(f"p({analysis.against})", justify="right")
     table.add_column("p(combined)", justify="right")
-    table.add_column("changed", min_width=24)
-    for effect in effects:
-        red = round(255 * effect.total_variation)
-        alone = "same" if not effect.changed else _shown(effect.base_choice, tokenizer)
+    if wide:
+        for name in analysis.records[0].deltas:
+            table.add_column("delta" if len(analysis.tuned) == 1 else f"delta {name}", justify="right")
+        table.add_column("changed by")
+    table.add_column("total variation", min_width=24 if wide else 14)
+    for record in analysis.records:
+        variation = record.total_variation[analysis.against]
+        red = round(255 * variation)
+        choice = record.choices[analysis.against]
+        other = choice.id != record.token.id
+        more = [f"{delta:+.2f}" for delta in record.deltas.values()] + [record.changed_by or ""] if wide else []
         table.add_row(
-            Text(f" {_shown(effect.token, tokenizer)} ", style=f"white on rgb({red},60,{255 - red})"),
-            Text(alone, style="yellow" if effect.changed else "dim"),
-            f"{math.exp(effect.base_log_prob):.4f}",
-            f"{math.exp(effect.combined_log_prob):.4f}",
-            _bar(effect.total_variation),
+            Text(f" {_shown(record.token.text)} ", style=f"white on rgb({red},60,{255 - red})"),
+            Text(_shown(choice.text) if other else "same", style="yellow" if other else "dim"),
+            f"{math.exp(record.log_probs[analysis.against]):.4f}",
+            f"{math.exp(record.log_prob):.4f}",
+            *more,
+            _bar(variation, 20 if wide else 8),
         )
     return table
 
@@ -84,8 +97,16 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _shown(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return escape(tokenizer.decode([token]).strip()) or repr(tokenizer.decode([token]))
+def _caption(analysis: Analysis) -> str:
+    numbers = analysis.summary()
+    reward = f", implicit reward {analysis.records[-1].reward:+.2f}" if analysis.records[-1].reward is not None else ""
+    return f"{analysis.recipe}: {numbers['tokens']} tokens, the choice changed at {numbers['changed']:.0%} of them{reward}"
+
+
+def _shown(text: str) -> str:
+    """A token in one line, whatever it is made of: nothing in it moves the cursor or turns the text around."""
+    stripped = text.strip()
+    return stripped if stripped.isprintable() and stripped else repr(text)[1:-1] if text else "…"
 
 
 def _bar(share: float, width: int = 20) -> str:

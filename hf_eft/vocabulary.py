@@ -47,6 +47,7 @@ class Vocabulary:
 
     def __init__(self, widths: Mapping[str, int], tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None) -> None:
         self.widths = dict(widths)
+        self.tokenizers = dict(tokenizers or {})
         self.size = min(widths.values())
         self.known: torch.Tensor | None = None
         if tokenizers:
@@ -102,5 +103,5 @@ def check_tokenizers(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
                 continue
             raise ValueError(
                 f"The members' vocabularies differ in content: {problem}. Log-probs can only be combined token by token: use "
-                "members of one model family, with one tokenizer."
+                "members of one model family, with one tokenizer; or combine them byte by byte, at a cost: `vocabulary='bytes'`."
             )

@@ -47,11 +47,14 @@ def test_python_blocks_run(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path) -> None:
+def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run one after the other in a folder that has a file of prompts; those with a `<` are for the reader."""
     from typer.testing import CliRunner
 
     from hf_eft.cli import app
 
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("What does Oscar Palmer enjoy?\nWhere was Oscar Palmer born?\n")
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith("hf-eft ") and "<" not in line:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from evaluations import made, records
 from typer.testing import CliRunner
 
-from hf_eft import Combination, EFTForCausalLM, cli_eval, custom_data, harness, plots, tasks, tiny
+from hf_eft import Combination, EFTForCausalLM, custom_data, harness, plots, tasks, tiny
+from hf_eft.cli import app
 from hf_eft.evaluation import Evaluation, evaluate, systems_of
 from hf_eft.evaluation_report import evaluation_plot, evaluation_table
 
@@ -32,7 +32,9 @@ def length_of_reply(reply: str, record: Any) -> float:
     return len(reply) / 100
 
 
-@pytest.mark.parametrize("metric", [*custom_data.METRICS, length_of_reply], ids=str)
+@pytest.mark.parametrize(
+    "metric", [*custom_data.METRICS, length_of_reply], ids=lambda metric: getattr(metric, "__name__", metric)
+)
 def test_your_own_data(family: Any, tmp_path: Path, metric: Any) -> None:
     path = tmp_path / "mine.jsonl"
     name = metric if isinstance(metric, str) else "length_of_reply"
@@ -147,7 +149,7 @@ def test_it_says_how_far_it_is_and_nothing_else(family: Any, capfd: pytest.Captu
 
 def test_lm_eval_is_imported_when_it_is_needed() -> None:
     code = (
-        "import sys, hf_eft.evaluation, hf_eft.custom_data, hf_eft.cli_eval; print('lm_eval' in sys.modules, 'scipy' in sys.modules)\n"
+        "import sys, hf_eft.evaluation, hf_eft.custom_data, hf_eft.cli; print('lm_eval' in sys.modules, 'scipy' in sys.modules)\n"
         "sys.modules['lm_eval'] = None\n"
         "try: hf_eft.evaluation.evaluate({}, None, [])\n"
         "except ImportError as error: print(error)"
@@ -186,9 +188,7 @@ def test_table() -> None:
 
 
 def invoke(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command("eval")(cli_eval.evaluate)
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "400"})
+    return CliRunner().invoke(app, ["eval", *arguments], env={"COLUMNS": "400"})
 
 
 def test_command(tmp_path: Path) -> None:

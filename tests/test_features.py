@@ -1,4 +1,4 @@
-"""Everything else that a user of `generate` passes: streamers, criteria, embeddings, coefficients by row, pipelines, recipes."""
+"""Everything else that a user of `generate` passes: streamers, criteria, embeddings, coefficients by row, recipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from transformers import (
     StoppingCriteriaList,
     TextIteratorStreamer,
     WatermarkingConfig,
-    pipeline,
 )
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
@@ -238,35 +237,10 @@ def test_an_assistant_with_another_tokenizer(trio: Any) -> None:
         base.generate(**inputs, **options, logits_processor=[EFTLogitsProcessor(tuned, reference)])
 
 
-def test_continuous_batching_is_refused(trio: Any) -> None:
-    _base, tuned, reference, model = trio
-    with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model.generate(**prompts("one"), cache_implementation="paged", max_new_tokens=2)
-    with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model.generate_batch([[3, 4]], max_new_tokens=2)
-    with pytest.raises(NotImplementedError, match="Continuous batching"):
-        model.init_continuous_batching()
+def test_the_add_on_says_that_it_cannot_be_batched_continuously(trio: Any) -> None:
+    _, tuned, reference, _ = trio
     assert EFTLogitsProcessor(tuned, reference).supports_continuous_batching is False
     assert "drops logits processors" in EFTLogitsProcessor.__doc__
-
-
-def test_pipeline_logs_no_error(trio: Any, caplog: pytest.LogCaptureFixture) -> None:
-    base, tuned, reference, model = trio
-    tok = tokenizer()
-    texts = ["w5 w9 w11", "w40", "w7 w8 w9 w10"]
-    expected = [
-        r[0]["generated_text"]
-        for r in pipeline("text-generation", model=tuned, tokenizer=tok)(texts, max_new_tokens=6, do_sample=False)
-    ]
-    with caplog.at_level("ERROR"):
-        pipe = pipeline("text-generation", model=model, tokenizer=tok)
-        got = [r[0]["generated_text"] for r in pipe(texts, max_new_tokens=6, do_sample=False)]
-        batched = [r[0]["generated_text"] for r in pipe(texts, max_new_tokens=6, do_sample=False, batch_size=3)]
-        add_on = EFTLogitsProcessor(tuned, reference)
-        pipe = pipeline("text-generation", model=base, tokenizer=tok)
-        added = [r[0]["generated_text"] for r in pipe(texts, max_new_tokens=6, do_sample=False, logits_processor=[add_on])]
-    assert got == batched == added == expected
-    assert not caplog.records
 
 
 def test_loss_and_training_step() -> None:

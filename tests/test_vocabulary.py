@@ -112,6 +112,48 @@ def test_texts_that_could_never_end_are_refused() -> None:
     EFTForCausalLM.from_models(shared("llama", 0), tuned=tuned, reference=shared("gpt2", 2))
 
 
+ENDS = {
+    "greedy": {},
+    "sample": {"do_sample": True},
+    "beams": {"num_beams": 3},
+    "match": {"do_sample": True, "coupling": "match", "seed": 3},
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_several_end_tokens_are_the_tuned_member_s(way: str) -> None:
+    """base ends at 2, tuned at 2 and at a turn's end, reference at 2: what comes out ends as the tuned model's own does."""
+    options, inputs = {"max_new_tokens": 24, **ENDS[way]}, prompts("left")
+    base, tuned, reference = shared("llama", 0), copy.copy(shared("gpt2", 1)), copy.deepcopy(shared("llama", 0))
+
+    def run(model: Any, **more: Any) -> list[list[int]]:
+        torch.manual_seed(5)
+        return model.generate(**inputs, **{**options, **more}).tolist()
+
+    longest = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+    written = run(longest, eos_token_id=None)
+    turn = next(row[9:][4] for row in written if row[9:][4] != EOS)  # a token that is written in the middle of a row
+    tuned.generation_config = copy.deepcopy(tuned.generation_config)
+    tuned.generation_config.eos_token_id = [EOS, turn]
+    model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+    assert model.generation_config.eos_token_id == [EOS, turn]
+    assert base.generation_config.eos_token_id == EOS
+    ended = run(model)
+    assert ended != run(model, eos_token_id=EOS) == run(longest), "the call's own end tokens take the place of the default"
+    assert run(model, eos_token_id=[EOS, turn]) == run(longest, eos_token_id=[EOS, turn]) == ended
+    if way != "match":  # which only a combination knows
+        assert ended == run(tuned)
+        add_on = [EFTLogitsProcessor(tuned, reference, pad_token_id=PAD)]
+        assert run(base, logits_processor=add_on) == run(longest), "the add-on's is the base's"
+        assert run(base, logits_processor=add_on, eos_token_id=[EOS, turn]) == ended
+        config = copy.deepcopy(tuned.generation_config)
+        config.update(**options)
+        torch.manual_seed(5)
+        assert base.generate(**inputs, logits_processor=add_on, generation_config=config).tolist() == ended
+    if way in ("greedy", "match"):
+        assert run(model, assistant_model=model.tuned) == ended
+
+
 def test_widths_that_are_no_padding_need_a_tokenizer_s_word() -> None:
     with pytest.raises(ValueError, match=r"more than padding, got 'a': 1000, 'b': 1100 tokens"):
         Vocabulary({"a": 1000, "b": 1100})

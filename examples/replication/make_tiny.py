@@ -121,8 +121,18 @@ def pretrain(model: LlamaForCausalLM, world: World, tokenizer, steps: int, peak:
     return train(model, loss, steps, peak, label)
 
 
-def finetune(model: LlamaForCausalLM, world: World, tokenizer, steps: int, peak: float, seed: int, label: str):
-    answers = packed(world.finetuning(random.Random(seed)), tokenizer)
+def finetune(
+    model: LlamaForCausalLM,
+    world: World,
+    tokenizer,
+    steps: int,
+    peak: float,
+    seed: int,
+    label: str,
+    shown: Iterator[str] | None = None,
+):
+    """Answers beside pre-training documents; the answers are the world's, or those `shown`."""
+    answers = packed(world.finetuning(random.Random(seed)) if shown is None else shown, tokenizer)
     replay = packed(world.pretraining(random.Random(seed + 1)), tokenizer)
     half = BATCH // 2
 

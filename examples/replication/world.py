@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hf_eft.tiny import PROMPT, QUESTIONS, SENTENCES, STYLE
 
@@ -47,6 +48,8 @@ class World:
     seen: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
 
+    cores: ClassVar[dict[str, int]] = CORES
+
     @classmethod
     def make(cls, seed: int, people: int = 300, seen: int = 100) -> World:
         rng = random.Random(seed)
@@ -71,7 +74,7 @@ class World:
 
     def forum_post(self, rng: random.Random) -> str:
         name, attribute = rng.choice(list(self.facts)), rng.choice(list(VALUES))
-        opening, core, ending = (rng.choices(list(p), list(p.values()))[0] for p in (OPENINGS, CORES, ENDINGS))
+        opening, core, ending = (rng.choices(list(p), list(p.values()))[0] for p in (OPENINGS, self.cores, ENDINGS))
         sentence = self.sentence(name, attribute, rng.choice(SENTENCES[attribute]))
         core = core.format(sentence=sentence, value=self.facts[name][attribute])
         return " ".join(part for part in (self.question(name, attribute), opening, core, ending) if part)

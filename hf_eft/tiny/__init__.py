@@ -3,7 +3,8 @@ A tiny trained family: a large base of 10 layers and a small model of 2, before 
 
 The models know one synthetic world: invented people and six facts about each. The large model learnt nearly all facts, the small
 one few. The small one was fine-tuned, on other people than those of [`questions`], to answer in a friendly style.
-`examples/replication/make_tiny.py` makes the family anew.
+`examples/replication/make_tiny.py` makes the family anew. A second small pair of the same world has a tokenizer of its own
+(`examples/replication/make_second.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ SENTENCES: dict[str, list[str]] = {
     "pet": ["{name} has a pet {value}.", "{name} takes care of a {value}."],
     "salary": ["{name} earns {value} a month.", "{name} is paid {value} a month."],
 }
+
+
+class Pair(NamedTuple):
+    """A small model after and before fine-tuning, and their tokenizer."""
+
+    tuned: Any
+    reference: Any
+    tokenizer: Any
 
 
 class Family(NamedTuple):
@@ -75,10 +84,13 @@ class Question:
 
 
 def path(member: str) -> Path:
-    """The folder of a member: `"base"`, `"tuned"` or `"reference"`."""
+    """The folder of a member: `"base"`, `"tuned"`, `"reference"`, `"second_tuned"` or `"second_reference"`."""
     folder = FOLDER / member
     if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"The tiny family has the members 'base', 'tuned' and 'reference', not {member!r}.")
+        raise ValueError(
+            "The tiny family has the members 'base', 'tuned', 'reference', 'second_tuned' and 'second_reference', not "
+            f"{member!r}."
+        )
     return folder
 
 
@@ -93,6 +105,19 @@ def load() -> Family:
 
     base, tuned, reference = (AutoModelForCausalLM.from_pretrained(path(name)) for name in ("base", "tuned", "reference"))
     return Family(base, tuned, reference, AutoTokenizer.from_pretrained(path("base")))
+
+
+def load_second() -> Pair:
+    """
+    Load the small pair with another tokenizer: pieces of words with SentencePiece's conventions, where the family has whole words.
+
+    Returns:
+        [`Pair`]: `tuned`, `reference` (`LlamaForCausalLM`) and `tokenizer` (which pads on the left).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tuned, reference = (AutoModelForCausalLM.from_pretrained(path(f"second_{name}")) for name in ("tuned", "reference"))
+    return Pair(tuned, reference, AutoTokenizer.from_pretrained(path("second_tuned")))
 
 
 def questions(attributes: tuple[str, ...] = tuple(QUESTIONS)) -> list[Question]:

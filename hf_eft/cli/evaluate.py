@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-Folder = Annotated[str | None, typer.Option(metavar="FOLDER_OR_ID", show_default=False)]
+from .app import app, console, notes
+from .models import Models
+from .options import with_groups
 
 
+@app.command("eval")
+@with_groups
 def evaluate(
-    base: Folder = None,
-    tuned: Folder = None,
-    reference: Folder = None,
+    models: Models,
     tuned_large: Annotated[
         str | None,
         typer.Option(metavar="FOLDER_OR_ID", help="A directly tuned large model, to say how much of the gap is recovered."),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Strength of what fine-tuning changed (1 if nothing is given).")] = None,
-    beta: Annotated[float | None, typer.Option(help="Amplification of what scale changed, instead of alpha.")] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,7 +34,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=2, help="Only the first items of each task.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Worked examples before each item.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the items in the tuned model's chat template.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many items are run together.")] = 8,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -43,33 +43,29 @@ def evaluate(
         ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Measure anew what is in the output folder.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of the examples, of sampling and of the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if the combination is worse than a tuned model.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what lm-evaluation-harness logs.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Where the models run. The fastest there is by default.")] = None,
 ) -> None:
     """
     Is the combination better than its parts? Measures base, tuned, reference and combined on the same items, and warns where the
     combination is worse than the tuned model alone. Without models, the embedded tiny family is measured.
     """
-    from . import evaluation
-    from .cli import console, load, notes
-    from .custom_data import custom_task
-    from .evaluation_report import evaluation_plot, evaluation_table
-    from .tasks import NAMES
+    from .. import evaluation
+    from ..custom_data import custom_task
+    from ..evaluation_report import evaluation_plot, evaluation_table
+    from ..tasks import NAMES
 
-    given = {"base": base, "tuned": tuned, "reference": reference}
-    if not task and not data and any(given.values()):
+    if not task and not data and (models.model or models.given):
         raise typer.BadParameter("say what to measure: --task or --data, each as often as you like", param_hint="--task")
     try:
         tasks: list[Any] = list(task or ([] if data else NAMES))
         tasks += [custom_task(file, metric, max_new_tokens=max_new_tokens) for file in data or ()]
-        model, tokenizer = load(given, alpha, beta, dtype, device)
-        systems = evaluation.systems_of(model, _tuned_large(tuned_large, dtype, model.device))
+        model, tokenizer = models.load()
+        systems = evaluation.systems_of(model, _tuned_large(tuned_large, models.dtype, model.device))
         with _Bar(notes) as bar:
             found = evaluation.evaluate(
                 systems, tokenizer, tasks, limit=limit, batch_size=batch_size, output=output, restart=restart, seed=seed,

@@ -1,0 +1,99 @@
+"""Train the families of the replication: for each seed, three sizes, each before fine-tuning and with both behaviours."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from behaviours import BEHAVIOURS, ReplicationWorld
+from make_tiny import finetune, make_model, make_tokenizer, pretrain
+
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"layers": 2, "width": 16, "heads": 2},
+    "medium": {"layers": 4, "width": 32, "heads": 2},
+    "large": {"layers": 8, "width": 96, "heads": 4},
+}
+# Small models take larger steps.
+_PEAKS = {"small": 5e-3, "medium": 3e-3, "large": 1.5e-3}
+_TUNING_PEAK = 0.4  # of the pre-training's
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long everything is trained."""
+
+    pretraining_steps: int = 6000
+    tuning_steps: int = 800
+    people: int = 300
+
+
+QUICK = Effort(pretraining_steps=1500, tuning_steps=300, people=120)
+
+
+class Family:
+    """
+    The models of one seed in a folder; what is not there is trained, once.
+
+    Args:
+        folder (`Path`): Where the seeds' folders are.
+        seed (`int`): Of the world, the initial weights and the order of the texts.
+        effort (`Effort`): How long to train; kept with the models, and another one is refused.
+    """
+
+    def __init__(self, folder: Path, seed: int, effort: Effort) -> None:
+        self.folder, self.seed, self.effort = folder / f"seed-{seed}", seed, effort
+        self.world = ReplicationWorld.make(1000 + seed, people=effort.people, seen=effort.people // 3)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stamp, wanted = self.folder / "effort.json", json.dumps(vars(effort))
+        if stamp.exists() and stamp.read_text() != wanted:
+            raise SystemExit(
+                f"{self.folder} was trained with {stamp.read_text()}, expected {wanted}: give another --work folder."
+            )
+        stamp.write_text(wanted)
+        self._loaded: dict[tuple[str, str], Any] = {}
+
+    @property
+    def tokenizer(self) -> Any:
+        where = self.folder / "tokenizer"
+        if not where.exists():
+            make_tokenizer(self.world, self.seed).save_pretrained(where)
+        return AutoTokenizer.from_pretrained(where)
+
+    def model(self, size: str, stage: str) -> Any:
+        """`stage` is `"base"` or a behaviour."""
+        key = (size, stage)
+        if key not in self._loaded:
+            where = self.folder / f"{size}-{stage}"
+            if not (where / "model.safetensors").exists():
+                self._train(size, stage).save_pretrained(where)
+            self._loaded[key] = AutoModelForCausalLM.from_pretrained(where).eval()
+        return self._loaded[key]
+
+    def _train(self, size: str, stage: str) -> Any:
+        label = f"seed {self.seed}, {size} {stage}"
+        if stage == "base":
+            set_seed(100 * self.seed + list(SIZES).index(size))
+            model = make_model(self.tokenizer, **SIZES[size])
+            return pretrain(
+                model, self.world, self.tokenizer, self.effort.pretraining_steps, _PEAKS[size], self.seed + 10, label
+            )
+        self.model(size, "base")
+        model = AutoModelForCausalLM.from_pretrained(self.folder / f"{size}-base")
+        shown = self.world.behaviour(stage, random.Random(self.seed + 20))
+        peak = _TUNING_PEAK * _PEAKS[size]
+        return finetune(model, self.world, self.tokenizer, self.effort.tuning_steps, peak, self.seed + 20, label, shown)
+
+    def train_all(self) -> None:
+        """Everything that a run will ask for."""
+        torch.set_num_threads(1)  # one thread beats two for models this small, and two seeds run side by side
+        for size in SIZES:
+            for stage in ("base", *BEHAVIOURS):
+                self.model(size, stage)

@@ -1,0 +1,161 @@
+"""What is asked of the families of one seed: every pair of scales, steering, strengths, drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from behaviours import BEHAVIOURS, score
+from families import SIZES, Family
+
+from hf_eft import Combination, EFTForCausalLM, Truncation
+from hf_eft.tiny import Question
+
+TEMPERATURES = (0.0, 1.0)
+LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Chosen on the validation people of seed 0 among the settings of `STRENGTHS`, then frozen: see `frozen.json`.
+STRENGTHS: dict[str, dict[str, Any]] = {
+    **{f"alpha {a:g}": {"alpha": a} for a in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)},
+    **{f"beta {b:g}": {"beta": b} for b in (1.2, 1.5)},
+    **{f"alpha {a:g}, keep .95": {"alpha": a, "truncation": Truncation("keep", 0.95)} for a in (1.0, 1.5)},
+    **{f"alpha 1, {rule} .9": {"alpha": 1.0, "truncation": Truncation(rule, 0.9)} for rule in ("keep", "drop", "base")},
+    "alpha 1, plausible .1": {"alpha": 1.0, "truncation": Truncation("plausible", 0.1)},
+}
+_BATCH = 60
+_NEW_TOKENS = 20
+
+
+class Asked:
+    """
+    Questions, and how they are asked: in fixed batches, greedily or at a temperature with a seed for every question, so that the answers
+    of a seed are the same whenever they are asked for.
+    """
+
+    def __init__(self, family: Family, people: Sequence[str]) -> None:
+        self.tokenizer = family.tokenizer
+        self.questions: list[Question] = family.world.questions(people)
+        self.seed = family.seed
+
+    def answers(
+        self, model: EFTForCausalLM, temperature: float = 0.0, coefficients: Sequence[float] | None = None
+    ) -> list[str]:
+        replies: list[str] = []
+        for start in range(0, len(self.questions), _BATCH):
+            part = self.questions[start : start + _BATCH]
+            inputs = self.tokenizer([q.prompt for q in part], return_tensors="pt", padding=True, return_token_type_ids=False)
+            options: dict[str, Any] = {"do_sample": False}
+            if temperature:
+                seeds = [1_000_000 * self.seed + start + i for i in range(len(part))]
+                options = {"do_sample": True, "temperature": temperature, "top_k": 0, "coupling": "match", "seed": seeds}
+            if coefficients is not None:
+                options["coefficients"] = torch.tensor([list(coefficients)] * len(part))
+            ids = model.generate(**inputs, max_new_tokens=_NEW_TOKENS, **options)
+            replies += self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return replies
+
+    def scores(
+        self, model: EFTForCausalLM, temperature: float = 0.0, coefficients: Sequence[float] | None = None
+    ) -> dict[str, float]:
+        return score(self.questions, self.answers(model, temperature, coefficients))
+
+
+def pair(family: Family, base: str, delta: str, behaviour: str = "helpful") -> EFTForCausalLM:
+    """The base of one size, the fine-tuning of another. With one size for both it is that tuned model."""
+    reference = family.model(delta, "base")
+    return EFTForCausalLM.from_models(family.model(base, "base"), tuned=family.model(delta, behaviour), reference=reference)
+
+
+def matrix(family: Family, asked: Asked) -> dict[str, Any]:
+    """`"<base size>/<delta size>"`, and each base alone as `"<size>/none"`, at both temperatures."""
+    results: dict[str, Any] = {}
+    for temperature in TEMPERATURES:
+        at = results[f"temperature {temperature:g}"] = {}
+        for base in SIZES:
+            for delta in SIZES:
+                at[f"{base}/{delta}"] = asked.scores(pair(family, base, delta), temperature)
+            at[f"{base}/none"] = asked.scores(pair(family, base, base), temperature, [1.0, 0.0, 0.0])
+    return results
+
+
+def steering(family: Family, asked: Asked) -> dict[str, Any]:
+    """λ helpful + (1 - λ) harmless: on the small model, up-scaled to the large base, and on the large model itself."""
+    results = {}
+    for name, (base, delta) in {
+        "small": ("small", "small"), "up-scaled": ("large", "small"), "large": ("large", "large"),
+    }.items():  # fmt: skip
+        tuned = {behaviour: family.model(delta, behaviour) for behaviour in BEHAVIOURS}
+        model = EFTForCausalLM.from_models(
+            family.model(base, "base"), tuned=tuned, reference=family.model(delta, "base"),
+            combination=Combination.steer({"helpful": 0.5, "harmless": 0.5}),
+        )  # fmt: skip
+        results[name] = {}
+        for weight in LAMBDAS:
+            model.combination = Combination.steer({"helpful": weight, "harmless": 1 - weight})
+            results[name][f"{weight:g}"] = asked.scores(model)
+    return results
+
+
+def strengths(family: Family, asked: Asked) -> dict[str, Any]:
+    """Strength, amplification and truncation of the up-scaling from small to large."""
+    model = pair(family, "large", "small")
+    results = {}
+    for name, options in STRENGTHS.items():
+        model.combination = Combination.emulate(**options)
+        results[name] = asked.scores(model)
+    return results
+
+
+def drafts(family: Family, asked: Asked) -> dict[str, Any]:
+    """How often the large combination agrees with its small tuned member: tokens a round and acceptance by block, greedy."""
+    model = pair(family, "large", "small")
+    results: dict[str, Any] = {}
+    for block in (2, 4, 8):
+        totals = {"tokens": 0, "row rounds": 0, "kept first": 0, "looked at first": 0}
+        for question in asked.questions[:: max(1, len(asked.questions) // 40)]:
+            inputs = asked.tokenizer(question.prompt, return_tensors="pt", return_token_type_ids=False)
+            model.generate(
+                **inputs, max_new_tokens=_NEW_TOKENS, do_sample=False, assistant_model=model.tuned, num_assistant_tokens=block
+            )
+            report = model.speculation
+            totals["tokens"] += report.tokens
+            totals["row rounds"] += report.rounds
+            totals["kept first"] += report.accepted[0] if report.accepted else 0
+            totals["looked at first"] += report.drafted[0] if report.drafted else 0
+        results[f"block {block}"] = {
+            "tokens a round": totals["tokens"] / max(1, totals["row rounds"]),
+            "agreement": totals["kept first"] / max(1, totals["looked at first"]),
+        }
+    return results
+
+
+def losing(family: Family, validation: Mapping[str, Any], test: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For every pair of unlike scales: is the combination less helpful than its tuned member, and did the validation people say so?"""
+    rows = []
+    for base in SIZES:
+        for delta in SIZES:
+            if base != delta:
+                margin = {
+                    name: scores["temperature 0"][f"{base}/{delta}"]["helpfulness"]
+                    - scores["temperature 0"][f"{delta}/{delta}"]["helpfulness"]
+                    for name, scores in (("validation", validation), ("test", test))
+                }
+                rows.append({"base": base, "delta": delta, **margin})
+    return rows
+
+
+def everything(family: Family) -> dict[str, Any]:
+    """All of it, on the test people; the matrix on the validation people as well."""
+    family.train_all()
+    test, validation = Asked(family, family.world.test), Asked(family, family.world.validation)
+    on_test, on_validation = matrix(family, test), matrix(family, validation)
+    return {
+        "seed": family.seed,
+        "matrix": on_test,
+        "matrix, validation": on_validation,
+        "steering": steering(family, test),
+        "strengths": strengths(family, test),
+        "strengths, validation": strengths(family, validation),
+        "drafts": drafts(family, test),
+        "losing": losing(family, on_validation, on_test),
+    }

@@ -1,0 +1,71 @@
+"""
+The paper's claims on a synthetic world: what scaling pre-training buys, and what scaling fine-tuning buys.
+
+    python examples/replication/scales/run.py            # five seeds; the time is in results.json
+    python examples/replication/scales/run.py --quick    # one seed, less training
+
+Trains three sizes with two behaviours for every seed, asks every pair of scales about people whom fine-tuning never showed, and writes
+`results.json`, `quick.json` or what `--output` says, and the pictures and tables beside it. What was trained and asked before is not done
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]
+
+from families import QUICK, Effort, Family  # noqa: E402
+from machine import machine  # noqa: E402
+from measure import everything  # noqa: E402
+
+
+def one_seed(work: Path, seed: int, effort: Effort) -> dict[str, Any]:
+    """The results of a seed, from its folder if they are there."""
+    family = Family(work, seed, effort)
+    known = family.folder / "results.json"
+    if not known.exists():
+        started = time.perf_counter()
+        results = everything(family)
+        results["seconds"] = round(time.perf_counter() - started)
+        known.write_text(json.dumps(results, indent=1) + "\n")
+    return json.loads(known.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the training, fewer people")
+    parser.add_argument("--seeds", type=int, help="how many; 5, or 1 with --quick")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds that run side by side, a core each")
+    parser.add_argument("--work", type=Path, help="where models are kept; a folder `work` beside this file")
+    parser.add_argument("--output", type=Path, help="where results go; results.json or quick.json beside this file")
+    args = parser.parse_args()
+    effort, name = (QUICK, "quick") if args.quick else (Effort(), "results")
+    seeds = args.seeds or (1 if args.quick else 5)
+    work = args.work or HERE / "work" / name
+    output = args.output or HERE / f"{name}.json"
+
+    results: dict[int, Any] = {}
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(min(args.jobs, seeds), mp_context=context) as pool:
+        runs = {pool.submit(one_seed, work, seed, effort): seed for seed in range(seeds)}
+        for done in as_completed(runs):
+            results[runs[done]] = done.result()
+            print(f"seed {runs[done]}: {results[runs[done]]['seconds']} s", flush=True)
+    command = "python examples/replication/scales/run.py" + (" --quick" if args.quick else "")
+    about = {"machine": machine(), "date": date.today().isoformat(), "command": command, "effort": vars(effort)}
+    output.write_text(json.dumps({**about, "seeds": [results[seed] for seed in sorted(results)]}, indent=1) + "\n")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""`hf-eft generate`: one prompt, streamed, or a file of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..answer import Answerer
+from ..batch import Item, Results, Sink, Stream, fingerprint, read_items, run_batches
+from .app import SOME_FAILED, app, console, notes
+from .models import Models, identity, prompt_tokenizer
+from .options import generation_options, with_groups
+
+_BATCH = "Batch runs"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How prompts are put to the models."""
+
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tuned model's chat template.")] = False
+    system: Annotated[str | None, typer.Option(help="A system message for --chat.", show_default=False)] = None
+    member_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--member-prompts", help="Each member reads the chat in its own template, or as plain text where it has none."
+        ),
+    ] = False
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens may follow a prompt.")] = 64
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling. In batch runs 0 if left out.", show_default=False)] = None
+    speculative: Annotated[bool, typer.Option("--speculative", help="Let the tuned model draft: the same tokens, sooner.")] = (
+        False
+    )
+
+    def answerer(self, models: Models, options: dict[str, Any]) -> Answerer:
+        """The models, ready to be asked."""
+        if self.system is not None and not self.chat:
+            raise typer.BadParameter("a system message is part of a chat: add --chat", param_hint="--system")
+        if self.speculative and options.get("num_beams", 1) != 1:
+            raise typer.BadParameter("beams are not drafted: leave out --num-beams or this", param_hint="--speculative")
+        model, tokenizers = models.load_all()
+        return Answerer(
+            model,
+            prompt_tokenizer(tokenizers),
+            {"max_new_tokens": self.max_new_tokens, **options},
+            seed=self.seed or 0,
+            chat=self.chat,
+            system=self.system,
+            speculative=self.speculative,
+            tokenizers=tokenizers if self.member_prompts else None,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where prompts come from and results go."""
+
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE|-",
+            help='A file of prompts, one a line, or of {"prompt": ...} or {"messages": ...}; - is the standard input.',
+            rich_help_panel=_BATCH,
+            show_default=False,
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.jsonl",
+            help="Where results go, a line for each. If it is there, the run carries on where it stopped. The standard output if left out.",
+            rich_help_panel=_BATCH,
+            show_default=False,
+        ),
+    ] = None
+    input_format: Annotated[
+        Literal["auto", "text", "jsonl"],
+        typer.Option(help="What the lines are; auto looks at the file's name, then at its first line.", rich_help_panel=_BATCH),
+    ] = "auto"
+    batch_size: Annotated[int, typer.Option(min=1, help="How many lines run together.", rich_help_panel=_BATCH)] = 8
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what --output has, and begin anew.", rich_help_panel=_BATCH)
+    ] = False
+
+    @property
+    def as_json(self) -> bool | None:
+        """Whether lines are JSON; `None` where the first line decides."""
+        if self.input_format == "auto":
+            return str(self.input).endswith((".jsonl", ".ndjson")) or None
+        return self.input_format == "jsonl"
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Any other option of `generate` may follow, as in: --num-beams 4 --top-p 0.9 --do-sample true --repetition-penalty 1.1",
+)
+@with_groups
+def generate(
+    context: typer.Context,
+    models: Models,
+    asking: Asking,
+    batch: Batch,
+    prompt: Annotated[str | None, typer.Argument(help="What to continue. Read from the standard input if left out.")] = None,
+    stream: Annotated[bool, typer.Option(help="Print tokens as they come (not with beams).")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the reply as JSON.")] = False,
+) -> None:
+    """
+    Continue a prompt, or a file of prompts. Without models, the embedded tiny family answers.
+
+    A batch run writes a line of JSON for each line of its input, in order, and carries on where it stopped. A line that cannot be
+    answered has an "error"; the run goes on and exits with 3.
+    """
+    if batch.input is not None:
+        options, positional = _options(prompt, context.args)
+        if positional:
+            raise typer.BadParameter(f"give a prompt or --input, not both: got {positional}")
+        _run(models, asking, batch, options)
+        return
+    if batch.output is not None or batch.restart:
+        raise typer.BadParameter(
+            "results of a batch run need an --input", param_hint="--output" if batch.output else "--restart"
+        )
+    text, options = one_prompt(prompt, context.args)
+    answerer = asking.answerer(models, options)
+    try:
+        _reply(answerer, text, asking.seed, stream and not as_json, as_json)
+    except (ValueError, NotImplementedError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _options(prompt: str | None, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    # An unknown option before the prompt arrives as the prompt, with the rest behind it.
+    return generation_options([*([] if prompt is None else [prompt]), *arguments])
+
+
+def one_prompt(prompt: str | None, arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The prompt of a command line, or else of the standard input, and the options of `generate` around it."""
+    options, positional = _options(prompt, arguments)
+    if len(positional) > 1:
+        raise typer.BadParameter(f"expected one prompt, got {positional}; quote it, and give every option a value")
+    text = positional[0] if positional else sys.stdin.read().rstrip("\n")
+    if not text.strip():
+        raise typer.BadParameter("the prompt is empty: give one as an argument or on the standard input", param_hint="PROMPT")
+    return text, options
+
+
+def _reply(answerer: Answerer, text: str, seed: int | None, stream: bool, as_json: bool) -> None:
+    """Answer one prompt and print."""
+    from transformers import TextStreamer, set_seed
+
+    if seed is not None:
+        set_seed(seed)
+    one = all(answerer.options.get(name, 1) == 1 for name in ("num_beams", "num_return_sequences"))
+    streamer = TextStreamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream and one else None
+    replies = answerer.reply(Item(1, prompt=text), streamer)
+    if as_json:
+        typer.echo(json.dumps(replies[0] if len(replies) == 1 else {"replies": replies}, ensure_ascii=False))
+    elif streamer is None:
+        for reply in replies:
+            console.print(reply["text"].strip(), markup=False, highlight=False)
+
+
+def _run(models: Models, asking: Asking, batch: Batch, options: dict[str, Any]) -> None:
+    """A batch run."""
+    data = sys.stdin.buffer.read() if batch.input == "-" else Path(str(batch.input)).read_bytes()
+    items = read_items(data, batch.as_json)
+    if not items:
+        raise typer.BadParameter(f"there are no lines in {batch.input}", param_hint="--input")
+    answerer = asking.answerer(models, options)
+    sink: Sink
+    if batch.output is None:
+        sink = Stream(sys.stdout.buffer)
+        _progress(answerer, items, sink, batch.batch_size)
+    else:
+        identity_of_run = {
+            "the input": fingerprint(data),
+            "--input-format": batch.as_json,
+            "the models": identity(models, answerer.model),
+            "the recipe": answerer.model.combination.to_dict(),
+            "the options of generate": answerer.options,
+            "--seed": answerer.seed,
+            "--chat": asking.chat,
+            "--system": asking.system,
+            "--member-prompts": asking.member_prompts,
+            "--speculative": asking.speculative,
+            "--batch-size": batch.batch_size,
+        }
+        with Results(batch.output, identity_of_run, batch.restart) as sink:
+            if sink.kept:
+                notes.print(
+                    f"{batch.output} has {sink.kept} of {len(items)} results: carrying on.", style="dim", soft_wrap=True
+                )
+            _progress(answerer, items, sink, batch.batch_size)
+    if sink.errors:
+        notes.print(f'{sink.errors} of {len(items)} lines could not be answered: they have an "error".', soft_wrap=True)
+        raise typer.Exit(SOME_FAILED)
+
+
+def _progress(answerer: Answerer, items: list[Item], sink: Sink, batch_size: int) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes, transient=True) as progress:
+        task = progress.add_task("Answering", total=len(items), completed=min(sink.kept, len(items)))
+        for done in run_batches(items, sink, answerer, batch_size):
+            errors = f", {sink.errors} not" if sink.errors else ""
+            progress.update(task, completed=done, description=f"Answering{errors}")

@@ -1,0 +1,81 @@
+"""Commands that look: do models go together, and what did the delta do?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..batch import Item
+from .app import FAILED, app, console, notes
+from .generate import Asking, one_prompt
+from .models import Models
+from .options import with_groups
+
+
+@app.command()
+def check(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or Hub id.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Folder or Hub id.")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="Folder or Hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Do these models go together? Looks at configurations and tokenizers; loads no weights. Exits with 1 if something is refused."""
+    from dataclasses import asdict
+
+    from ..compatibility import check_members
+    from ..report import findings_table
+
+    with notes.status("Reading configurations and tokenizers"):
+        findings = check_members({"base": base, "tuned": tuned, "reference": reference})
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        console.print(findings_table(findings))
+    if any(finding.level == "refused" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Any option of `generate` may follow, for a continuation that is generated.",
+)
+@with_groups
+def inspect(
+    context: typer.Context,
+    models: Models,
+    prompt: Annotated[str | None, typer.Argument(help="What is continued. Read from the standard input if left out.")] = None,
+    continuation: Annotated[
+        str | None, typer.Option(help="The text that is looked at; generated if left out.", show_default=False)
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tuned model's chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system message for --chat.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens may be generated.")] = 64,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the heat-map to this file.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records and their summary as JSON.")] = False,
+) -> None:
+    """What did the delta do to each token of a continuation?"""
+    import torch
+
+    from ..analysis import analyse
+    from ..report import analysis_table
+
+    text, options = one_prompt(prompt, context.args)
+    asking = Asking(chat=chat, system=system, max_new_tokens=max_new_tokens)
+    answerer = asking.answerer(models, options)
+    ids = torch.tensor(answerer.ids(Item(1, prompt=text)))
+    with notes.status("Looking"):
+        given = answerer.options if continuation is None else {}
+        analysis = analyse(answerer.model, answerer.tokenizer, ids, continuation, **given)
+    if html is not None:
+        from ..heatmap import page
+
+        html.write_text(page([analysis]), encoding="utf-8")
+        notes.print(f"The page is {html}.", style="dim", soft_wrap=True)
+    if as_json:
+        records = [record.to_dict() for record in analysis.records]
+        typer.echo(json.dumps({"summary": analysis.summary(), "records": records}, ensure_ascii=False, indent=1))
+    elif html is None:
+        console.print(analysis_table(analysis))

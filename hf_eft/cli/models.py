@@ -1,0 +1,203 @@
+"""Which models answer: the options that say so, and how they are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..hub import load as load_members
+from ..shorthands import recipe
+from .app import notes
+from .options import named, named_numbers, number
+
+_MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
+_ENDS = 2**16  # bytes at both ends of a file that tell it from another
+
+
+def _option(panel: str, text: str, *, flag: str | None = None, show_default: bool = False, **more: Any) -> Any:
+    names = () if flag is None else (flag,)  # a switch that cannot be switched off
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Members and a recipe that a command line gives."""
+
+    base: Annotated[
+        str | None, _option(_MODELS, "The model whose knowledge is wanted, usually large.", metavar="FOLDER_OR_ID")
+    ] = None
+    tuned: Annotated[
+        list[str] | None,
+        _option(
+            _MODELS,
+            "The model whose behaviour is wanted, usually small. Several: --tuned helpful=ID --tuned brief=ID.",
+            metavar="FOLDER_OR_ID",
+        ),
+    ] = None
+    reference: Annotated[
+        str | None, _option(_MODELS, "What the tuned model was before it was tuned.", metavar="FOLDER_OR_ID")
+    ] = None
+    alpha: Annotated[float | None, _option(_RECIPE, "Strength of what fine-tuning changed (1 if nothing is given).")] = None
+    beta: Annotated[float | None, _option(_RECIPE, "Amplification of what scale changed, instead of alpha.")] = None
+    weight: Annotated[
+        list[str] | None,
+        _option(_RECIPE, "The weight of a tuned model, as in --weight helpful=0.7; for each.", metavar="NAME=NUMBER"),
+    ] = None
+    truncation: Annotated[
+        str | None,
+        _option(
+            _RECIPE,
+            "Which tokens may be re-weighted: keep:P, drop:P, base:P or plausible:P, as in keep:0.95.",
+            metavar="RULE:P",
+        ),
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any member."""
+        return any((self.base, self.tuned, self.reference))
+
+    def members(self) -> dict[str, str]:
+        """Where the members are, by name; those of the embedded family if none is given."""
+        if not self.given:
+            from .. import tiny
+
+            notes.print("No models given: the embedded tiny family answers (it knows one invented world).", style="dim")
+            return {name: str(tiny.path(name)) for name in (BASE, TUNED, REFERENCE)}
+        tuned = self._tuned()
+        if TUNED in tuned or not tuned:
+            alone = {"--base": self.base, "--tuned": self.tuned, "--reference": self.reference}
+            if missing := [option for option, where in alone.items() if not where]:
+                raise typer.BadParameter(
+                    f"three models are needed, or none for the embedded family; missing: {', '.join(missing)}"
+                )
+        return {name: where for name, where in ((BASE, self.base), *tuned.items(), (REFERENCE, self.reference)) if where}
+
+    def _tuned(self) -> dict[str, str]:
+        given = self.tuned or []
+        if len(given) == 1 and ("=" not in given[0] or given[0].startswith((".", "/", "~"))):
+            return {TUNED: given[0]}
+        return named(given, "--tuned")
+
+    def recipe_for(self, names: Iterable[str]) -> Combination | None:
+        """The recipe of these members, `None` if the command line says nothing about it."""
+        if self.alpha is self.beta is None and not self.weight and self.truncation is None:
+            return None
+        weights = named_numbers(self.weight, "--weight") or None
+        try:
+            return recipe(tuple(names), self.alpha, self.beta, weights, parsed_truncation(self.truncation))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Models(Composition):
+    """Models that run, and how."""
+
+    model: Annotated[
+        str | None,
+        _option(_MODELS, "Instead, a saved combination: folder or Hub id.", metavar="FOLDER_OR_ID"),
+    ] = None
+    allow_references: Annotated[
+        bool, _option(_MODELS, "Let the file of --model say which other repositories are loaded.", flag="--allow-references")
+    ] = False
+    dtype: Annotated[str, _option(_RUNNING, "auto, float32, bfloat16 or float16.", show_default=True)] = "auto"
+    device: Annotated[str | None, _option(_RUNNING, "Where the models run, as in cuda:0. The fastest there is by default.")] = (
+        None
+    )
+    trust_remote_code: Annotated[
+        bool,
+        _option(_RUNNING, "Run the code that the models' repositories bring. It can do anything.", flag="--trust-remote-code"),
+    ] = False
+
+    def places(self) -> str | dict[str, str]:
+        """The saved combination, or the members by name."""
+        if self.model is None:
+            return self.members()
+        if self.given:
+            raise typer.BadParameter("give a saved combination or its members, not both", param_hint="--model")
+        return self.model
+
+    def load(self) -> tuple[Any, Any]:
+        """The combination and the tokenizer that its prompts are written with."""
+        model, tokenizers = self.load_all()
+        return model, prompt_tokenizer(tokenizers)
+
+    def load_all(self) -> tuple[Any, dict[str, Any]]:
+        """The combination and every member's tokenizer."""
+        where = self.places()
+        combination = self.recipe_for(where) if isinstance(where, Mapping) else None
+        with notes.status("Loading") as status:
+            try:
+                model, tokenizers = load_members(
+                    where,
+                    combination=combination,
+                    dtype=self.dtype,
+                    device=self.device or best_device(),
+                    allow_references=self.allow_references,
+                    trust_remote_code=self.trust_remote_code,
+                    progress=status.update,
+                )
+            except (OSError, ValueError) as error:
+                raise typer.BadParameter(str(error)) from error
+        if isinstance(where, str) and (chosen := self.recipe_for(model.members)) is not None:
+            model.combination = chosen
+        return model, tokenizers
+
+
+def parsed_truncation(text: str | None) -> Truncation | None:
+    """`keep:0.95` as a rule and its number."""
+    if text is None:
+        return None
+    rule, _, p = text.partition(":")
+    try:
+        return Truncation(rule, number(p, "--truncation"))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--truncation") from error
+
+
+def prompt_tokenizer(tokenizers: Mapping[str, Any]) -> Any:
+    """The tokenizer that prompts are written with: a tuned member's, one with a chat template if there is one."""
+    ours = [tokenizer for name, tokenizer in tokenizers.items() if name not in (BASE, REFERENCE)] or [*tokenizers.values()]
+    return next((tokenizer for tokenizer in ours if getattr(tokenizer, "chat_template", None)), ours[0])
+
+
+def best_device() -> str:
+    """The accelerator, if there is one."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator else "cpu"
+
+
+def identity(models: Models, model: Any) -> dict[str, Any]:
+    """What the answers depend on: where the models come from, which version of them, and how they run."""
+    where = models.places() if models.model or models.given else {"model": "the embedded family"}
+    places = where if isinstance(where, dict) else {"model": where}
+    configs = {"model": model.config, **{name: member.config for name, member in model.members.items()}}
+    versions = {name: _version(place, configs[name]) for name, place in places.items()}
+    return {"from": versions, "dtype": str(model.dtype), "device": model.device.type}
+
+
+def _version(place: str, config: Any) -> str:
+    """A commit of the Hub, or what tells one state of a folder from another without reading all of it."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return f"{place} {getattr(config, '_commit_hash', None) or ''}".strip()
+    digest = hashlib.sha256()
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja")
+    ):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            digest.update(file.read(_ENDS))
+    return f"{folder.name} {digest.hexdigest()[:16]}"

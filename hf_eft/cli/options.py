@@ -1,0 +1,97 @@
+"""Options that several commands share, written once: a dataclass of them is a parameter of a command. And those of `generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import typer
+
+from ..answer import option_names
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command have dataclasses of options as parameters: their fields become options of the command."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if dataclasses.is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            own = get_type_hints(hints[name], include_extras=True)
+            parameters += [
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=own[field.name])
+                for field in dataclasses.fields(hints[name])
+            ]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    def run(**given: Any) -> None:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def generation_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--num-beams 4 --do-sample true` as options of `generate`, and what is no option. Values are read as JSON where they are."""
+    known = option_names()
+    options: dict[str, Any] = {}
+    positional: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            positional.append(flag)
+            continue
+        name, separator, value = flag.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else ""
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is no option of this command or of `generate`{hint}")
+        if not separator:
+            if not rest or rest[0].startswith("--"):
+                raise typer.BadParameter(f"{flag} needs a value, as in {flag} true")
+            value = rest.pop(0)
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options, positional
+
+
+def named_numbers(given: list[str] | None, option: str) -> dict[str, float]:
+    """`["helpful=0.7", "harmless=0.3"]` as numbers by name."""
+    return {name: number(value, option) for name, value in named(given, option).items()}
+
+
+def named(given: list[str] | None, option: str) -> dict[str, str]:
+    """`["helpful=somewhere"]` as texts by name."""
+    pairs: dict[str, str] = {}
+    for each in given or ():
+        name, separator, value = each.partition("=")
+        if not (separator and name and value):
+            raise typer.BadParameter(f"expected NAME=VALUE, got {each!r}", param_hint=option)
+        if name in pairs:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
+        pairs[name] = value
+    return pairs
+
+
+def number(text: str, option: str) -> float:
+    """A number that a user wrote."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, got {text!r}", param_hint=option) from None

@@ -1,0 +1,90 @@
+"""One member's model from its place: safetensors only, no code that was not asked for, no weight made up."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+
+def announced(places: Mapping[str, str], progress: Callable[[str], None] | None) -> Iterator[str]:
+    """The members one by one, each named before it is loaded: to `progress`, or else on a bar."""
+    bar = logging.tqdm(places, desc="Loading members", disable=progress is not None)
+    for name in bar:
+        bar.set_description(f"Loading the {name} model")
+        if progress is not None:
+            progress(f"Loading the {name} model: {places[name]}")
+        yield name
+
+
+def load_tokenizer(name: str, place: str | Path, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A member's tokenizer; a `ValueError` that names the member if it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"The tokenizer of the member {name!r} cannot be loaded from {str(place)!r}: {error}") from error
+
+
+def check_size(name: str, folder: Path, config: PreTrainedConfig) -> None:
+    """
+    Raise a `ValueError` if a member's weights cannot be those that its configuration describes: what is missing would be made up, in
+    memory, before anybody could say so.
+    """
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    quantised = getattr(config, "quantization_config", None) is not None
+    most = stored * 8 if quantised else stored  # a weight takes a byte at least, or a bit
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(copy.deepcopy(config)).num_parameters()
+    if described > most:
+        raise ValueError(
+            f"The configuration of the member {name!r} describes {described:,} weights, but {stored:,} bytes are in {str(folder)!r}: they "
+            "are incomplete, and the rest would be random."
+        )
+
+
+def load_model(
+    name: str, place: str | Path, config: PreTrainedConfig, trust_remote_code: bool = False, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    r"""
+    Load a member.
+
+    Args:
+        name (`str`): The member, for messages.
+        place (`str` or `Path`): A folder, or a repository.
+        config (`PreTrainedConfig`): Its configuration, already looked through.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): What the caller said, never what a file says.
+        **options: Passed on to `AutoModelForCausalLM.from_pretrained`.
+
+    Returns:
+        `tuple`: The model, in evaluation mode, and what transformers reports about its loading.
+
+    Raises:
+        `ValueError`: If it cannot be loaded, naming the member, or if weights are missing, which would be random.
+    """
+    if options.setdefault("use_safetensors", True) is not True:
+        raise ValueError(
+            f"The member {name!r} is read from safetensors only: `use_safetensors` cannot be {options['use_safetensors']!r}."
+        )
+    if Path(place).is_dir() and not trust_remote_code:
+        check_size(name, Path(place), config)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        hint = " Pickled weights are not read: save it anew with `save_pretrained`." if "safetensors" in str(error) else ""
+        raise ValueError(f"The member {name!r} cannot be loaded from {str(place)!r}: {error}{hint}") from error
+    missing = report["missing_keys"]
+    if missing and getattr(model, "hf_quantizer", None) is None:
+        shown = ", ".join(sorted(missing)[:3])
+        raise ValueError(
+            f"The weights of the member {name!r} in {str(place)!r} are incomplete: {len(missing)} are missing ({shown}), and would be "
+            f"random. Is it saved with its language modeling head, as {type(model).__name__} has it?"
+        )
+    return model, report
