@@ -36,7 +36,7 @@ def evaluation_table(evaluation: Evaluation) -> Any:
     )
     table.add_column("", no_wrap=True)
     for system in evaluation.systems:
-        table.add_column(system, justify="right")
+        table.add_column(system.replace("_", " "), justify="right")
     for small in compared:
         table.add_column(f"combined - {small}", justify="right")
     if with_gap:

@@ -68,6 +68,8 @@ def write(
     check_target(folder)
     for name, part in parts.models.items():
         _check_class(name, part)
+    for name, part in parts.own.items():
+        _check_unchanged(name, part)
     if unknown := set(tokenizers) - set(model._members.names):
         raise ValueError(f"`tokenizers` has {sorted(unknown)}, but the members are {list(model._members.names)}.")
     if state_dict is not None and parts.adapters:
@@ -296,4 +298,12 @@ def _check_class(name: str, model: PreTrainedModel) -> None:
             f"The member {name!r} is a {type(model).__name__}, and `AutoModelForCausalLM` makes "
             f"{'nothing' if expected is None else f'a {expected.__name__}'} of its configuration: a folder could not bring it back. A "
             "recipe folder refers to it where it is: `hf_eft.hub.compose(..., references=True)`."
+        )
+
+
+def _check_unchanged(name: str, model: PreTrainedModel) -> None:
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            f"PEFT put the adapters {list(model.peft_config)} into the model of the member {name!r} after it was combined, so that its "
+            "weights have other names. Combine anew, with the adapter as a member."
         )

@@ -178,10 +178,11 @@ def _bootstrap(systems: Sequence[Items], statistic: Callable[..., Any], level: f
     value = float(of_resample(*columns))
     if not math.isfinite(value):  # an item of probability 0: so is every sample that holds it
         return Interval(value, value, value, n, "bootstrap", level)
-    found = bootstrap(
-        columns, of_resample, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=level, method="percentile",
-        batch=max(1, 2_000_000 // n), rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+    with np.errstate(invalid="ignore"):  # scipy also takes a standard error, which infinite resamples have none of
+        found = bootstrap(
+            columns, of_resample, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=level, method="percentile",
+            batch=max(1, 2_000_000 // n), rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
     return Interval(value, float(found.low), float(found.high), n, "bootstrap", level)
 
 

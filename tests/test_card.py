@@ -120,16 +120,23 @@ def test_no_path_of_this_machine_gets_into_a_card(family: tiny.Family, tmp_path:
         base.config._name_or_path = path
         model = EFTForCausalLM.from_models(base, tuned=family.tuned, reference=family.reference)
         assert "secret" not in (card := model_card(model)) and card.count("not published") == 3
-        model.sources = dict.fromkeys(IDS, (path, None))
+        remember(monkeypatch, dict.fromkeys(IDS, (path, None)))
         assert "secret" not in (card := model_card(model)) and card.count("not published") == 3
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
 
 
-def test_what_the_model_remembers(family: tiny.Family) -> None:
+def remember(monkeypatch: pytest.MonkeyPatch, sources: Any) -> None:
+    """Let every model say that its members came from there."""
+    monkeypatch.setattr(EFTForCausalLM, "sources", property(lambda model: sources))
+
+
+def test_what_the_model_remembers(family: tiny.Family, monkeypatch: pytest.MonkeyPatch) -> None:
     base = copy.copy(family.base)
     base.config = copy.deepcopy(family.base.config)
     base.config._name_or_path, base.config._commit_hash = "owner/loaded", COMMITS["base"]
     model = EFTForCausalLM.from_models(base, tuned=family.tuned, reference=family.reference)
-    model.sources = {"tuned": ("small", COMMITS["tuned"]), "reference": ("owner/of-the-hub", None)}
+    remember(monkeypatch, {"tuned": ("small", COMMITS["tuned"]), "reference": ("owner/of-the-hub", None)})
     card = model_card(model)
     assert data_of(card)["base_model"] == ["owner/loaded", "small", "owner/of-the-hub"]
     assert f"`{COMMITS['base']}`" in card and f"`{COMMITS['tuned']}`" in card

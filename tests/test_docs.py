@@ -58,7 +58,7 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith("hf-eft ") and "<" not in line:
-                done = CliRunner().invoke(app, shlex.split(line)[1:])
+                done = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
                 assert done.exit_code == 0, done.output
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from hf_eft import Combination, EFTForCausalLM, custom_data, harness, plots, tasks, tiny
 from hf_eft.cli import app
+from hf_eft.cli.app import console
 from hf_eft.evaluation import Evaluation, evaluate, systems_of
 from hf_eft.evaluation_report import evaluation_plot, evaluation_table
 
@@ -213,12 +214,13 @@ def test_command(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["scores"]["eft_facts"]["combined"]["fact"]["n"] == 12
 
 
-def test_command_with_data_and_a_large_tuned_model(tmp_path: Path) -> None:
+def test_command_with_data_and_a_large_tuned_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 400)
     path = tmp_path / "pets.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records("choice")))
     done = invoke("--data", str(path), "--metric", "choice", "--tuned-large", str(tiny.path("base")))
     assert done.exit_code == 0, done.output
-    assert "pets" in done.output and "tuned_large" in done.output and "gap recovered" in done.output
+    assert "pets" in done.output and "tuned large" in done.output and "gap recovered" in done.output
 
 
 @pytest.mark.parametrize(

@@ -597,3 +597,14 @@ def test_members_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
         hub.load_members({"base": tmp_path / "good"}, member_kwargs={"tuned": {}})
     with pytest.raises(ValueError, match="use_safetensors"):
         hub.load_members({"base": tmp_path / "good"}, member_kwargs={"base": {"use_safetensors": False}})
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_a_member_that_peft_changed_after_it_was_combined_is_refused(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    reference = build("llama", 2)
+    model = EFTForCausalLM.from_models(build("llama", 0), tuned=build("llama", 1), reference=reference)
+    peft.get_peft_model(reference, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"\['default'\] into the model of the member 'reference' after it was combined"):
+        model.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
