@@ -1,7 +1,7 @@
 """A small pair with one tokenizer, a large base with another: combined byte by byte."""
 
 from hf_eft import EFTForCausalLM, tiny
-from hf_eft.byte_tokens import ByteTokenizer
+from hf_eft.bytes import ByteTokenizer
 
 base, _, _, tokenizer = tiny.load()
 tuned, reference, second = tiny.load_second()

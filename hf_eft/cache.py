@@ -22,7 +22,7 @@ from transformers.cache_utils import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .joint import Joint
+    from .adapters.joint import Joint
 
 
 class EFTCache(Cache):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .card_text import PAPER, blocks_of_folder, blocks_of_members, formula, risks
 from .combination import BASE, REFERENCE, TUNED, Combination
-from .repositories import check_repository, is_commit, is_repo_id
+from .folders.repositories import check_repository, is_commit, is_repo_id
 
 if TYPE_CHECKING:
     from .modeling_eft import EFTForCausalLM

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .byte_tokens import token_bytes
+from .bytes.tokens import token_bytes
 from .vocabulary import Vocabulary, end_tokens
 
 Level = Literal["ok", "note", "refused"]

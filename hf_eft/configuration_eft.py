@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .combination import Combination
-from .trust import check_description, member_description, scrubbed
+from .folders.trust import check_description, member_description, scrubbed
 
 
 class EFTConfig(PreTrainedConfig):

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ._version import __version__
 from .combination import REFERENCE, TUNED, Coefficient, Combination
+from .folders.repositories import check_repository, is_commit, is_repo_id
 from .modeling_eft import EFTForCausalLM
-from .repositories import check_repository, is_commit, is_repo_id
 
 Place: TypeAlias = "str | Path | tuple[str, str] | PreTrainedModel"
 

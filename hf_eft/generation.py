@@ -15,14 +15,14 @@ from transformers.masking_utils import create_masks_for_generate
 from .cache import EFTCache
 from .combination import Combination
 from .continuous import EFTContinuousMixin
-from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
-from .line import Line
 from .members import Members
 from .prompts import MemberPrompts, positions_of, warn_of_templates
-from .request import Request, refuse_what_cannot_be_speculated
-from .rows import Rows
-from .schedule import Automatic, Fixed, Report
 from .speculative import Speculation
+from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
+from .speculative.line import Line
+from .speculative.request import Request, refuse_what_cannot_be_speculated
+from .speculative.rows import Rows
+from .speculative.schedule import Automatic, Fixed, Report
 from .vocabulary import Vocabulary
 
 _MASK_OF = "/"  # between a member's name and the kind of its layers

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .records import Analysis, Shift, finite
+from .analysis.records import Analysis, Shift, finite
 
 _FOLDER = Path(__file__).parent
 _DIGITS = 5  # significant ones of the numbers in the page

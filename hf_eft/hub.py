@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from .combination import BASE, REFERENCE, TUNED, Coefficient, Combination
 from .configuration_eft import EFTConfig
-from .places import Place
-from .trust import ADAPTER, CONFIG, MODEL_TYPE, check_code, check_description, check_tree, check_weights, inside, read_json
+from .folders.places import Place
+from .folders.trust import (
+    ADAPTER,
+    CONFIG,
+    MODEL_TYPE,
+    check_code,
+    check_description,
+    check_tree,
+    check_weights,
+    inside,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,8 +172,8 @@ def compose(
     Raises:
         `ValueError`: If a member cannot be loaded or referred to, or the folder holds another model.
     """
-    from .folder import check_target
-    from .recipe import write_recipe
+    from .folders.folder import check_target
+    from .folders.recipe import write_recipe
 
     folder = Path(folder)
     if references:
@@ -204,7 +214,7 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    from .places import READ
+    from .folders.places import READ
 
     place = Place.of(Path(folder))
     check_tree(Path(folder))
@@ -247,7 +257,7 @@ def load_places(
     progress: Callable[[str], None] | None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The models (or folders of adapters), the tokenizers and the reports of members from their places."""
-    from .loading import announced
+    from .folders.loading import announced
 
     loaded: dict[Any, tuple[Any, Any, Any]] = {}
     models, tokenizers, reports = {}, {}, {}
@@ -291,7 +301,7 @@ def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_
     from transformers import AutoConfig
 
     from .configuration_eft import as_config
-    from .loading import load_model, load_tokenizer
+    from .folders.loading import load_model, load_tokenizer
 
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if trust_remote_code and place.commit:

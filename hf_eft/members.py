@@ -13,11 +13,11 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from .adapters import by_adapter, resolve
+from .adapters.joint import Joint
+from .adapters.stack import Stack
 from .cache import EFTCache
 from .checks import check_finite, check_model
 from .combination import BASE, REFERENCE, TUNED
-from .joint import Joint
-from .stack import Stack
 from .vocabulary import Vocabulary, width
 
 # What only the main member is asked for: outputs of the others that nobody would see.

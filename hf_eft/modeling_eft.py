@@ -21,12 +21,12 @@ from .combination import BASE, REFERENCE, Coefficient, Combination
 from .combine import combine
 from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
+from .folders.parts import Parts
+from .folders.saving import EFTSavingMixin
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, keep, named_members
-from .parts import Parts
 from .prompts import positions_in_common
-from .request import Request
-from .saving import EFTSavingMixin
+from .speculative.request import Request
 from .vocabulary import end_tokens
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")

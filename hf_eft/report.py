@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from .analysis.records import Analysis
     from .compatibility import Finding
-    from .records import Analysis
     from .tiny import Question
 
 

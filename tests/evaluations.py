@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_eft import tiny
 from hf_eft.evaluation import Evaluation, Score
-from hf_eft.intervals import Items
+from hf_eft.evaluation.intervals import Items
 
 
 def made(systems: dict[str, list[float]], higher: bool = True, weights: Any = None, aggregation: str = "mean") -> Evaluation:

@@ -13,11 +13,11 @@ import torch
 from families import EOS, build, shared
 from rich.console import Console
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, passage, tiny
-from hf_eft.analysis import analyse, rewards
-from hf_eft.effects import kl, total_variation
+from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
+from hf_eft.analysis import analyse, passage, rewards
+from hf_eft.analysis.effects import kl, total_variation
+from hf_eft.analysis.token_text import TokenTexts
 from hf_eft.report import analysis_table
-from hf_eft.token_text import TokenTexts
 
 PROMPT = torch.tensor([5, 9, 30, 11])
 SAID = torch.tensor([7, 40, 3, 22, 61, 18])

@@ -13,10 +13,10 @@ from families import BOS, EOS
 from transformers import QuantizedCache, StaticCache
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
-from hf_eft.byte_covers import Cost, State
-from hf_eft.byte_reader import Asked
-from hf_eft.byte_tokens import ByteTokenizer, token_bytes
 from hf_eft.bytes import ByteLevelModel
+from hf_eft.bytes.covers import Cost, State
+from hf_eft.bytes.reader import Asked
+from hf_eft.bytes.tokens import ByteTokenizer, token_bytes
 from hf_eft.compatibility import check_members
 
 EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0, "prompt": "bytes"}

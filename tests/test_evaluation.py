@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, harness, resume, tasks, tiny
-from hf_eft.evaluation import Evaluation, evaluate, systems_of
-from hf_eft.evaluation_report import evaluation_plot
+from hf_eft import Combination, EFTForCausalLM, Truncation, tasks, tiny
+from hf_eft.evaluation import Evaluation, evaluate, harness, resume, systems_of
+from hf_eft.evaluation.report import evaluation_plot
 
 LIMIT = 8
 

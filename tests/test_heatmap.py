@@ -17,9 +17,9 @@ from families import shared
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
 from hf_eft.analysis import Analysis, analyse
+from hf_eft.analysis.records import Shift
+from hf_eft.analysis.token_text import Token
 from hf_eft.heatmap import page
-from hf_eft.records import Shift
-from hf_eft.token_text import Token
 
 browser = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 

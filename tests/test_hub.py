@@ -184,9 +184,9 @@ def test_references_are_logged_before_anything_is_fetched(
                 seen.append(len(online.requests))
 
     watch = Watch()
-    logging.getLogger("hf_eft.recipe").addHandler(watch)
+    logging.getLogger("hf_eft.folders.recipe").addHandler(watch)
     hub.load(tmp_path / "recipe", allow_references=True)
-    logging.getLogger("hf_eft.recipe").removeHandler(watch)
+    logging.getLogger("hf_eft.folders.recipe").removeHandler(watch)
     assert seen == [asked]
     assert all(f"{repo_id}@{commit}" in caplog.text for repo_id, commit in commits.items())
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from evaluations import made
 
-from hf_eft import harness
-from hf_eft.evaluation import Score
-from hf_eft.intervals import Items, of_difference, of_gap, of_value
+from hf_eft.evaluation import Score, harness
+from hf_eft.evaluation.intervals import Items, of_difference, of_gap, of_value
 
 
 def test_the_warning_knows_the_direction() -> None:

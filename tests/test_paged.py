@@ -15,8 +15,8 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 
 from hf_eft import Combination, EFTForCausalLM, Truncation
-from hf_eft.batching_limits import FULL
-from hf_eft.paged import Layout
+from hf_eft.continuous.limits import FULL
+from hf_eft.continuous.paged import Layout
 
 PAGED = [name for name in families.FAMILIES if name not in {"falcon", "lfm2", "mamba"}]
 # Deeper and narrower than the members that the tests combine with it.

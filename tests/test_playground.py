@@ -20,8 +20,8 @@ from browser import missing, opened
 from serve_playground import SCENARIOS
 
 from hf_eft import Combination, EFTForCausalLM, tiny
-from hf_eft.dials import dials_of
-from hf_eft.streaming import Answer
+from hf_eft.playground.dials import dials_of
+from hf_eft.playground.streaming import Answer
 
 
 def no_page() -> str | None:

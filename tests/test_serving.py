@@ -18,7 +18,7 @@ from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from hf_eft import Combination, EFTForCausalLM, tiny
-from hf_eft.paged import PagedMembers
+from hf_eft.continuous.paged import PagedMembers
 from hf_eft.serving import EFTServer, serve
 
 QUESTIONS = tiny.questions()

@@ -13,8 +13,8 @@ from families import FAMILIES, PAD, STATEFUL, VOCAB, build, prompts, shared
 from transformers import TextStreamer
 
 from hf_eft import EFTForCausalLM, speculative
-from hf_eft.coupling import Noise, accept_equal, accept_ratio
-from hf_eft.schedule import Automatic, Fixed, expected_tokens
+from hf_eft.speculative.coupling import Noise, accept_equal, accept_ratio
+from hf_eft.speculative.schedule import Automatic, Fixed, expected_tokens
 
 ROLLING = [family for family in FAMILIES if family not in STATEFUL]
 CASES, CHUNK = 1000, 25

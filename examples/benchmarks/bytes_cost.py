@@ -22,9 +22,9 @@ from typing import Any
 from machine import machine
 
 from hf_eft import EFTForCausalLM, tiny
-from hf_eft.byte_covers import Cost
-from hf_eft.byte_tokens import ByteTokenizer
 from hf_eft.bytes import ByteLevelModel
+from hf_eft.bytes.covers import Cost
+from hf_eft.bytes.tokens import ByteTokenizer
 from hf_eft.demo import ask
 
 _BATCH = 24

@@ -32,7 +32,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.utils import logging
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.schedule import Report
+from hf_eft.speculative.schedule import Report
 
 WIDTH, TOKENS = 512, 48
 BLOCKS = (1, 2, 4, 8, 16)

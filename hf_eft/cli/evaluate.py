@@ -55,8 +55,8 @@ def evaluate(
     combination is worse than the tuned model alone. Without models, the embedded tiny family is measured.
     """
     from .. import evaluation
-    from ..custom_data import custom_task
-    from ..evaluation_report import evaluation_plot, evaluation_table
+    from ..evaluation.custom_data import custom_task
+    from ..evaluation.report import evaluation_plot, evaluation_table
     from ..tasks import NAMES
 
     if not task and not data and (models.model or models.given):

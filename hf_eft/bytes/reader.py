@@ -1,0 +1,121 @@
+"""From texts to what may follow them: each is read from the longest beginning whose state is known, all together."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .covers import Covers, State
+from .prompts import OFFSET, PromptReader
+
+_STATES = 32  # texts a row whose states are kept, the latest: what a draft may roll back
+_WIDTH = 2  # bytes of an id in a key
+
+Key = tuple[int, bytes]  # where the prompt ends, and the ids of the text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A text, where its prompt ends, and after how many of its ids the state is asked for."""
+
+    ids: torch.Tensor
+    boundary: int
+    lengths: Sequence[int]
+
+
+@dataclass
+class _Going:
+    """A text on its way to the lengths that are asked for."""
+
+    content: bytes  # its ids, `_WIDTH` bytes each
+    boundary: int
+    state: State
+    at: int  # how many ids `state` has read, once nothing is pending
+    pending: list[int]  # bytes of the prompt behind its last settled token
+
+    @property
+    def key(self) -> Key:
+        return self.boundary, self.content[: _WIDTH * self.at]
+
+    @property
+    def done(self) -> bool:
+        return not self.pending and _WIDTH * self.at == len(self.content)
+
+    def following(self) -> int:
+        """The next byte to read, below 0 for a special id."""
+        if self.pending:
+            return self.pending.pop(0)
+        self.at += 1
+        return _ids(self.content[_WIDTH * (self.at - 1) : _WIDTH * self.at])[0] - OFFSET
+
+
+class ByteReader:
+    r"""
+    Answers with states, which are functions of a text and of where its prompt ends, and of nothing else.
+
+    Args:
+        covers ([`Covers`]): What reads bytes.
+        prompts ([`PromptReader`]): What reads prompts.
+    """
+
+    def __init__(self, covers: Covers, prompts: PromptReader) -> None:
+        self.covers = covers
+        self.prompts = prompts
+        self.states: OrderedDict[Key, State] = OrderedDict()
+
+    def reset(self) -> None:
+        """Free the states."""
+        self.states.clear()
+        self.prompts.starts.clear()
+
+    def read(self, asked: Sequence[Asked]) -> list[list[State]]:
+        """The states after every length that is asked for, text by text. What is asked for twice is read once."""
+        keys = [[_key(text, n) for n in text.lengths] for text in asked]
+        found: dict[Key, State] = {}
+        wanted = {}
+        for text in asked:
+            for n in {max(text.lengths), *(n for n in text.lengths if n < text.boundary)}:  # a part of a prompt is a prompt
+                wanted[_key(text, n)] = min([n, *(m for m in text.lengths if m >= text.boundary)])
+        going = [self._begun(*key, shortest) for key, shortest in wanted.items()]
+        while going:
+            for each in going:
+                if not each.pending:
+                    found[each.key] = self.states[each.key] = each.state
+            going = [each for each in going if not each.done]
+            self._step(going)
+        while len(self.states) > _STATES * len(asked):
+            self.states.popitem(last=False)
+        return [[found[key] if key in found else self.states[key] for key in row] for row in keys]
+
+    def _begun(self, boundary: int, content: bytes, shortest: int) -> _Going:
+        for n in range(shortest, max(boundary, shortest - _STATES) - 1, -1):
+            key = boundary, content[: _WIDTH * n]
+            if key in self.states:
+                self.states.move_to_end(key)
+                return _Going(content, boundary, self.states[key], n, [])
+        state, pending = self.prompts.enter(_ids(content[: _WIDTH * boundary]))
+        return _Going(content, boundary, state, boundary, pending)
+
+    def _step(self, going: Sequence[_Going]) -> None:
+        """One byte more of every text."""
+        following = [each.following() for each in going]
+        fresh = []
+        for i, each in enumerate(going):
+            if not each.pending and each.key in self.states:
+                each.state = self.states[each.key]
+            else:
+                fresh.append(i)
+        grown = self.covers.advance([going[i].state for i in fresh], [following[i] for i in fresh])
+        for i, state in zip(fresh, grown, strict=True):
+            going[i].state = state
+
+
+def _key(text: Asked, length: int) -> Key:
+    return min(text.boundary, length), text.ids[:length].to(torch.int16).numpy().tobytes()
+
+
+def _ids(content: bytes) -> list[int]:
+    return torch.frombuffer(bytearray(content), dtype=torch.int16).tolist() if content else []

@@ -1,0 +1,309 @@
+"""
+A combination as a folder:
+
+    config.json               the recipe, and every member's configuration
+    generation_config.json    the combination's
+    README.md                 its card
+    tokenizer.json, ...       the tokenizer that prompts are written with
+    members/<name>/           a member: a folder that transformers (or, for an adapter, PEFT) loads alone;
+                              and its tokenizer, where it differs from the one above
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..adapters import Adapted, checked_folder, own_weights
+from ..combination import BASE, REFERENCE, Combination
+from ..configuration_eft import EFTConfig
+from ..members import Members
+from .loading import announced, load_model, load_tokenizer
+from .parts import Parts
+from .trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
+
+if TYPE_CHECKING:
+    from ..modeling_eft import EFTForCausalLM
+
+logger = logging.get_logger(__name__)
+
+MEMBERS = "members"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# What a tokenizer's description says about how it was loaded, not what it is.
+_OF_THE_LOADING = ("is_local", "local_files_only", "name_or_path")
+
+
+def write(
+    model: EFTForCausalLM,
+    folder: Path,
+    tokenizers: Mapping[str, Any],
+    card: str | None = None,
+    state_dict: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    r"""
+    Write a combination as a folder. Nothing in the folder is touched before all is written beside it.
+
+    Args:
+        model ([`EFTForCausalLM`]): The combination. It and its members are left as they are.
+        folder (`Path`): Where to. An earlier combination there is replaced; a `README.md` there is kept.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The members' tokenizers, by name; may be empty.
+        card (`str`, *optional*): The text of `README.md`.
+        state_dict (`Mapping[str, torch.Tensor]`, *optional*): The combination's weights, in place of those that it has.
+        **options: Passed on to each member's `save_pretrained` (`max_shard_size`, `save_original_format`).
+
+    Raises:
+        `ValueError`: If the folder holds another model, or a member could not be loaded from a folder.
+    """
+    parts = Parts.of(model._members)
+    check_target(folder)
+    for name, part in parts.models.items():
+        _check_class(name, part)
+    for name, part in parts.own.items():
+        _check_unchanged(name, part)
+    if unknown := set(tokenizers) - set(model._members.names):
+        raise ValueError(f"`tokenizers` has {sorted(unknown)}, but the members are {list(model._members.names)}.")
+    if state_dict is not None and parts.adapters:
+        raise ValueError("`state_dict` cannot be given where members are adapters: their weights are views of another's.")
+    with _staging(folder) as staging:
+        new = staging / "new"
+        for name, part in parts.own.items():
+            _write_member(part, new / MEMBERS / name, _part_of(state_dict, name), options)
+        for name, trunk in parts.trunks.items():
+            adapted = next(member for member in model._members.adapters.values() if member.trunk is trunk and member.adapter)
+            _write_member(own_weights(name, adapted), new / MEMBERS / name, None, options)
+        for name in parts.adapters:
+            _write_adapter(name, model.members[name], model._members.adapters[name], new / MEMBERS / name)
+        _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members), new, staging / "tokenizers")
+        config = copy.deepcopy(model.config)
+        config.architectures, config.dtype = [type(model).__name__], model.dtype
+        for key, name in config.keys_of_members().items():
+            member_config = getattr(config, key)
+            member_config.architectures, member_config.dtype = [type(parts.models[name]).__name__], parts.models[name].dtype
+        config.save_pretrained(new)
+        model.generation_config.save_pretrained(new)
+        if card is not None and not (folder / "README.md").exists():
+            (new / "README.md").write_text(card, encoding="utf-8")
+        _install(new, folder, staging / "old")
+
+
+def root_tokenizer(tokenizers: Mapping[str, Any], members: Members) -> str | None:
+    """
+    The member whose tokenizer prompts are written with: the tuned member's if there is one tuned member, else the first of those
+    that have a chat template, else the main member's.
+    """
+    tuned = [name for name in members.names if name in tokenizers and name not in (BASE, REFERENCE)]
+    if len(tuned) == 1:
+        return tuned[0]
+    with_template = [name for name in members.names if name in tokenizers and tokenizers[name].chat_template]
+    return next(iter([*with_template, *(name for name in members.names if name in tokenizers)]), None)
+
+
+def read(
+    cls: Any,
+    folder: Path,
+    config: EFTConfig,
+    combination: Combination | None,
+    each: Mapping[str, Mapping[str, Any]],
+    progress: Callable[[str], None] | None,
+) -> tuple[EFTForCausalLM, dict[str, dict[str, Any]]]:
+    r"""
+    Read a saved combination.
+
+    Args:
+        cls (`type`): What to make of it.
+        folder (`Path`): The folder.
+        config ([`EFTConfig`]): Its configuration. That of a member in its own folder is for those who load it alone.
+        combination ([`Combination`], *optional*): A recipe in place of the configuration's.
+        each (`Mapping[str, Mapping[str, Any]]`): By member, what its loading call is told (`dtype`, `device_map`, ...).
+        progress (`Callable`, *optional*): Told which member comes next.
+
+    Returns:
+        `tuple`: The combination, and what the loading calls reported, by member.
+    """
+    check_tree(folder)
+    places = {name: folder / MEMBERS / name for name in config.member_configs}
+    for name, place in places.items():
+        check_weights(name, place)
+    on_others = {name: checked_folder(name, folder / MEMBERS / name) for name in config.adapters}
+    recipe = Combination.from_dict(config.combination) if combination is None else combination
+    models: dict[str, Any] = {}
+    reports: dict[str, dict[str, Any]] = {}
+    for name in announced({name: str(place) for name, place in places.items()}, progress):
+        options = {"local_files_only": True, **each.get(name, {})}
+        models[name], reports[name] = load_model(name, places[name], config.member_configs[name], **options)
+    on = {name: Adapted(models[trunk], on_others[name]) for name, trunk in config.adapters.items()}
+    given = {name: {**models, **on}[config.shared_members.get(name, name)] for name in config.member_names}
+    tokenizers = read_tokenizers(folder, config.member_names)
+    known = {name: tokenizers[name] for name in config.tokenizer_members if name in tokenizers}
+    for key, name in config.keys_of_members().items():
+        setattr(config, key, copy.deepcopy(models[name].config))  # as loaded: with its dtype, its attention, its quantization
+    model = cls(config, Members(given, recipe.coefficients, known), recipe)
+    model._held_tokenizers = tokenizers
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval(), reports
+
+
+def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
+    """The tokenizer of each member: its own, or the folder's."""
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        return {}
+    read: dict[Path, Any] = {}
+    places = {
+        name: folder / MEMBERS / name if (folder / MEMBERS / name / TOKENIZER_CONFIG).is_file() else folder for name in names
+    }
+    for name, place in places.items():
+        if place not in read:
+            read[place] = load_tokenizer(name, place, local_files_only=True)
+    return {name: read[place] for name, place in places.items()}
+
+
+# What is written ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A place to write in before anything is replaced: in the folder, whose file system it shares. What fails leaves nothing behind."""
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
+            yield Path(staging)
+    except BaseException:
+        if not existed:
+            folder.rmdir()
+        raise
+
+
+def _write_member(model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None, options: Mapping[str, Any]) -> None:
+    # `save_pretrained` writes its dtype and class into the configuration: into a copy, then.
+    shell = copy.copy(model)
+    shell.config = copy.deepcopy(model.config)
+    for key in ("auto_map", "transformers_weights"):
+        shell.config.__dict__.pop(key, None)
+    folder.mkdir(parents=True)
+    shell.save_pretrained(folder, state_dict=state_dict, **options)
+
+
+def _write_adapter(name: str, view: Any, member: Adapted, folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    adapter = member.adapter if isinstance(member.adapter, str) else next(iter(view.peft_config))
+    config = copy.deepcopy(view.peft_config[adapter])
+    config.inference_mode = True
+    # No file says what an adapter is put on, or where code comes from.
+    config.base_model_name_or_path = config.revision = config.auto_mapping = None
+    weights = get_peft_model_state_dict(view, adapter_name=adapter, save_embedding_layers=False)
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    # The names that PEFT gives what is in a `PeftModel`; copies, as safetensors keeps no tensor twice.
+    save_file(
+        {f"base_model.model.{key}": value.detach().clone().contiguous() for key, value in weights.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def _write_tokenizers(tokenizers: Mapping[str, Any], root: str | None, new: Path, staging: Path) -> None:
+    if root is None:
+        return
+    contents = {}
+    for name, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(staging / name)
+        contents[name] = _content(staging / name)
+    for name in tokenizers:
+        if name == root or contents[name] != contents[root]:
+            target = new if name == root else new / MEMBERS / name
+            shutil.copytree(staging / name, target, dirs_exist_ok=True)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """What a saved tokenizer is, file by file."""
+    content: dict[str, Any] = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    description = json.loads(content[TOKENIZER_CONFIG])
+    content[TOKENIZER_CONFIG] = {key: value for key, value in description.items() if key not in _OF_THE_LOADING}
+    return content
+
+
+def _part_of(state_dict: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
+    if state_dict is None:
+        return None
+    return {key.removeprefix(f"{name}."): value for key, value in state_dict.items() if key.startswith(f"{name}.")}
+
+
+def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
+    """Write a recipe folder: a configuration and a card; a `README.md` that is there is kept."""
+    check_target(folder)
+    if (folder / MEMBERS).exists():
+        raise ValueError(
+            f"The folder {str(folder)!r} holds saved members, which a recipe would leave behind. Write it into another one."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    if not (folder / "README.md").exists():
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _install(new: Path, folder: Path, old: Path) -> None:
+    """Put what was written in its place, by renaming: files that are mapped into memory stay what they are."""
+    if (folder / MEMBERS).exists():
+        (folder / MEMBERS).replace(old)
+    if (new / TOKENIZER_CONFIG).is_file():
+        for stale in (*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("*tokens*.json")):
+            if stale.is_file():
+                stale.unlink()
+    for path in new.iterdir():
+        target = folder / path.name
+        if path.is_dir() and path.name != MEMBERS:
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        else:
+            path.replace(target)
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def check_target(folder: Path) -> None:
+    """Raise a `ValueError` if saving into this folder would lose another model."""
+    if folder.is_file():
+        raise ValueError(f"{str(folder)!r} is a file, expected a folder to save into.")
+    if not (folder / CONFIG).is_file():
+        if (folder / MEMBERS).exists():
+            raise ValueError(
+                f"The folder {str(folder)!r} has a folder {MEMBERS!r} of something else, which would be lost. Save into another one."
+            )
+        return
+    found = read_json(folder / CONFIG).get("model_type")
+    if found != MODEL_TYPE:
+        raise ValueError(
+            f"The folder {str(folder)!r} holds a model of type {found!r}, which would be lost. Save into another one."
+        )
+
+
+def _check_class(name: str, model: PreTrainedModel) -> None:
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    if model.is_remote_code() or type(model) is not expected:
+        raise ValueError(
+            f"The member {name!r} is a {type(model).__name__}, and `AutoModelForCausalLM` makes "
+            f"{'nothing' if expected is None else f'a {expected.__name__}'} of its configuration: a folder could not bring it back. A "
+            "recipe folder refers to it where it is: `hf_eft.hub.compose(..., references=True)`."
+        )
+
+
+def _check_unchanged(name: str, model: PreTrainedModel) -> None:
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            f"PEFT put the adapters {list(model.peft_config)} into the model of the member {name!r} after it was combined, so that its "
+            "weights have other names. Combine anew, with the adapter as a member."
+        )

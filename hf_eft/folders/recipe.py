@@ -1,0 +1,96 @@
+"""A recipe folder: a few kB that refer to the members by repository and commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..combination import BASE, REFERENCE, Combination
+from ..configuration_eft import EFTConfig
+from ..hub import Token, assemble, load_places, look, token_for
+from .loading import announced
+from .places import Place
+from .trust import check_reference, is_repo_id
+
+if TYPE_CHECKING:
+    from ..modeling_eft import EFTForCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+def write_recipe(
+    members: Mapping[str, str | Path],
+    folder: Path,
+    combination: Combination,
+    revisions: Mapping[str, str],
+    token: Token,
+    progress: Callable[[str], None] | None,
+) -> Path:
+    r"""
+    Write a recipe folder; see [`hub.compose`].
+
+    Raises:
+        `ValueError`: If a member is no repository, or cannot be found, or the recipe names another.
+    """
+    from ..card import recipe_card
+    from .folder import install_recipe
+
+    for name, where in members.items():
+        if not is_repo_id(where):
+            raise ValueError(
+                f"The member {name!r} must be the id of a repository on the Hub to be referred to, got {str(where)!r}."
+            )
+    order = [BASE, *(name for name in members if name not in (BASE, REFERENCE)), REFERENCE]
+    names = [name for name in order if name in members]
+    combination.check_names(tuple(names))
+    references = {}
+    for name in announced({name: str(members[name]) for name in names}, progress):
+        repo_id = str(members[name])
+        try:
+            place = Place.on_hub(repo_id, revisions.get(name), token=token_for(repo_id, token))
+        except OSError as error:
+            raise ValueError(f"The member {name!r} cannot be found: {error}") from error
+        look(name, place)
+        references[name] = {"repo_id": repo_id, "revision": str(place.commit)}
+    config = EFTConfig(
+        member_names=names, references=references, combination=combination.to_dict(), architectures=["EFTForCausalLM"]
+    )
+    places = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
+    install_recipe(config, folder, recipe_card(places, combination))
+    return folder
+
+
+def follow(
+    config: EFTConfig,
+    where: str,
+    combination: Combination | None,
+    each: Mapping[str, Mapping[str, Any]],
+    trust_remote_code: bool,
+    tokens: Token,
+    progress: Callable[[str], None] | None,
+    hub_options: Mapping[str, Any],
+) -> tuple[EFTForCausalLM, dict[str, Any]]:
+    """
+    Load what a recipe refers to, each repository at its own commit. The repositories are logged before anything is fetched.
+    """
+    references = {name: check_reference(name, config.references[name]) for name in config.member_names}
+    listed = ", ".join(f"{name}: {repo_id}@{commit}" for name, (repo_id, commit) in references.items())
+    logger.warning("The recipe in %r has these repositories loaded: %s", where, listed)
+    places = {}
+    for name, (repo_id, commit) in references.items():
+        # A token is for what the user named: a file names this one, so that not even the stored token is sent unasked.
+        token = tokens.get(repo_id, False) if isinstance(tokens, Mapping) else False
+        places[name] = Place.on_hub(repo_id, commit, **{**hub_options, "token": token})
+    models, tokenizers, reports = load_places(places, each, trust_remote_code, progress)
+    recipe = Combination.from_dict(config.combination) if combination is None else combination
+    return assemble(models, tokenizers, combination=recipe), reports
+
+
+def refuse(config: EFTConfig, where: str) -> None:
+    """Raise a `ValueError` that says which repositories a recipe would have loaded."""
+    listed = "\n".join(f"  {name}: {each['repo_id']}@{each['revision']}" for name, each in config.references.items())
+    raise ValueError(
+        f"{where!r} is a recipe that has other repositories loaded:\n{listed}\nIf you trust them, pass `allow_references=True`."
+    )

@@ -1,0 +1,230 @@
+"""The playground: base, tuned and combined side by side in a browser, with sliders for the recipe and the heat-map below. Needs Gradio."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..analysis import analyse
+from ..combination import REFERENCE
+from ..heatmap import page
+from ..modeling_eft import EFTForCausalLM
+from .dials import Dials, dials_of
+from .streaming import Answer
+
+if TYPE_CHECKING:
+    import gradio
+    from transformers import PreTrainedTokenizerBase
+
+_COMBINED = "combined"
+_TITLE = "Emulated fine-tuning"
+_RISKS = (
+    "The combination can lose to `tuned` or to `base` alone, and what any of them says may be false or harmful. "
+    "A safety-tuned model's delta, weakened or turned around, takes its safety training away."
+)
+# No fonts from elsewhere: Gradio's own themes load theirs from Google.
+_FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+_EVERY = 0.05  # seconds between two updates of the page, which sends the whole text each time
+_CSS = ".heatmap iframe { width: 100%; height: 760px; border: 0; border-radius: 8px; } footer { display: none !important; }"
+_FRAME = '<iframe sandbox="allow-scripts" referrerpolicy="no-referrer" title="What the delta did" srcdoc="{page}"></iframe>'
+
+
+def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.Blocks:
+    r"""
+    The page as Gradio blocks. Show it with [`launch`], whose settings keep it from loading anything from elsewhere.
+
+    The recipe of the model stays as it is: the sliders' coefficients are handed to each `generate` call. One answer is made at a
+    time, whoever asks.
+
+    Args:
+        model ([`EFTForCausalLM`]): The combination, of any recipe: the sliders are those of its members.
+        tokenizer (`PreTrainedTokenizerBase`): What prompts are written with; with its chat template, if it has one and the user wants it.
+
+    Raises:
+        `ImportError`: If Gradio is not installed.
+    """
+    gr = _gradio()
+    ways = dials_of(model._members.names, model.combination)
+    panels = [name for name in model.members if name != REFERENCE] + [_COMBINED]
+    with gr.Blocks(analytics_enabled=False, title=_TITLE) as blocks:
+        gr.Markdown(f"# {_TITLE}\n{_loaded(model)}\n\n{_RISKS}")
+        with gr.Row():
+            with gr.Column(scale=3):
+                prompt = gr.Textbox(label="Prompt", lines=4, autofocus=True, elem_id="prompt")
+                chat = gr.Checkbox(
+                    label="as a chat message", value=bool(tokenizer.chat_template), visible=bool(tokenizer.chat_template)
+                )
+                with gr.Row():
+                    ask = gr.Button("Generate", variant="primary", elem_id="generate")
+                    stop = gr.Button("Stop", elem_id="stop")
+            with gr.Column(scale=2):
+                labels = [way.label for way in ways]
+                way = gr.Radio(labels, value=labels[0], label="Recipe", visible=len(labels) > 1, elem_id="recipe")
+                groups, sliders = [], []
+                for each in ways:
+                    with gr.Group(visible=each is ways[0]) as group:
+                        sliders += [
+                            gr.Slider(d.low, d.high, d.start, step=0.05, label=d.label, elem_classes="dial") for d in each.dials
+                        ]
+                    groups.append(group)
+                with gr.Accordion("Length and sampling", open=False):
+                    length = gr.Slider(1, 1024, 128, step=1, label="Most new tokens", elem_id="length")
+                    temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the most likely token)")
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        with gr.Row():
+            texts = [
+                gr.Textbox(label=name, lines=8, interactive=False, elem_id=f"says-{name}", buttons=["copy"]) for name in panels
+            ]
+        heatmap = gr.HTML(elem_classes="heatmap")
+
+        def respond(only: Sequence[str]) -> Any:
+            def answers(
+                text: str, as_chat: bool, chosen: str, longest: int, heat: float, number: int, *values: Any
+            ) -> Iterator[Any]:
+                said, turned = values[: len(panels)], values[len(panels) :]
+                coefficients = _coefficients(model, ways, chosen, turned)
+                options = {"max_new_tokens": int(longest), "do_sample": heat > 0, **({"temperature": heat} if heat > 0 else {})}
+                try:
+                    ids = _prompt(tokenizer, text, as_chat)
+                    yield from _answers(
+                        model, tokenizer, ids, coefficients, dict(zip(panels, said, strict=True)), only, int(number), options
+                    )
+                except (ValueError, RuntimeError, FloatingPointError, NotImplementedError) as error:
+                    raise gr.Error(str(error), print_exception=False) from error
+
+            return answers
+
+        given = [prompt, chat, way, length, temperature, seed, *texts, *sliders]
+        settings: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        running = [
+            gr.on([ask.click, prompt.submit], respond(panels), given, [*texts, heatmap], **settings),
+            gr.on([slider.release for slider in sliders], respond([_COMBINED]), given, [*texts, heatmap], **settings),
+        ]
+        stop.click(None, cancels=running, api_visibility="private")
+        way.change(
+            lambda chosen: [gr.update(visible=label == chosen) for label in labels],
+            way,
+            groups,
+            api_visibility="private",
+            queue=False,
+        )
+    return blocks
+
+
+def launch(
+    model: EFTForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    prevent_thread_lock: bool = False,
+) -> gradio.Blocks:
+    r"""
+    Serve the playground until it is interrupted. Nothing is sent or loaded from elsewhere: no telemetry, no fonts, no public link.
+
+    Args:
+        model ([`EFTForCausalLM`]): The combination.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`): The address to listen at. With another than this machine's own, everybody who
+            reaches it can use the models.
+        port (`int`, *optional*, defaults to 7860): The port.
+        prevent_thread_lock (`bool`, *optional*, defaults to `False`): Return at once, and serve until the result's `close()`.
+
+    Returns:
+        `gradio.Blocks`: What [`build`] made, served.
+
+    Raises:
+        `OSError`: If the port is taken; `ImportError`: If Gradio is not installed.
+    """
+    gr = _gradio()
+    blocks = build(model, tokenizer)
+    blocks.queue().launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        show_error=True,
+        ssr_mode=False,
+        pwa=False,
+        prevent_thread_lock=prevent_thread_lock,
+        theme=gr.themes.Default(**_FONTS),
+        css=_CSS,
+        footer_links=[],
+    )
+    return blocks
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("The playground needs Gradio: pip install 'hf-eft[playground]'") from error
+    return gradio
+
+
+def _loaded(model: EFTForCausalLM) -> str:
+    """Which models these are, as Markdown."""
+    named = []
+    for name, member in model.members.items():
+        where = Path(str(member.config._name_or_path)).name or member.config.model_type
+        named.append(f"{name}: `{where.replace('`', '')}`")
+    return f"{', '.join(named)}. Recipe: `{model.combination}`"
+
+
+def _coefficients(model: EFTForCausalLM, ways: Sequence[Dials], chosen: str, values: Sequence[float]) -> torch.Tensor:
+    """What the sliders of the chosen way say, `(1, members)`; `values` are those of all ways."""
+    start = 0
+    for way in ways:
+        end = start + len(way.dials)
+        if way.label == chosen:
+            made = way.coefficients(tuple(map(float, values[start:end])))
+            return torch.tensor([[made.get(name, 0.0) for name in model._members.names]])
+        start = end
+    raise ValueError(f"The recipe {chosen!r} is none of {[way.label for way in ways]}.")
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, as_chat: bool) -> torch.Tensor:
+    if not text.strip():
+        raise ValueError("The prompt is empty: write something to answer.")
+    if as_chat:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    else:
+        ids = tokenizer(text)["input_ids"]
+    return torch.tensor(ids)
+
+
+def _answers(
+    model: EFTForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: torch.Tensor,
+    coefficients: torch.Tensor,
+    said: dict[str, str],
+    only: Sequence[str],
+    seed: int,
+    options: dict[str, Any],
+) -> Iterator[list[str]]:
+    """The texts of all panels and the heat-map, again and again while they are made: the members' answers, then the combination's."""
+    texts = {name: "" if name in only else text for name, text in said.items()}
+    for name in only:
+        own = {"coefficients": coefficients} if name == _COMBINED else {}
+        answer = Answer(model if name == _COMBINED else model.members[name], tokenizer, prompt, seed, **own, **options)
+        with closing(iter(answer)) as pieces:  # whoever stops the page stops the generation
+            shown = 0.0
+            for texts[name] in pieces:
+                if (now := time.monotonic()) - shown >= _EVERY:
+                    yield [*texts.values(), ""]
+                    shown = now
+        yield [*texts.values(), ""]
+    tokens = answer.tokens
+    if tokens is None or len(tokens) == 0:
+        return
+    found = analyse(model, tokenizer, prompt, tokens, coefficients=coefficients)
+    yield [*texts.values(), _FRAME.format(page=html.escape(page([found])))]

@@ -1,0 +1,128 @@
+"""Who drafts: a member on its own cache, an outsider, or the prompt itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..cache import EFTCache
+from ..members import Members
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Drafter(Protocol):
+    """Reads tokens one by one and predicts the next."""
+
+    costs: bool  # whether a step takes time worth measuring
+
+    @property
+    def member(self) -> str | None:
+        """The member whose cache and logits these are."""
+
+    def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
+        """Read the prompt, `(rows, length)`."""
+
+    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+        """Read a token, `(rows, 1)`; logits for the next, `(rows, 1, vocab)`."""
+
+    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
+        """Forget the last `drop` tokens, and bring the rows into line (see [`EFTCache.roll_back`])."""
+
+
+class MemberDrafter:
+    """A member drafts: its cache and its logits serve drafting and verification, and nothing is run twice."""
+
+    costs = True
+
+    def __init__(self, name: str, members: Members, cache: EFTCache) -> None:
+        self.member = name
+        self._members, self._cache = members, cache
+
+    def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
+        """It was read with the other members."""
+
+    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+        outputs = self._members.step(
+            token, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, only=(self.member,)
+        )
+        return outputs[self.member].logits
+
+    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
+        """The target rolls back all members' caches."""
+
+
+class OutsideDrafter:
+    """A model that is no member drafts, on a cache of its own."""
+
+    member = None
+    costs = True
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+        self._members = Members({"assistant": model})
+        if self._members.vocab_size != vocab_size:
+            raise ValueError(
+                f"The assistant has {self._members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
+            )
+        self._cache = self._members.new_cache()
+
+    def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
+        self._read(tokens, mask, positions)
+        self._cache.activate_past_recording()
+
+    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+        return self._read(token, mask, positions)
+
+    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
+        self._cache.roll_back({"assistant": drop}, shift, {"assistant": trim})
+
+    def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+        outputs: dict[str, Any] = self._members.step(
+            tokens, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, logits_to_keep=1
+        )
+        return outputs["assistant"].logits
+
+
+class LookupDrafter:
+    """The text so far drafts: what followed the last occurrence of its last tokens (prompt lookup)."""
+
+    member = None
+    costs = False
+
+    def __init__(self, rows: Any, vocab_size: int, ngram: int) -> None:
+        self._rows, self._vocab_size, self._ngram = rows, vocab_size, ngram
+        self._ahead = 0
+
+    def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
+        """The rows hold the prompt."""
+
+    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+        # Finite, so that a distribution is left if a processor forbids the guess.
+        logits = torch.full((self._rows.count, 1, self._vocab_size), -1e4, device=token.device)
+        for row, length in enumerate(self._rows.lengths):
+            logits[row, 0, self._guess(self._rows.tokens[row, : length + self._ahead])] = 0.0
+        self._ahead += 1
+        return logits
+
+    def _guess(self, text: torch.Tensor) -> int:
+        for size in range(min(self._ngram, len(text) - 1), 0, -1):
+            windows = text[:-1].unfold(0, size, 1)  # (places, size)
+            found = (windows == text[-size:]).all(-1).nonzero()
+            if len(found):
+                return int(text[int(found[-1]) + size])
+        return int(text[-1])
+
+    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
+        self._ahead = 0
+
+
+class NoDrafter(LookupDrafter):
+    """Plain decoding: nothing is drafted."""
+
+    def __init__(self, rows: Any) -> None:
+        super().__init__(rows, 1, 0)
+
+    def _guess(self, text: torch.Tensor) -> int:
+        return 0
