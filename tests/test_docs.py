@@ -111,7 +111,7 @@ def modules() -> list[str]:
 def test_docstring_examples_run(module: str) -> None:
     loaded = importlib.import_module(module)
     parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for name, value in vars(loaded).items():
+    for name, value in list(vars(loaded).items()):  # an example may import a submodule
         if getattr(value, "__module__", None) != module or not value.__doc__:
             continue
         for i, block in enumerate(re.findall(r"^ *```python\n(.*?)^ *```", value.__doc__, flags=re.M | re.S)):

@@ -14,6 +14,7 @@ import torch
 from transformers import ContinuousBatchingConfig
 from transformers.cli.serving.utils import (
     CBGenerateManager,
+    CBWorkerDeadError,
     GenerateManager,
     GenerationState,
     InferenceThread,
@@ -128,7 +129,12 @@ class Batched(CBGenerateManager):
 
     async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
         one, config = self._for_one(model, gen_config)
-        return await CBGenerateManager.generate_non_streaming(one, model, processor, inputs, config, **kwargs)
+        try:
+            return await CBGenerateManager.generate_non_streaming(one, model, processor, inputs, config, **kwargs)
+        except CBWorkerDeadError:
+            raise
+        except RuntimeError as error:  # the batch failed; that its worker is dead is known a moment after its requests are
+            raise CBWorkerDeadError(str(error)) from error
 
     def _for_one(self, model: EFTForCausalLM, gen_config: Any) -> tuple[Batched, Any]:
         """This manager as one request sees it, and the request's generation configuration."""
