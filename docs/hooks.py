@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 # Pages show pictures and name figures where their scripts write them, above `docs`; the site has copies.
 _ABOVE = re.compile(r"\]\(\.\./((?:examples|tests)/[^)\s#]+|[A-Z]+\.md|LICENSE)([)#])")
-_TYPE = re.compile(r"\(<code>([^<]*`[^<]*)</code>(,\n\s+default:)?")  # a parameter's type, which mkdocstrings takes for code
+# A parameter's type, which mkdocstrings takes for code, and the default that it adds.
+_TYPE = re.compile(r"\(<code>([^<]*`[^<]*)</code>(,\s+default:\s+<code>.*?</code>)?")
 _NAMED = re.compile(r"\[<code>([\w.]+)</code>\]")
 _REFERENCE: dict[str, str] = {}
 
@@ -55,6 +56,6 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
     def typed(match: re.Match[str]) -> str:
         text = re.sub(r"\*(.*?)\*", r"<em>\1</em>", re.sub(r"`(.*?)`", r"<code>\1</code>", match[1]))
-        return f"({text}{match[2] or ''}"
+        return f"({text}{'' if 'defaults to' in text else match[2] or ''}"
 
     return _NAMED.sub(linked, _TYPE.sub(typed, output))
