@@ -73,7 +73,7 @@ def evaluate(
             )  # fmt: skip
         if output is not None:
             evaluation_plot(found, output / "picture.png")
-    except (ValueError, ImportError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
         typer.echo(found.to_json(), nl=False)
