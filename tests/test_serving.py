@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -257,8 +258,9 @@ def test_bad_requests_are_told_why_and_the_server_lives_on(served: Any, options:
 
 def test_numbers_that_are_none_are_refused(served: Any) -> None:
     _, _, client = served
-    for number in (b"NaN", b"Infinity", b"1e999"):
-        body = b'{"model": "eft", "prompt": "a", "alpha": ' + number + b"}"
+    numbers = (b"NaN", b"Infinity", b"1e999")
+    for name, number in itertools.product((b"alpha", b"temperature", b"frequency_penalty"), numbers):
+        body = b'{"model": "eft", "prompt": "a", "' + name + b'": ' + number + b"}"
         with pytest.raises(urllib.error.HTTPError, match="400") as raised:
             post(f"{client.base_url}completions", body)
         assert b"finite number" in raised.value.read()
