@@ -186,7 +186,7 @@ def page(results: Any) -> str:
         "When up-scaling loses helpfulness to its tuned member": losing_table(results),
     }
     run = f"`{results['command']}`, {results['machine']}, {results['date']}"
-    head = f"{run}; {len(results['seeds'])} seeds, {effort}; {seconds} s of one core."
+    head = f"{run}; {len(results['seeds'])} seed(s), {effort}; {seconds} s of one core."
     return "\n\n".join([head, *(f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())]) + "\n"
 
 
