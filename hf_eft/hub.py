@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .combination import BASE, REFERENCE, TUNED, Coefficient, Combination
-from .configuration_eft import EFTConfig
-from .folders.places import Place
+from .folders.places import Place, description_of
 from .folders.trust import (
     ADAPTER,
     CONFIG,
     MODEL_TYPE,
     check_code,
-    check_description,
     check_tree,
     check_weights,
-    inside,
     read_json,
 )
 
@@ -230,24 +227,6 @@ def push(
         allow_patterns=[*READ, "README.md"],
         delete_patterns="members/*",
     )
-
-
-def description_of(place: Place, subfolder: str = "") -> dict[str, Any]:
-    """
-    The configuration of a combination, checked.
-
-    Raises:
-        `ValueError`: If there is none, or it is that of another model, or has what is not read.
-    """
-    relative = f"{subfolder}/{CONFIG}" if subfolder else CONFIG
-    path = inside(Path(place.name), relative) if place.commit is None else place.file(relative)
-    if path is None or not path.is_file():
-        raise ValueError(f"There is no {relative!r} in {place.name!r}: it is no saved combination.")
-    description = read_json(path)
-    check_description(description, EFTConfig().to_dict())
-    if not description.get("text_config") and not description.get("references"):
-        raise ValueError(f"The configuration in {place.name!r} has no members: it is no saved combination.")
-    return description
 
 
 def load_places(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .trust import is_commit, is_repo_id
+from ..configuration_eft import EFTConfig
+from .trust import CONFIG, check_description, inside, is_commit, is_repo_id, read_json
 
 # What is read of a saved combination: nothing that runs, and no weights in any other format.
 READ = ("*.json", "members/*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -105,3 +106,21 @@ def source_of(name: str) -> tuple[str, str | None]:
     if path.parent.name == "snapshots" and is_commit(path.name) and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1), path.name
     return (name, None) if is_repo_id(name) and not path.exists() else (path.name, None)
+
+
+def description_of(place: Place, subfolder: str = "") -> dict[str, Any]:
+    """
+    The configuration of a combination, checked.
+
+    Raises:
+        `ValueError`: If there is none, or it is that of another model, or has what is not read.
+    """
+    relative = f"{subfolder}/{CONFIG}" if subfolder else CONFIG
+    path = inside(Path(place.name), relative) if place.commit is None else place.file(relative)
+    if path is None or not path.is_file():
+        raise ValueError(f"There is no {relative!r} in {place.name!r}: it is no saved combination.")
+    description = read_json(path)
+    check_description(description, EFTConfig().to_dict())
+    if not description.get("text_config") and not description.get("references"):
+        raise ValueError(f"The configuration in {place.name!r} has no members: it is no saved combination.")
+    return description

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from ..combination import Combination
 from ..configuration_eft import EFTConfig
-from .places import Place, source_of
+from .places import Place, description_of, source_of
 
 # What transformers tells itself on the way from an Auto class or a pipeline.
 _INTERNAL = (
@@ -176,7 +176,6 @@ class EFTSavingMixin:
             `ValueError`: If the folder is no combination, or decides what a file may not decide, or a member cannot be loaded; `TypeError`:
                 For unknown arguments.
         """
-        from .. import hub
         from . import folder, recipe
 
         if model_args:
@@ -191,7 +190,7 @@ class EFTSavingMixin:
             hub_options["token"] = tokens.get(str(pretrained_model_name_or_path))
         common = {key: kwargs.pop(key) for key in _OF_A_MEMBER if key in kwargs}
         place = Place.of(pretrained_model_name_or_path, revision, **hub_options)
-        found = hub.description_of(place, subfolder)
+        found = description_of(place, subfolder)
         if not isinstance(config, EFTConfig):
             config, kwargs = EFTConfig.from_dict(found, return_unused_kwargs=True, **kwargs)
         config = copy.deepcopy(config)

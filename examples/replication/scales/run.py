@@ -46,12 +46,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the training, fewer people")
     parser.add_argument("--seeds", type=int, help="how many; 5, or 1 with --quick")
     parser.add_argument("--jobs", type=int, default=2, help="seeds that run side by side, a core each")
-    parser.add_argument("--work", type=Path, help="where models are kept; a folder `work` beside this file")
+    parser.add_argument("--work", type=Path, help="where models are kept; a folder `trained` beside this file")
     parser.add_argument("--output", type=Path, help="where results go; results.json or quick.json beside this file")
     args = parser.parse_args()
     effort, name = (QUICK, "quick") if args.quick else (Effort(), "results")
     seeds = args.seeds or (1 if args.quick else 5)
-    work = args.work or HERE / "work" / name
+    work = args.work or HERE / "trained" / name
     output = args.output or HERE / f"{name}.json"
 
     results: dict[int, Any] = {}
