@@ -18,16 +18,18 @@ from typing import Any
 
 import torch
 from machine import machine
+from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from speed_family import llama
 from timing import Bare, in_turn, milliseconds, ratio
 
-from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
+from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, plots
 
 LENGTHS = (128, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32)
 MEMBERS = (1, 2, 4, 8)
 VOCABULARIES = (32_000, 64_000, 128_000, 256_000)
+COMBINED, OTHER = plots.colour("combined"), plots.colour("tuned")
 
 
 class AddOn(Bare):
@@ -104,40 +106,37 @@ def grow(rounds: int) -> dict[str, Any]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Four panels: milliseconds per step against what grows."""
-    import matplotlib
+    with plots.style():
+        figure = Figure(figsize=(14, 3.4))
+        panels = figure.subplots(1, 4)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+        def line(panel: Any, kind: str, label: str, color: str, style: str, *path: str) -> None:
+            found = results[kind]
+            values = []
+            for entry in found.values():
+                for key in path:
+                    entry = entry[key]
+                values.append(entry)
+            panel.plot([int(key) for key in found], values, style, color=color, label=label, markersize=4)
 
-    figure, panels = plt.subplots(1, 4, figsize=(16, 3.8), layout="constrained")
-
-    def line(panel: Any, kind: str, label: str, color: str, style: str, *path: str) -> None:
-        found = results[kind]
-        values = []
-        for entry in found.values():
-            for key in path:
-                entry = entry[key]
-            values.append(entry)
-        panel.plot([int(key) for key in found], values, style, color=color, label=label, markersize=4)
-
-    for panel, kind, unit in zip(panels[:2], ("length", "batch"), ("tokens of context", "rows"), strict=True):
-        for name, color, style in (("parts", "black", ":o"), ("wrapper", "#1f77b4", "-o"), ("add-on", "#ff7f0e", "--o")):
-            line(panel, kind, name, color, style, "ms", name)
-        panel.set_xlabel(unit)
-    for kind, color in (("full", "#1f77b4"), ("adapters", "#2ca02c")):
-        line(panels[2], "tuned members", f"wrapper, {kind}", color, "-o", kind, "ms", "wrapper")
-    line(panels[2], "tuned members", "parts, full", "black", ":o", "full", "ms", "parts")
-    panels[2].set_xlabel("tuned members")
-    for batch, color in (("batch 1", "#1f77b4"), ("batch 8", "#d62728")):
-        line(panels[3], "vocabulary", f"wrapper, {batch}", color, "-o", batch, "ms", "wrapper")
-        line(panels[3], "vocabulary", f"parts, {batch}", color, ":x", batch, "ms", "parts")
-    panels[3].set_xlabel("tokens in the vocabulary")
-    for panel in panels:
-        panel.set_ylim(bottom=0)
-        panel.set_ylabel("ms per step")
-        panel.legend(fontsize=8)
-    figure.suptitle(f"Time per decoding step. {results['machine']}, {results['date']}", fontsize=10)
-    figure.savefig(path, dpi=110)
+        for panel, kind, unit in zip(panels[:2], ("length", "batch"), ("tokens of context", "rows"), strict=True):
+            for name, color, style in (("parts", "black", ":o"), ("wrapper", COMBINED, "-o"), ("add-on", OTHER, "--o")):
+                line(panel, kind, name, color, style, "ms", name)
+            panel.set_xlabel(unit)
+        for kind, color in (("full", COMBINED), ("adapters", OTHER)):
+            line(panels[2], "tuned members", f"wrapper, {kind}", color, "-o", kind, "ms", "wrapper")
+        line(panels[2], "tuned members", "parts, full", "black", ":o", "full", "ms", "parts")
+        panels[2].set_xlabel("tuned members")
+        for batch, color in (("batch 1", COMBINED), ("batch 8", OTHER)):
+            line(panels[3], "vocabulary", f"wrapper, {batch}", color, "-o", batch, "ms", "wrapper")
+            line(panels[3], "vocabulary", f"parts, {batch}", color, ":x", batch, "ms", "parts")
+        panels[3].set_xlabel("tokens in the vocabulary")
+        for panel in panels:
+            panel.set_ylim(bottom=0)
+            panel.set_ylabel("ms per step")
+            panel.legend()
+        figure.suptitle(f"Time per decoding step. {results['machine']}, {results['date']}")
+        plots.save(figure, path, results)
 
 
 def main() -> None:
@@ -148,7 +147,6 @@ def main() -> None:
     warnings.simplefilter("ignore")  # what PEFT says while it makes adapters
     results = {"machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/growth.py"}
     results |= grow(args.rounds)
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output.with_suffix(".png"))
 
 

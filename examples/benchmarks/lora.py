@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from machine import machine
+from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from speed_family import VOCAB, llama
 from timing import in_turn, milliseconds, ratio
 from transformers import DynamicCache
 
+from hf_eft import plots
 from hf_eft.members import Members
 
 LAYERS = 8
@@ -91,31 +93,34 @@ def measure(width: int, targets: str, batch: int, prompt_length: int, rounds: in
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Time per step over that of two full models."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     settings = results["settings"]
-    figure, axes = plt.subplots(figsize=(9, 0.62 * len(settings) + 1.6), layout="constrained")
-    names = ["one pass", "one after the other", "PEFT's mixed batch"]
-    for i, (name, color) in enumerate(zip(names, ("#1f77b4", "#9ecae1", "#bbbbbb"), strict=True)):
-        found = [setting["against two full models"][name] for setting in settings]
-        values = [entry["median"] for entry in found]
-        spread = [
-            [max(0.0, v - e["quartiles"][0]) for v, e in zip(values, found, strict=True)],
-            [max(0.0, e["quartiles"][1] - v) for v, e in zip(values, found, strict=True)],
+    with plots.style():
+        figure = Figure(figsize=(9, 0.62 * len(settings) + 1.6))
+        axes = figure.subplots()
+        colours = {
+            "one pass": plots.colour("combined"),
+            "one after the other": plots.colour("tuned"),
+            "PEFT's mixed batch": plots.colour("reference"),
+        }
+        for i, (name, color) in enumerate(colours.items()):
+            found = [setting["against two full models"][name] for setting in settings]
+            values = [entry["median"] for entry in found]
+            spread = [
+                [max(0.0, v - e["quartiles"][0]) for v, e in zip(values, found, strict=True)],
+                [max(0.0, e["quartiles"][1] - v) for v, e in zip(values, found, strict=True)],
+            ]
+            places = [row + 0.27 * (i - 1) for row in range(len(settings))]
+            axes.barh(places, values, 0.25, xerr=spread, color=color, label=name, ecolor="#555555")
+        labels = [
+            f"{s['width']} wide, {s['dtype']}, {s['adapter on']}\nbatch {s['batch']}, prompt {s['prompt']}" for s in settings
         ]
-        places = [row + 0.27 * (i - 1) for row in range(len(settings))]
-        axes.barh(places, values, 0.25, xerr=spread, color=color, label=name, ecolor="#555555")
-    labels = [f"{s['width']} wide, {s['dtype']}, {s['adapter on']}\nbatch {s['batch']}, prompt {s['prompt']}" for s in settings]
-    axes.set_yticks(range(len(settings)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(1.0, color="black", linestyle=":")
-    axes.set_xlabel("time per step / two full small models (median and quartiles)")
-    axes.legend(fontsize=8, loc="lower right")
-    axes.set_title(f"An adapter and the model under it, one step\n{results['machine']}, {results['date']}", fontsize=9)
-    figure.savefig(path, dpi=110)
+        axes.set_yticks(range(len(settings)), labels)
+        axes.invert_yaxis()
+        axes.axvline(1.0, color="black", linestyle=":")
+        axes.set_xlabel("time per step / two full small models (median and quartiles)")
+        axes.legend(loc="lower right")
+        axes.set_title(f"An adapter and the model under it, one step\n{results['machine']}, {results['date']}")
+        plots.save(figure, path, results)
 
 
 def main() -> None:

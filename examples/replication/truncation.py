@@ -8,15 +8,15 @@ Every setting answers the same held-out questions, greedily. Writes `truncation.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.progress import track
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
+from hf_eft import Combination, EFTForCausalLM, Truncation, plots, tiny
 from hf_eft.demo import ask
 
 RULES = ("keep", "drop", "base", "plausible")
@@ -62,37 +62,29 @@ def main() -> None:
         "command": "python examples/replication/truncation.py", "date": date.today().isoformat(), "questions": args.questions,
         "scores": scores,
     }  # fmt: skip
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output.with_suffix(".png"))
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Two heat-maps, facts and style: a row for each strength, a column for each truncation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     columns = list(truncations())
     rows = [label for label, found in results["scores"].items() if "facts" not in found]
-    figure, panels = plt.subplots(2, 1, figsize=(11, 9), layout="constrained")
-    for panel, what in zip(panels, ("facts", "style"), strict=True):
-        values = [[results["scores"][row][column][what] for column in columns] for row in rows]
-        panel.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for i, line in enumerate(values):
-            for j, value in enumerate(line):
-                panel.text(
-                    j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 0.6 else "black"
-                )
-        panel.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
-        panel.set_yticks(range(len(rows)), rows, fontsize=8)
-        alone = {name: results["scores"][name][what] for name in ("small tuned", "large base")}
-        told = ", ".join(f"{name} {100 * value:.0f} %" for name, value in alone.items())
-        panel.set_title(
-            f"{'Facts right' if what == 'facts' else 'In the tuned style'}, % of {results['questions']} questions ({told})",
-            fontsize=10,
-        )
-    figure.savefig(path, dpi=110)
+    with plots.style():
+        figure = Figure(figsize=(11, 9))
+        for panel, what in zip(figure.subplots(2, 1), ("facts", "style"), strict=True):
+            values = [[results["scores"][row][column][what] for column in columns] for row in rows]
+            panel.imshow(values, vmin=0, vmax=1, aspect="auto")
+            panel.grid(False)
+            for i, line in enumerate(values):
+                for j, value in enumerate(line):
+                    panel.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+            panel.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+            panel.set_yticks(range(len(rows)), rows)
+            alone = {name: results["scores"][name][what] for name in ("small tuned", "large base")}
+            told = ", ".join(f"{name} {100 * value:.0f} %" for name, value in alone.items())
+            title = "Facts right" if what == "facts" else "In the tuned style"
+            panel.set_title(f"{title}, % of {results['questions']} questions ({told})")
+        plots.save(figure, path, results)
 
 
 if __name__ == "__main__":

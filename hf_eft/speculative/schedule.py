@@ -86,16 +86,16 @@ class Automatic:
         most (`int`, *optional*, defaults to 16): The largest block.
     """
 
-    _FIRST = 4  # the first block, before anything is measured
+    # The first block, before anything is measured. Where no draft is kept, little more than it and the next is lost.
+    _FIRST = 3
     _ENOUGH = 0.98  # the smallest block is taken that promises this share of the best: long ones' estimates are the least sure
-    _LESS = (
-        0.6  # verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured; so what
-    )
-    # more positions cost is known as soon as one number of them is
+    # Verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured; so what more positions
+    # cost is known as soon as one number of them is.
+    _LESS = 0.6
     _MEMORY = 0.9  # of a running mean
-    _PRIOR = (0.85, 3.0)  # agreement, and how many observations it is worth
+    _PRIOR = (0.85, 1.0)  # agreement, and how many observations it is worth: the first round outweighs it
     _RECENT = 120.0  # observations of agreement that are remembered
-    _MARGIN = 1.02  # how much better than plain decoding a block must promise to be
+    _MARGIN = 1.05  # how much better than plain decoding a block must promise to be
 
     def __init__(self, rows: int, most: int = 16) -> None:
         self.rows, self.most = rows, most

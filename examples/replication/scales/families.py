@@ -19,7 +19,7 @@ from make_tiny import finetune, make_model, make_tokenizer, pretrain
 SIZES: dict[str, dict[str, int]] = {
     "small": {"layers": 2, "width": 16, "heads": 2},
     "medium": {"layers": 4, "width": 32, "heads": 2},
-    "large": {"layers": 8, "width": 96, "heads": 4},
+    "large": {"layers": 8, "width": 64, "heads": 4},
 }
 # Small models take larger steps.
 _PEAKS = {"small": 5e-3, "medium": 3e-3, "large": 1.5e-3}
@@ -30,12 +30,12 @@ _TUNING_PEAK = 0.4  # of the pre-training's
 class Effort:
     """How long everything is trained."""
 
-    pretraining_steps: int = 6000
-    tuning_steps: int = 800
-    people: int = 300
+    pretraining_steps: int = 3000
+    tuning_steps: int = 600
+    people: int = 240
 
 
-QUICK = Effort(pretraining_steps=1500, tuning_steps=300, people=120)
+QUICK = Effort(pretraining_steps=1200, tuning_steps=400, people=100)
 
 
 class Family:
@@ -50,7 +50,7 @@ class Family:
 
     def __init__(self, folder: Path, seed: int, effort: Effort) -> None:
         self.folder, self.seed, self.effort = folder / f"seed-{seed}", seed, effort
-        self.world = ReplicationWorld.make(1000 + seed, people=effort.people, seen=effort.people // 3)
+        self.world = ReplicationWorld.make(1000 + seed, people=effort.people, seen=effort.people // 2)
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp, wanted = self.folder / "effort.json", json.dumps(vars(effort))
         if stamp.exists() and stamp.read_text() != wanted:
@@ -60,12 +60,14 @@ class Family:
         stamp.write_text(wanted)
         self._loaded: dict[tuple[str, str], Any] = {}
 
+    def prepare(self) -> None:
+        """Make the tokenizer, once, before jobs ask for it side by side."""
+        if not (self.folder / "tokenizer").exists():
+            make_tokenizer(self.world, self.seed).save_pretrained(self.folder / "tokenizer")
+
     @property
     def tokenizer(self) -> Any:
-        where = self.folder / "tokenizer"
-        if not where.exists():
-            make_tokenizer(self.world, self.seed).save_pretrained(where)
-        return AutoTokenizer.from_pretrained(where)
+        return AutoTokenizer.from_pretrained(self.folder / "tokenizer")
 
     def model(self, size: str, stage: str) -> Any:
         """`stage` is `"base"` or a behaviour."""
@@ -91,9 +93,7 @@ class Family:
         peak = _TUNING_PEAK * _PEAKS[size]
         return finetune(model, self.world, self.tokenizer, self.effort.tuning_steps, peak, self.seed + 20, label, shown)
 
-    def train_all(self) -> None:
-        """Everything that a run will ask for."""
-        torch.set_num_threads(1)  # one thread beats two for models this small, and two seeds run side by side
-        for size in SIZES:
-            for stage in ("base", *BEHAVIOURS):
-                self.model(size, stage)
+    def train(self, size: str) -> None:
+        """A size and both of its behaviours, if they are not there yet."""
+        for stage in ("base", *BEHAVIOURS):
+            self.model(size, stage)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from behaviours import BEHAVIOURS, score
+from behaviours import BEHAVIOURS, judge
 from families import SIZES, Family
 
 from hf_eft import Combination, EFTForCausalLM, Truncation
+from hf_eft.evaluation.intervals import Items, of_difference
 from hf_eft.tiny import Question
 
 TEMPERATURES = (0.0, 1.0)
@@ -54,10 +56,19 @@ class Asked:
             replies += self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return replies
 
-    def scores(
+    def judged(
         self, model: EFTForCausalLM, temperature: float = 0.0, coefficients: Sequence[float] | None = None
-    ) -> dict[str, float]:
-        return score(self.questions, self.answers(model, temperature, coefficients))
+    ) -> dict[str, list[float]]:
+        """Every metric for every question that it is about."""
+        return judge(self.questions, self.answers(model, temperature, coefficients))
+
+    def scores(self, model: EFTForCausalLM) -> dict[str, float]:
+        """The share of the questions, greedily."""
+        return shares(self.judged(model))
+
+
+def shares(judged: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {metric: statistics.mean(values) for metric, values in judged.items()}
 
 
 def pair(family: Family, base: str, delta: str, behaviour: str = "helpful") -> EFTForCausalLM:
@@ -66,16 +77,14 @@ def pair(family: Family, base: str, delta: str, behaviour: str = "helpful") -> E
     return EFTForCausalLM.from_models(family.model(base, "base"), tuned=family.model(delta, behaviour), reference=reference)
 
 
-def matrix(family: Family, asked: Asked) -> dict[str, Any]:
-    """`"<base size>/<delta size>"`, and each base alone as `"<size>/none"`, at both temperatures."""
-    results: dict[str, Any] = {}
-    for temperature in TEMPERATURES:
-        at = results[f"temperature {temperature:g}"] = {}
-        for base in SIZES:
-            for delta in SIZES:
-                at[f"{base}/{delta}"] = asked.scores(pair(family, base, delta), temperature)
-            at[f"{base}/none"] = asked.scores(pair(family, base, base), temperature, [1.0, 0.0, 0.0])
-    return results
+def matrix(family: Family, asked: Asked, temperature: float) -> dict[str, dict[str, list[float]]]:
+    """`"<base size>/<delta size>"`, and each base alone as `"<size>/none"`, question by question."""
+    cells = {}
+    for base in SIZES:
+        for delta in SIZES:
+            cells[f"{base}/{delta}"] = asked.judged(pair(family, base, delta), temperature)
+        cells[f"{base}/none"] = asked.judged(pair(family, base, base), temperature, [1.0, 0.0, 0.0])
+    return cells
 
 
 def steering(family: Family, asked: Asked) -> dict[str, Any]:
@@ -129,33 +138,36 @@ def drafts(family: Family, asked: Asked) -> dict[str, Any]:
     return results
 
 
-def losing(family: Family, validation: Mapping[str, Any], test: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For every pair of unlike scales: is the combination less helpful than its tuned member, and did the validation people say so?"""
+def losing(validation: Mapping[str, Any], test: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """
+    For every pair of unlike scales and every metric of the matrix: how far the combination is above its tuned member on the test people,
+    and what the check of [`hf_eft.evaluation`] says of the validation people. Both are worse where the whole 95 % interval is.
+    """
     rows = []
     for base in SIZES:
         for delta in SIZES:
-            if base != delta:
-                margin = {
-                    name: scores["temperature 0"][f"{base}/{delta}"]["helpfulness"]
-                    - scores["temperature 0"][f"{delta}/{delta}"]["helpfulness"]
-                    for name, scores in (("validation", validation), ("test", test))
-                }
-                rows.append({"base": base, "delta": delta, **margin})
+            for metric in ("factuality", "helpfulness") if base != delta else ():
+                row: dict[str, Any] = {"base": base, "delta": delta, "metric": metric}
+                for people, cells in (("validation", validation), ("test", test)):
+                    combined, alone = (Items(cells[f"{size}/{delta}"][metric]) for size in (base, delta))
+                    found = of_difference(combined, alone)
+                    row[people] = {"difference": found.value, "low": found.low, "high": found.high}
+                rows.append(row)
     return rows
 
 
 def everything(family: Family) -> dict[str, Any]:
-    """All of it, on the test people; the matrix on the validation people as well."""
-    family.train_all()
+    """All of it, on the test people; what choices can be made by on the validation people as well."""
     test, validation = Asked(family, family.world.test), Asked(family, family.world.validation)
-    on_test, on_validation = matrix(family, test), matrix(family, validation)
+    on_test = {f"temperature {t:g}": matrix(family, test, t) for t in TEMPERATURES}
+    on_validation = matrix(family, validation, 0.0)
     return {
         "seed": family.seed,
-        "matrix": on_test,
-        "matrix, validation": on_validation,
+        "matrix": {t: {name: shares(cell) for name, cell in cells.items()} for t, cells in on_test.items()},
+        "matrix, validation": {name: shares(cell) for name, cell in on_validation.items()},
         "steering": steering(family, test),
         "strengths": strengths(family, test),
         "strengths, validation": strengths(family, validation),
         "drafts": drafts(family, test),
-        "losing": losing(family, on_validation, on_test),
+        "losing": losing(on_validation, on_test["temperature 0"]),
     }

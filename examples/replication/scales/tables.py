@@ -18,23 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from hf_eft import plots
 
 SIZES = ("small", "medium", "large")
 METRICS = ("factuality", "helpfulness")
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+PAIRS = (("small", "medium"), ("medium", "large"), ("small", "large"))
+SMALLEST_GAP = 0.1  # below it a share of the gap says nothing
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "speculative.json"
+# The paper's tokens per second, Llama-2 7B drafting for 70B, by block; without drafts first.
+PAPER_SPEEDS = {"HH": (6.0, 9.2, 12.5, 13.8, 12.1), "ELI5": (6.1, 9.5, 13.2, 15.1, 14.2)}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval; NaN where there is one seed, or values that are not there."""
+    """Mean and half of its 95 % interval (Student's t over seeds); NaN where there is one seed, or values that are not there."""
     kept = [value for value in values if not math.isnan(value)]
     if not kept:
         return math.nan, math.nan
     if len(kept) == 1:
         return kept[0], math.nan
-    return statistics.mean(kept), _T[len(kept) - 1] * statistics.stdev(kept) / math.sqrt(len(kept))
+    quantile = float(student.ppf(0.975, len(kept) - 1))
+    return statistics.mean(kept), quantile * statistics.stdev(kept) / math.sqrt(len(kept))
 
 
 def shown(values: Sequence[float]) -> str:
@@ -53,10 +58,10 @@ def over_seeds(results: Any, *path: str) -> list[float]:
 
 
 def recovered(seed: Any, temperature: str, metric: str, base: str, delta: str, low: str, high: str) -> float:
-    """The paper's normalisation: 0 the tuned model of the size `low`, 1 that of `high`. NaN where these differ by less than .02."""
+    """The paper's normalisation: 0 the tuned model of the size `low`, 1 that of `high`. NaN where the gap is too small to share."""
     at = seed["matrix"][temperature]
     start, end = at[f"{low}/{low}"][metric], at[f"{high}/{high}"][metric]
-    return (at[f"{base}/{delta}"][metric] - start) / (end - start) if abs(end - start) >= 0.02 else math.nan
+    return (at[f"{base}/{delta}"][metric] - start) / (end - start) if abs(end - start) >= SMALLEST_GAP else math.nan
 
 
 def matrix_table(results: Any, temperature: str) -> list[str]:
@@ -71,19 +76,43 @@ def matrix_table(results: Any, temperature: str) -> list[str]:
 
 
 def claims(results: Any) -> list[str]:
-    """Up-scaling against down-scaling, by pair of scales and temperature."""
+    """Up-scaling against down-scaling, by pair of scales and temperature; the last column of each is the paper's claim in one number."""
     lines = [
-        "| pair | temperature | up-scaling: factuality | helpfulness | down-scaling: factuality | helpfulness |",
-        "|---|---|---|---|---|---|",
+        "| pair | temperature | up-scaling: factuality | helpfulness | factuality - helpfulness "
+        "| down-scaling: factuality | helpfulness | helpfulness - factuality |",
+        "|---" * 8 + "|",
     ]
-    for low, high in (("small", "medium"), ("medium", "large"), ("small", "large")):
+    for low, high in PAIRS:
         for temperature in results["seeds"][0]["matrix"]:
-            cells = [
-                shown([recovered(seed, temperature, m, base, delta, low, high) for seed in results["seeds"]])
-                for base, delta in ((high, low), (low, high))
-                for m in METRICS
-            ]
+            cells = []
+            for base, delta, sign in ((high, low, 1), (low, high, -1)):
+                shares = [[recovered(s, temperature, m, base, delta, low, high) for s in results["seeds"]] for m in METRICS]
+                cells += [*map(shown, shares), shown([sign * (f - h) for f, h in zip(*shares, strict=True)])]
             lines.append(f"| {low} to {high} | {temperature.removeprefix('temperature ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def above_chord(line: Any, weight: str) -> float:
+    """
+    How much more helpful a point of the line is than the straight line between its ends is where it is as harmless. NaN where the ends
+    are equally harmless.
+    """
+    harmless, helpful, point = line["0"], line["1"], line[weight]
+    span = harmless["harmlessness"] - helpful["harmlessness"]
+    if abs(span) < SMALLEST_GAP:
+        return math.nan
+    share = (point["harmlessness"] - helpful["harmlessness"]) / span
+    return point["helpfulness"] - (share * harmless["helpfulness"] + (1 - share) * helpful["helpfulness"])
+
+
+def steering_table(results: Any) -> list[str]:
+    lines = ["| | λ | helpfulness | harmlessness | overrefusal | factuality | above the chord |", "|---" * 7 + "|"]
+    for name, found in results["seeds"][0]["steering"].items():
+        for weight in found:
+            metrics = ("helpfulness", "harmlessness", "overrefusal", "factuality")
+            cells = [shown(over_seeds(results, "steering", name, weight, m)) for m in metrics]
+            cells.append(shown([above_chord(seed["steering"][name], weight) for seed in results["seeds"]]))
+            lines.append(f"| {name} | {weight} | {' | '.join(cells)} |")
     return lines
 
 
@@ -95,17 +124,45 @@ def named_table(results: Any, part: str, metrics: Sequence[str]) -> list[str]:
     return lines
 
 
+def chosen_table(results: Any) -> list[str]:
+    """The strength with the best sum of both metrics on the first seed's validation people, against alpha 1, on all seeds' test people."""
+    first = results["seeds"][0]["strengths, validation"]
+    best = max(first, key=lambda name: sum(first[name][m] for m in METRICS))
+    lines = [f"| | {' | '.join(METRICS)} |", "|---" * 3 + "|"]
+    for name in ("alpha 1", best):
+        lines.append(f"| {name} | {' | '.join(shown(over_seeds(results, 'strengths', name, m)) for m in METRICS)} |")
+    gains = [[seed["strengths"][best][m] - seed["strengths"]["alpha 1"][m] for seed in results["seeds"]] for m in METRICS]
+    return [*lines, f"| gain | {' | '.join(map(shown, gains))} |"]
+
+
 def losing_table(results: Any) -> list[str]:
-    """When the combination is less helpful than its tuned member on the test people, and whether the validation people said so."""
-    counts = {(seen, true): 0 for seen in (True, False) for true in (True, False)}
-    for seed in results["seeds"]:
-        for row in seed["losing"]:
-            counts[row["validation"] < 0, row["test"] < 0] += 1
-    return [
-        "| | loses on test people | does not |", "|---|---|---|",
-        f"| validation people said that it loses | {counts[True, True]} | {counts[True, False]} |",
-        f"| they did not | {counts[False, True]} | {counts[False, False]} |",
-    ]  # fmt: skip
+    """When the combination is worse than its tuned member on the test people, and whether the check on the validation people said so."""
+    lines = [
+        "| metric | check on validation people | test: worse beyond chance | test: worse | test: not worse |",
+        "|---" * 5 + "|",
+    ]
+    for metric in METRICS:
+        rows = [row for seed in results["seeds"] for row in seed["losing"] if row["metric"] == metric]
+        for warned in (True, False):
+            tests = [row["test"] for row in rows if (row["validation"]["high"] < 0) is warned]
+            surely = sum(test["high"] < 0 for test in tests)
+            worse = sum(test["difference"] < 0 <= test["high"] for test in tests)
+            says = "warns" if warned else "does not"
+            lines.append(f"| {metric} | {says} | {surely} | {worse} | {len(tests) - surely - worse} |")
+    return lines
+
+
+def speed_table() -> list[str]:
+    """Tokens per second over those without drafts, by block: the paper's, and the benchmark's where its agreement is about the same."""
+    settings = json.loads(BENCHMARK.read_text())["settings"]
+    lines = ["| | agreement | 2 | 4 | 8 | 16 | plain large |", "|---" * 7 + "|"]
+    for (name, speeds), agreement, ours in zip(PAPER_SPEEDS.items(), (0.911, 0.937), settings[:2], strict=True):
+        ratios = [*(speed / speeds[0] for speed in speeds[1:]), 9.3 / speeds[0]]
+        lines.append(f"| paper, {name} | {agreement:.2f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+        rates = ours["tokens/s"]
+        found = [rates[row] / rates["plain EFT"] for row in ("block 2", "block 4", "block 8", "block 16", "large alone")]
+        lines.append(f"| ours | {ours['agreement']:.2f} | {' | '.join(f'{ratio:.2f}' for ratio in found)} |")
+    return lines
 
 
 def matrix_picture(results: Any, path: Path) -> None:
@@ -174,19 +231,24 @@ def strengths_picture(results: Any, path: Path) -> None:
 
 def page(results: Any) -> str:
     effort = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["effort"].items())
-    seconds = sum(seed["seconds"] for seed in results["seeds"])
     parts = {
         "Every pair of scales, greedy: factuality · helpfulness": matrix_table(results, "temperature 0"),
         "The same at temperature 1": matrix_table(results, "temperature 1"),
         "Share of the gap recovered (0: the tuned model of the smaller size, 1: of the larger)": claims(results),
+        "Steering: λ helpful + (1 - λ) harmless": steering_table(results),
         "Strength, amplification, truncation": named_table(results, "strengths", (*METRICS, "harmlessness")),
+        "The strength that the first seed's validation people choose": chosen_table(results),
         "Drafts of the small tuned model for the large combination": named_table(
             results, "drafts", ("agreement", "tokens a round")
         ),
-        "When up-scaling loses helpfulness to its tuned member": losing_table(results),
+        "Speed with drafts over speed without, at the paper's agreement": speed_table(),
+        "When a combination loses to its tuned member, and whether the check sees it coming (pairs of unlike scales)": losing_table(
+            results
+        ),
     }
+    minutes = "resumed" if results["minutes"] is None else f"{results['minutes']} minutes"
     run = f"`{results['command']}`, {results['machine']}, {results['date']}"
-    head = f"{run}; {len(results['seeds'])} seed(s), {effort}; {seconds} s of one core."
+    head = f"{run}; {len(results['seeds'])} seed(s), {effort}; {minutes}, {results['jobs']} jobs side by side."
     return "\n\n".join([head, *(f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())]) + "\n"
 
 
