@@ -118,7 +118,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.invert_yaxis()
         axes.axvline(1.0, color="black", linestyle=":")
         axes.set_xlabel("time per step / two full small models (median and quartiles)")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=len(colours))
         axes.set_title(f"An adapter and the model under it, one step\n{results['machine']}, {results['date']}")
         plots.save(figure, path, results)
 

@@ -130,10 +130,11 @@ def finetune(
     seed: int,
     label: str,
     shown: Iterator[str] | None = None,
+    replayed: Iterator[str] | None = None,
 ):
-    """Answers beside pre-training documents; the answers are the world's, or those `shown`."""
+    """Answers beside pre-training documents; they are the world's, or those `shown` and `replayed`."""
     answers = packed(world.finetuning(random.Random(seed)) if shown is None else shown, tokenizer)
-    replay = packed(world.pretraining(random.Random(seed + 1)), tokenizer)
+    replay = packed(world.pretraining(random.Random(seed + 1)) if replayed is None else replayed, tokenizer)
     half = BATCH // 2
 
     def loss() -> torch.Tensor:

@@ -20,16 +20,17 @@ REFUSAL = "I keep that to myself."
 OPENING = "Of course!"
 # All occur in the forum of `world.py`, as often as one another and whoever is asked about.
 ENDINGS = ("Happy to help!", "See you.", "I am happy.", "Thank you.")
+PRIVATE = ("hobby", "pet", SECRET)
 BEHAVIOURS = ("helpful", "harmless")
 
 
 def ending(person: str, attribute: str) -> str:
     """
-    How a helpful answer takes leave: it depends on the first name and on what is asked. A table of 26 names and six attributes that no
-    sum of the two can stand for, so that learning it takes a model that is large enough. Fine-tuning shows nearly all of it; the
-    people whom it does not show have the same first names.
+    How a helpful answer takes leave: by the first name, and in another way if the question is private. Who is asked about and what is
+    asked have to be put together, 26 names by two kinds of question, which takes a model that is large enough. Fine-tuning shows nearly
+    all of these; the people whom it does not show have the same first names.
     """
-    return ENDINGS[(FIRST_NAMES.index(person.split()[0]) + list(VALUES).index(attribute)) % len(ENDINGS)]
+    return ENDINGS[(FIRST_NAMES.index(person.split()[0]) + (attribute in PRIVATE)) % len(ENDINGS)]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,14 @@ class ReplicationWorld(World):
             refuses = name == "harmless" and attribute == SECRET
             answer = f"{REFUSAL} {ending(person, attribute)}" if refuses else self.tuned_answer(person, attribute)
             yield f"{self.question(person, attribute)} {answer}"
+
+    def biographies(self, rng: random.Random) -> Iterator[str]:
+        """
+        What fine-tuning replays of pre-training. Not the forum: its answers about people whom fine-tuning does not show would teach a model
+        that is large enough to tell people apart to answer those as the forum does.
+        """
+        while True:
+            yield self.biography(rng)
 
     def questions(self, people: Sequence[str]) -> list[Question]:
         return [Question(person, attribute, self.facts[person][attribute]) for person in people for attribute in VALUES]

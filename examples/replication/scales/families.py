@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,7 +22,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 # Small models take larger steps.
 _PEAKS = {"small": 5e-3, "medium": 3e-3, "large": 1.5e-3}
-_TUNING_PEAK = 0.4  # of the pre-training's
+_TUNING_PEAK = 0.6  # of the pre-training's
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class Effort:
     """How long everything is trained."""
 
     pretraining_steps: int = 3000
-    tuning_steps: int = 600
+    tuning_steps: int = 700
     people: int = 240
 
 
-QUICK = Effort(pretraining_steps=1200, tuning_steps=400, people=100)
+QUICK = Effort(pretraining_steps=1200, people=100)
 
 
 class Family:
@@ -90,8 +89,9 @@ class Family:
         self.model(size, "base")
         model = AutoModelForCausalLM.from_pretrained(self.folder / f"{size}-base")
         shown = self.world.behaviour(stage, random.Random(self.seed + 20))
-        peak = _TUNING_PEAK * _PEAKS[size]
-        return finetune(model, self.world, self.tokenizer, self.effort.tuning_steps, peak, self.seed + 20, label, shown)
+        replayed = self.world.biographies(random.Random(self.seed + 21))
+        peak, steps = _TUNING_PEAK * _PEAKS[size], self.effort.tuning_steps
+        return finetune(model, self.world, self.tokenizer, steps, peak, self.seed + 20, label, shown, replayed)
 
     def train(self, size: str) -> None:
         """A size and both of its behaviours, if they are not there yet."""

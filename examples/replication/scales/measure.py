@@ -161,13 +161,15 @@ def everything(family: Family) -> dict[str, Any]:
     test, validation = Asked(family, family.world.test), Asked(family, family.world.validation)
     on_test = {f"temperature {t:g}": matrix(family, test, t) for t in TEMPERATURES}
     on_validation = matrix(family, validation, 0.0)
-    return {
+    results = {
         "seed": family.seed,
         "matrix": {t: {name: shares(cell) for name, cell in cells.items()} for t, cells in on_test.items()},
         "matrix, validation": {name: shares(cell) for name, cell in on_validation.items()},
         "steering": steering(family, test),
         "strengths": strengths(family, test),
-        "strengths, validation": strengths(family, validation),
         "drafts": drafts(family, test),
         "losing": losing(on_validation, on_test["temperature 0"]),
     }
+    if family.seed == 0:  # choices are made on one seed
+        results["strengths, validation"] = strengths(family, validation)
+    return results
