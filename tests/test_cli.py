@@ -243,12 +243,30 @@ def test_what_is_served(
     called: list[Any] = []
     stand_in = types.ModuleType(module)
     setattr(stand_in, function, lambda model, tokenizer, **options: called.append((model, tokenizer, options)))
+    setattr(stand_in, "check_installed", lambda: None)  # noqa: B010 (mypy)
     monkeypatch.setitem(sys.modules, module, stand_in)
     done = invoke(command, "--alpha", "0.5", *arguments)
     assert done.exit_code == 0, done.output
     [(model, tokenizer, options)] = called
     assert model.combination == Combination.emulate(alpha=0.5) and tokenizer.chat_template
     assert options == expected
+
+
+@pytest.mark.parametrize(
+    "command, missing, extra", [("eval", "lm_eval", "eval"), ("playground", "gradio", "playground"), ("serve", None, "serve")]
+)
+def test_a_missing_extra_is_said_before_models_are_loaded(
+    command: str, missing: str | None, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing is None:
+        monkeypatch.setattr("hf_eft.serving.is_serve_available", lambda: False)
+    else:
+        monkeypatch.setitem(sys.modules, missing, None)
+        monkeypatch.delitem(sys.modules, "hf_eft.evaluation.harness", raising=False)
+        monkeypatch.delattr("hf_eft.evaluation.harness", raising=False)
+    monkeypatch.setattr("hf_eft.cli.models.load_members", lambda *_, **__: pytest.fail("models were loaded"))
+    done = invoke(command)
+    assert done.exit_code == 1 and f"pip install 'hf-eft[{extra}]'" in " ".join(done.stderr.split())
 
 
 def test_compose_and_what_is_made_of_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import transformers
 
 
 def machine() -> str:
-    """Processor or accelerator, cores, and the versions that matter."""
+    """Processor or accelerator, the instructions that kernels use, cores, and the versions that matter."""
     if torch.accelerator.is_available():
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else str(torch.accelerator.current_accelerator())
     else:
@@ -21,5 +21,6 @@ def machine() -> str:
             if info.exists()
             else []
         )
-        name = models[0] if models else platform.processor()
+        # Processors of one name differ in this, and ratios with them.
+        name = f"{models[0] if models else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, transformers {transformers.__version__}"

@@ -59,6 +59,7 @@ def evaluate(
     from ..evaluation.report import evaluation_plot, evaluation_table
     from ..tasks import NAMES
 
+    evaluation.check_installed()  # before models are loaded
     if not task and not data and (models.model or models.given):
         raise typer.BadParameter("say what to measure: --task or --data, each as often as you like", param_hint="--task")
     try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..folders.folder import root_tokenizer
 from ..hub import load as load_members
 from ..shorthands import recipe
 from .app import notes
@@ -163,9 +164,8 @@ def parsed_truncation(text: str | None) -> Truncation | None:
 
 
 def prompt_tokenizer(tokenizers: Mapping[str, Any]) -> Any:
-    """The tokenizer that prompts are written with: a tuned member's, one with a chat template if there is one."""
-    ours = [tokenizer for name, tokenizer in tokenizers.items() if name not in (BASE, REFERENCE)] or [*tokenizers.values()]
-    return next((tokenizer for tokenizer in ours if getattr(tokenizer, "chat_template", None)), ours[0])
+    """The tokenizer that prompts are written with, the one that a folder has at its root."""
+    return tokenizers[root_tokenizer(tokenizers, [*tokenizers]) or BASE]
 
 
 def best_device() -> str:

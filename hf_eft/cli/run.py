@@ -35,8 +35,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the combination to OpenAI clients. Whoever reaches it may choose coefficients, which can undo safety training."""
+    from ..serving import check_installed
     from ..serving import serve as run_server
 
+    check_installed()  # before models are loaded
     model, tokenizer = models.load()
     run_server(
         model,
@@ -57,8 +59,9 @@ def playground(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 7860,
 ) -> None:
     """Open a page with sliders for the recipe, and base, tuned and combined side by side."""
-    from ..playground import launch
+    from ..playground import check_installed, launch
 
+    check_installed()
     model, tokenizer = models.load()
     launch(model, tokenizer, host=host, port=port)
 

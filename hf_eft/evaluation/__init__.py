@@ -130,6 +130,11 @@ def evaluate(
     return evaluation
 
 
+def check_installed() -> None:
+    """Raise `ImportError` if lm-evaluation-harness is missing."""
+    from . import harness  # noqa: F401
+
+
 def _silent(system: str, task: str, done: int, total: int) -> None:
     """Nobody asked how far it is."""
 

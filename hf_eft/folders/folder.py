@@ -16,7 +16,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def write(
             _write_member(own_weights(name, adapted), new / MEMBERS / name, None, options)
         for name in parts.adapters:
             _write_adapter(name, model.members[name], model._members.adapters[name], new / MEMBERS / name)
-        _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members), new, staging / "tokenizers")
+        _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members.names), new, staging / "tokenizers")
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         for key, name in config.keys_of_members().items():
@@ -96,16 +96,15 @@ def write(
         _install(new, folder, staging / "old")
 
 
-def root_tokenizer(tokenizers: Mapping[str, Any], members: Members) -> str | None:
+def root_tokenizer(tokenizers: Mapping[str, Any], members: Sequence[str]) -> str | None:
     """
-    The member whose tokenizer prompts are written with: the tuned member's if there is one tuned member, else the first of those
-    that have a chat template, else the main member's.
+    The member whose tokenizer prompts are written with: a tuned member's, or another's if no tuned member has one; the first of these
+    that has a chat template, else the first.
     """
-    tuned = [name for name in members.names if name in tokenizers and name not in (BASE, REFERENCE)]
-    if len(tuned) == 1:
-        return tuned[0]
-    with_template = [name for name in members.names if name in tokenizers and tokenizers[name].chat_template]
-    return next(iter([*with_template, *(name for name in members.names if name in tokenizers)]), None)
+    known = [name for name in members if name in tokenizers]
+    ours = [name for name in known if name not in (BASE, REFERENCE)] or known
+    with_template = [name for name in ours if getattr(tokenizers[name], "chat_template", None)]
+    return next(iter(with_template + ours), None)
 
 
 def read(

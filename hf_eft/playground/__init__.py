@@ -160,6 +160,11 @@ def launch(
     return blocks
 
 
+def check_installed() -> None:
+    """Raise `ImportError` if Gradio is missing."""
+    _gradio()
+
+
 def _gradio() -> Any:
     try:
         import gradio

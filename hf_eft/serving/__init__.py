@@ -87,8 +87,7 @@ class EFTServer:
             raise ValueError(f"`max_batch` must be 1 or more, got {max_batch}.")
         if not continuous_batching and (max_batch is not None or continuous_batching_config is not None):
             raise ValueError("`max_batch` and `continuous_batching_config` are for `continuous_batching=True`.")
-        if not is_serve_available():
-            raise ImportError("Serving needs FastAPI, uvicorn, pydantic and openai: pip install 'hf-eft[serve]'")
+        check_installed()
         import uvicorn
 
         from .dispatch import Batched, Generation, OneByOne
@@ -155,6 +154,12 @@ class EFTServer:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def check_installed() -> None:
+    """Raise `ImportError` if the packages of the extra `serve` are missing."""
+    if not is_serve_available():
+        raise ImportError("Serving needs FastAPI, uvicorn, pydantic and openai: pip install 'hf-eft[serve]'")
 
 
 def serve(
