@@ -261,7 +261,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             panel.set_xlabel("tokens/s")
         panels[0].invert_yaxis()  # shared
         panels[0].legend(loc="lower right")
-        figure.suptitle(f"Speculative EFT, greedy. {results['machine']}, {settings[-1]['date']}")
+        dates = sorted(setting["date"] for setting in settings)
+        figure.suptitle(f"Speculative EFT, greedy. {settings[0]['machine']}, {dates[0]} to {dates[-1]}")
         plots.save(figure, path, results)
 
 
@@ -279,7 +280,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.set_verbosity_error()  # transformers' own assistant call logs a deprecation
     results: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
-    results |= {"machine": machine(), "command": "python examples/benchmarks/speculative.py"}
+    results |= {"command": "python examples/benchmarks/speculative.py"}
     if 0 in args.settings:
         memory = (
             "large alone",
@@ -295,7 +296,7 @@ def main() -> None:
     found += [None] * (len(SETTINGS) - len(found))
     for i in args.settings:
         torch.manual_seed(0)
-        found[i] = {"date": date.today().isoformat(), **measure(SETTINGS[i], repeats=args.repeats)}
+        found[i] = {"date": date.today().isoformat(), "machine": machine(), **measure(SETTINGS[i], repeats=args.repeats)}
         print(json.dumps(found[i], indent=1), flush=True)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output.with_suffix(".png"))
