@@ -225,7 +225,7 @@ def strengths_picture(results: Any, path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1.02), title="small delta on the large base")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2)
         plots.save(figure, path, {"settings": names, **data})
 
 
