@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from behaviours import BEHAVIOURS, judge
-from families import SIZES, Family
+from sizes import SIZES, Family
 
 from hf_eft import Combination, EFTForCausalLM, Truncation
 from hf_eft.evaluation.intervals import Items, of_difference

@@ -25,9 +25,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]
 
 import torch  # noqa: E402
-from families import QUICK, SIZES, Effort, Family  # noqa: E402
 from machine import machine  # noqa: E402
 from measure import everything  # noqa: E402
+from sizes import QUICK, SIZES, Effort, Family  # noqa: E402
 
 
 def train(work: Path, seed: int, effort: Effort, size: str) -> float:
