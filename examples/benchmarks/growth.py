@@ -24,6 +24,7 @@ from speed_family import llama
 from timing import Bare, in_turn, milliseconds, ratio
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, plots
+from hf_eft.files import as_json
 
 LENGTHS = (128, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -147,6 +148,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # what PEFT says while it makes adapters
     results = {"machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/growth.py"}
     results |= grow(args.rounds)
+    args.output.write_text(as_json(results))  # what was measured is kept, whatever becomes of the picture
     draw(results, args.output.with_suffix(".png"))
 
 

@@ -18,6 +18,7 @@ from rich.progress import track
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, plots, tiny
 from hf_eft.demo import ask
+from hf_eft.files import as_json
 
 RULES = ("keep", "drop", "base", "plausible")
 LEVELS = (0.95, 0.9, 0.8)
@@ -62,6 +63,7 @@ def main() -> None:
         "command": "python examples/replication/truncation.py", "date": date.today().isoformat(), "questions": args.questions,
         "scores": scores,
     }  # fmt: skip
+    args.output.write_text(as_json(results))  # what was measured is kept, whatever becomes of the picture
     draw(results, args.output.with_suffix(".png"))
 
 
