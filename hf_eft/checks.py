@@ -75,6 +75,17 @@ def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, 
         )
 
 
+def check_rows(tokens: torch.Tensor, cache: Cache | None) -> None:
+    """Raise if a cache holds states of another number of rows than are read."""
+    states = (getattr(layer, "keys", None) for layer in (cache.layers if cache is not None else ()))
+    rows = next((len(keys) for keys in states if keys is not None and keys.numel()), len(tokens))
+    if rows != len(tokens):
+        raise ValueError(
+            f"`past_key_values` holds states of {rows} rows, but {len(tokens)} are read. Pass a cache of the same rows. (From a call "
+            "with an assistant or a `seed`, rows that end before others are missing: go on from such a batch without its cache.)"
+        )
+
+
 def check_mask(attention_mask: Any, tokens: torch.Tensor, cache: Cache | None) -> None:
     """Raise if a mask of rows and columns does not cover what is cached and what is read."""
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:

@@ -248,7 +248,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
                 raise ValueError("With `member_inputs`, a member, a model with the same tokenizer or the prompt may draft.")
             return super()._assisted_decoding(input_ids, **kwargs)
         kwargs.pop("assistant_model", None)
-        return self._speculate(input_ids, assistant, self._request.schedule(input_ids.shape[0]), **kwargs)
+        return self._speculate(input_ids, assistant, self._request.schedule(), **kwargs)
 
     def _speculate(
         self,
@@ -266,7 +266,8 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
     ) -> Any:
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
-        rows = Rows(input_ids, room=2 * (generation_config.max_length - input_ids.shape[1]) + 2)  # ended rows draft along
+        room = generation_config.max_length - input_ids.shape[1]
+        rows = Rows(input_ids, room=2 * room)  # a row may draft beyond its end, while others are behind
         positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
         outputs = self._prefill(
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
@@ -283,7 +284,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             self._request.settings(generation_config, rows.count),
             cache=cache,
             rows=rows,
-            lines=self._lines(input_ids, mask, positions, cache),
+            lines=self._lines(input_ids, mask, positions, cache, room),
             coefficients=model_kwargs.get("coefficients"),
             processors=logits_processor,
             criteria=stopping_criteria,
@@ -298,18 +299,18 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         return speculation.packed(generation_config)
 
     def _lines(
-        self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache
+        self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int
     ) -> dict[str, Line]:
-        """Where every member stands after the prompt."""
+        """Where every member stands after the prompt, which `room` tokens at most will follow."""
         padded = mask is not None and not bool(mask.all())  # without padding, members need no masks made
         common = Line(
-            mask if padded else None, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1
+            mask if padded else None, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1, room
         )
         lines = dict.fromkeys(self._members.distinct, common)
         prompts = self._request.prompts
         for name in prompts.names if prompts is not None else ():
             _, own = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, :0])
-            lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1)
+            lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1, room)
         return lines
 
     def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:

@@ -16,7 +16,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from .adapters import by_adapter
 from .bytes import in_vocabulary
 from .cache import EFTCache
-from .checks import check_coefficients, check_mask
+from .checks import check_coefficients, check_mask, check_rows
 from .combination import BASE, REFERENCE, Coefficient, Combination
 from .combine import combine
 from .configuration_eft import EFTConfig
@@ -294,6 +294,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         members = self._members.apart((member_inputs or {}).keys())
         if member_inputs:
             logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
+        check_rows(tokens, past_key_values)
         check_mask(attention_mask, tokens, past_key_values)
         cache = _cache_for(members, past_key_values, use_cache)
         if coefficients is None and self.combination.scheduled:

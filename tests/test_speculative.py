@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, PAD, STATEFUL, VOCAB, build, prompts, shared
+from families import EOS, FAMILIES, PAD, STATEFUL, VOCAB, build, prompts, shared
 from transformers import TextStreamer
 
 from hf_eft import EFTForCausalLM, speculative
@@ -256,6 +256,78 @@ def test_nothing_is_run_twice_and_the_cache_does_not_grow() -> None:
     assert set(lengths.values()) == {9 + 39}
 
 
+@pytest.mark.parametrize("drafter", ["tuned", "outsider", "prompt", "nobody"])
+def test_rows_that_have_ended_are_read_no_more(drafter: str) -> None:
+    base, tuned, reference = double("llama", 0), double("llama", 1), double("llama", 2)
+    model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+    inputs = prompts("left")
+    how: dict[str, Any] = {}
+    if drafter in ("tuned", "outsider"):
+        how = {"assistant_model": tuned if drafter == "tuned" else double("llama", 7), "num_assistant_tokens": 2}
+    elif drafter == "prompt":
+        how = {"prompt_lookup_num_tokens": 2}
+    # From the second token of row 1 on, it has ended; row 2 ends after its sixth.
+    ends = {1: 2, 2: 6}
+    options: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "do_sample": True,
+        "coupling": "match",
+        "seed": 3,
+        "repetition_penalty": 1.3,
+    }
+    options["suppress_tokens"] = [PAD, EOS]
+    options["stopping_criteria"] = [lambda ids, _: torch.tensor([ids.shape[1] >= 9 + ends.get(r, 99) for r in range(len(ids))])]
+    expected = model.generate(**inputs, **options)
+    read: dict[str, list[int]] = {}
+    hooks = [
+        member.register_forward_pre_hook(
+            lambda m, a, k, n=name: read.setdefault(n, []).append(len(k["input_ids"])), with_kwargs=True
+        )
+        for name, member in model.members.items()
+    ]
+    out = model.generate(**inputs, **options, **how, return_dict_in_generate=True)
+    for hook in hooks:
+        hook.remove()
+    assert out.sequences.tolist() == expected.tolist()
+    assert [len([t for t in row if t != PAD]) for row in out.sequences[:, 9:].tolist()] == [12, 2, 6]
+    for rows in read.values():
+        assert rows == sorted(rows, reverse=True) and set(rows) == {3, 2, 1}
+    with pytest.raises(ValueError, match="states of 1 rows, but 3 are read"):
+        model.generate(out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+
+
+def test_the_cache_of_a_call_that_ends_within_a_block_goes_on() -> None:
+    model = EFTForCausalLM.from_models(double("llama", 0), tuned=double("llama", 1), reference=double("llama", 1))
+    ids = prompts("one")["input_ids"]
+    whole = model.generate(ids, max_new_tokens=20)
+    end = int(whole[0, ids.shape[1] + 4])
+    options: dict[str, Any] = {"assistant_model": model.members["base"], "num_assistant_tokens": 8}
+    first = model.generate(ids, max_new_tokens=20, eos_token_id=end, return_dict_in_generate=True, **options)
+    read = first.sequences.shape[1] - 1
+    assert read < ids.shape[1] + 8
+    assert {cache.get_seq_length() for cache in first.past_key_values.members.values()} == {read}
+    more = model.generate(
+        first.sequences,
+        past_key_values=first.past_key_values,
+        max_new_tokens=whole.shape[1] - read - 1,
+        eos_token_id=None,
+        **options,
+    )
+    assert more.tolist() == whole.tolist()
+
+
+def test_a_row_that_drafts_beyond_its_end_stays_in_the_table_of_positions() -> None:
+    base, tuned, reference = (build("gpt2", seed, n_positions=24).double() for seed in range(3))
+    model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, alpha=0.5)
+    ids = torch.arange(3, 35).view(8, 4)
+    # The last token is not read: this fills the table.
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 21, "min_new_tokens": 21}
+    expected = model.generate(ids, **options).tolist()
+    got = model.generate(ids, **options, assistant_model=tuned, num_assistant_tokens=7).tolist()
+    assert got == expected
+    assert model.speculation.blocks.count(7) > 3  # the row with most to go says how long a block may be
+
+
 def test_sampled_prompt_lookup_whose_guess_is_forbidden() -> None:
     model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
     ids = torch.tensor([[5, 6, 5, 6, 5], [7, 7, 7, 7, 7]])
@@ -349,9 +421,9 @@ def simulate(
     """
     rows = 1
     rng = random.Random(seed)
-    schedule, tokens, seconds, blocks = Automatic(rows), 0, 0.0, []
+    schedule, tokens, seconds, blocks = Automatic(), 0, 0.0, []
     for _ in range(rounds):
-        block = schedule.next()
+        block = schedule.next(rows)
         blocks.append(block)
         kept = [next((i for i in range(block) if rng.random() > agreement), block) for _ in range(rows)]
         whole = any(n == block for n in kept)
@@ -388,6 +460,6 @@ def test_fixed_schedules() -> None:
     constant, heuristic = Fixed(4, heuristic=False), Fixed(4, heuristic=True)
     for schedule in (constant, heuristic):
         schedule.record(4, [4, 4], [], 0.0, 0.0)
-    assert (constant.next(), heuristic.next()) == (4, 6)
+    assert (constant.next(2), heuristic.next(2)) == (4, 6)
     heuristic.record(6, [6, 2], [], 0.0, 0.0)
-    assert heuristic.next() == 5
+    assert heuristic.next(2) == 5

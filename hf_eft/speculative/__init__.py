@@ -30,7 +30,8 @@ class Speculation:
     verification needs, and it reads the last drafted token only if some row keeps all (the bonus token).
 
     Rows accept different lengths. Their states are kept in line on the right: a row that keeps fewer tokens is moved to the right, and
-    what is padding in all rows is dropped, so that caches hold no rejected tokens.
+    what is padding in all rows is dropped, so that caches hold no rejected tokens. Rows that end leave the batch, and cost nothing more:
+    where the text says `rows`, it means those that are present.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Speculation:
     def run(self, first: torch.Tensor) -> None:
         """Decode until every row has ended; `first` are the target's logits for the first token, `(rows, vocab)`."""
         scores = self._processed(first, 0)
-        self._advance([0] * self.rows.count, self._pick(scores, 0), first[:, None], scores[:, None])
-        while any(self.rows.running):
-            self._round()
+        _, staying = self._advance([0] * self.rows.count, self._pick(scores, 0), first[:, None], scores[:, None])
+        while staying:
+            self._keep(staying)
+            staying = self._round()
 
-    def _round(self) -> None:
+    def _round(self) -> list[int]:
+        """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
         clock = [self._now()]
         block = self._block()
         pending = self.rows.last()
@@ -85,7 +88,7 @@ class Speculation:
         kept, following = self._compare(tokens[:, 1:], draft_scores, scores)
         clock.append(self._now())
 
-        whole = [running and n == block for n, running in zip(kept, self.rows.running, strict=True)]
+        whole = [n == block for n in kept]
         if read_all := any(whole):
             last = self.drafter.step(tokens[:, -1:], drafting.seen(block + 1), drafting.at(block, block + 1))
             draft_logits.append(last)
@@ -96,17 +99,18 @@ class Speculation:
             bonus = self._pick(bonus_scores[:, 0], block)
             following = torch.where(torch.tensor(whole, device=bonus.device), bonus, following)
         agreed = self._agreed(kept, block, draft_logits, following)
-        running_kept = [n for n, running in zip(kept, self.rows.running, strict=True) if running]
-        self._bring_into_line(kept, block, read_all)
-        self._advance(kept, following, logits, scores)
+        appended, staying = self._advance(kept, following, logits, scores)
+        self._bring_into_line([n - 1 for n in appended], block, read_all)
         clock.append(self._now())
-        self._account(block, running_kept, agreed, clock, read_all)
+        self._account(block, kept, agreed, clock, read_all)
+        return staying
 
     # Drafting -----------------------------------------------------------------------------------------------------------
 
     def _block(self) -> int:
-        longest = max(n for n, running in zip(self.rows.lengths, self.rows.running, strict=True) if running)
-        return max(0, min(self.schedule.next(), self.settings.max_length - longest - 1))
+        # The row with most to go says how long a block may be: one that is nearly there must not hold up the others.
+        shortest = min(self.rows.lengths[row] for row in self.rows.present)
+        return max(0, min(self.schedule.next(len(self.rows.present)), self.settings.max_length - shortest - 1))
 
     def _draft(self, token: torch.Tensor, block: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Tokens (rows, 1), the drafter's logits (rows, 1, vocab) and what processors made of them (rows, vocab), for each position."""
@@ -123,7 +127,7 @@ class Speculation:
             tokens.append(token)
             if self.settings.confidence:
                 sure = scores[-1].softmax(-1).gather(1, token).squeeze(1)  # (rows,)
-                if not bool((sure[torch.tensor(self.rows.running, device=sure.device)] >= self.settings.confidence).any()):
+                if not bool((sure >= self.settings.confidence).any()):
                     break
         return tokens, logits, scores
 
@@ -140,7 +144,7 @@ class Speculation:
         """The combination's logits for the positions of the block from `start` to `stop`, and what processors make of them."""
         part = {name: output.logits[:, start:stop] for name, output in outputs.items()}
         if start == stop:
-            logits = self.rows.tokens.new_empty((self.rows.count, 0, self.members.vocab_size), dtype=torch.float32)
+            logits = self.rows.tokens.new_empty((len(self.rows.present), 0, self.members.vocab_size), dtype=torch.float32)
             return logits, logits
         if self.drafter.member is not None:
             part[self.drafter.member] = torch.cat(draft_logits[: stop - start], dim=1)
@@ -155,7 +159,7 @@ class Speculation:
         if self.coefficients is not None or not self.combination.scheduled:
             return self.coefficients
         places = [n for row in zip(*(self.rows.generated(i) for i in range(start, stop)), strict=True) for n in row]
-        return self.combination.at(places, self.members.names).view(self.rows.count, stop - start, -1)
+        return self.combination.at(places, self.members.names).view(len(self.rows.present), stop - start, -1)
 
     def _compare(
         self, drafted: torch.Tensor, draft_scores: list[torch.Tensor], scores: torch.Tensor
@@ -163,7 +167,7 @@ class Speculation:
         """How many drafted tokens each row keeps, and the token that takes the place of the first one that it does not."""
         block = drafted.shape[1]
         if block == 0:
-            return [0] * self.rows.count, self.rows.tokens[:, 0]
+            return [0] * len(drafted), drafted.new_zeros(len(drafted))
         if self.settings.do_sample and self.settings.noise is None:
             kept, following = accept_ratio(drafted, torch.stack(draft_scores, dim=1).softmax(-1), scores.softmax(-1))
         else:
@@ -173,18 +177,13 @@ class Speculation:
                 wanted = scores.argmax(-1)
             kept = accept_equal(drafted, wanted)
             following = wanted.gather(1, kept.clamp(max=block - 1)[:, None]).squeeze(1)
-        counts = kept.tolist()
-        most = max(n for n, running in zip(counts, self.rows.running, strict=True) if running)
-        # What an ended row keeps is nobody's business; it goes along with the others.
-        return [n if running else most for n, running in zip(counts, self.rows.running, strict=True)], following
+        return kept.tolist(), following
 
     def _agreed(self, kept: list[int], block: int, draft_logits: list[torch.Tensor], following: torch.Tensor) -> list[float]:
-        """Whether the drafter agreed with the target, for each position that was looked at in a running row."""
-        counts = [n for n, running in zip(kept, self.rows.running, strict=True) if running]
+        """Whether the drafter agreed with the target, for each position that was looked at."""
         if block:
-            return [float(i < n) for n in counts for i in range(min(n + 1, block))]
-        guess = draft_logits[0][:, 0].argmax(-1) == following
-        return [float(same) for same, running in zip(guess.tolist(), self.rows.running, strict=True) if running]
+            return [float(i < n) for n in kept for i in range(min(n + 1, block))]
+        return [float(same) for same in (draft_logits[0][:, 0].argmax(-1) == following).tolist()]
 
     # Common -------------------------------------------------------------------------------------------------------------
 
@@ -192,13 +191,13 @@ class Speculation:
         """What processors and warpers make of the logits, `(rows, vocab)`, for the token `ahead` tokens behind each row."""
         if not self.processors:
             return logits
-        return self.rows.by_length(ahead, lambda ids: self.processors(ids, logits.clone()))
+        return self.rows.by_length(ahead, lambda ids: self.processors(ids, self.rows.among_all(logits.clone())))
 
     def _pick(self, scores: torch.Tensor, ahead: int) -> torch.Tensor:
         if not self.settings.do_sample:
             return scores.argmax(-1)
         if self.settings.noise is not None:
-            return self.settings.noise.pick(scores, self.rows.generated(ahead))
+            return self.settings.noise.pick(scores, self.rows.generated(ahead), self.rows.present)
         return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
 
     def _line(self) -> Line:
@@ -216,9 +215,8 @@ class Speculation:
 
     def _bring_into_line(self, kept: list[int], block: int, read_all: bool) -> None:
         """Let every member forget what was rejected."""
-        device = self.rows.tokens.device
-        counts, running = torch.tensor(kept, device=device), torch.tensor(self.rows.running, device=device)
-        trims = {id(line): line.settle(counts, running) for line in {id(line): line for line in self.lines.values()}.values()}
+        counts = torch.tensor(kept, device=self.rows.tokens.device)
+        trims = {id(line): line.settle(counts) for line in self._distinct_lines()}
         most = max(kept)
         drop = block - most
         drafter_drop = drop if read_all else drop - 1
@@ -227,32 +225,48 @@ class Speculation:
         self.cache.roll_back(drops, shift, {name: trims[id(self.lines[name])] for name in drops})
         self.drafter.roll_back(drafter_drop, shift, trims[id(self._line())])
 
-    def _advance(self, kept: list[int], following: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor) -> None:
-        """Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does."""
+    def _distinct_lines(self) -> list[Line]:
+        return list({id(line): line for line in self.lines.values()}.values())
+
+    def _advance(
+        self, kept: list[int], following: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor
+    ) -> tuple[list[int], list[int]]:
+        """
+        Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does. Returns how many
+        tokens every row got, and the places of those that have not ended.
+        """
         self.rows.put(torch.tensor(kept, device=following.device), following)
-        ends = [length + n + 1 for length, n in zip(self.rows.lengths, kept, strict=True)]
-        ended = [not running for running in self.rows.running]
-        for ahead in range(max(kept) + 1):
-            active = [r for r in range(self.rows.count) if not ended[r] and self.rows.lengths[r] + ahead < ends[r]]
-            if not active:
-                break
+        appended = [n + 1 for n in kept]
+        staying = list(range(len(kept)))
+        for ahead in range(max(appended)):
             stop = self.rows.by_length(ahead + 1, lambda ids: self.criteria(ids, None)).tolist()
-            for row in active:
-                if stop[row]:
-                    ended[row] = True
-                    ends[row] = self.rows.lengths[row] + ahead + 1
-        for row in range(self.rows.count):
-            if not self.rows.running[row]:
-                continue
-            length, end = self.rows.lengths[row], ends[row]
+            for i in [i for i in staying if stop[i] and ahead < appended[i]]:
+                appended[i] = ahead + 1
+                staying.remove(i)
+            if not any(ahead + 1 < appended[i] for i in staying):
+                break
+        for i, row in enumerate(self.rows.present):
             for store, values in ((self.scores, scores), (self.logits, logits)):
                 if store is not None:
-                    store[row] += list(values[row, : end - length])
+                    store[row] += list(values[i, : appended[i]])
+            start, self.rows.lengths[row] = self.rows.lengths[row], self.rows.lengths[row] + appended[i]
             if self.streamer is not None:
-                self.streamer.put(self.rows.tokens[row, length:end].cpu())
-            self.rows.running[row] = not ended[row]
-            self.report.tokens += end - length
-            self.rows.lengths[row] = end
+                self.streamer.put(self.rows.tokens[row, start : self.rows.lengths[row]].cpu())
+        self.report.tokens += sum(appended)
+        return appended, staying
+
+    def _keep(self, staying: list[int]) -> None:
+        """Go on without the rows that have ended."""
+        if len(staying) == len(self.rows.present):
+            return
+        places = torch.tensor(staying, device=self.rows.tokens.device)
+        self.rows.keep(staying)
+        self.cache.reorder_cache(places)  # `batch_select_indices` leaves the states of convolutions as they are
+        self.drafter.keep(places)
+        for line in self._distinct_lines():
+            line.keep(places)
+        if self.coefficients is not None:
+            self.coefficients = self.coefficients[places]
 
     def _now(self) -> float:
         if self.rows.tokens.device.type != "cpu":

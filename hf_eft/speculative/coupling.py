@@ -32,13 +32,14 @@ class Noise:
         if not isinstance(self.seed, int) and len(self.seed) != rows:
             raise ValueError(f"`seed` must be a number or one for each of the {rows} rows, got {len(self.seed)}.")
 
-    def pick(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+    def pick(self, scores: torch.Tensor, positions: Sequence[int], present: Sequence[int] | None = None) -> torch.Tensor:
         r"""
         Sample a token for each row (Gumbel-max): the same noise for the same row and position, whatever the scores.
 
         Args:
             scores (`torch.Tensor` of shape `(rows, vocab)`): Log-probs up to a constant.
             positions (`Sequence[int]`): How many tokens each row has generated before.
+            present (`Sequence[int]`, *optional*): Which rows of the batch they are; all by default.
 
         Returns:
             `torch.LongTensor` of shape `(rows,)`.
@@ -46,7 +47,7 @@ class Noise:
         uniform = torch.stack(
             [
                 torch.rand(scores.shape[-1], generator=self._generator(row, position), dtype=torch.float64)
-                for row, position in enumerate(positions)
+                for row, position in zip(range(len(positions)) if present is None else present, positions, strict=True)
             ]
         ).to(scores.device)  # (rows, vocab)
         return (scores.double() - (-uniform.log()).log()).argmax(-1)

@@ -31,6 +31,9 @@ class Drafter(Protocol):
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         """Forget the last `drop` tokens, and bring the rows into line (see [`EFTCache.roll_back`])."""
 
+    def keep(self, staying: torch.Tensor) -> None:
+        """Go on with some of the rows only, `(staying,)`."""
+
 
 class MemberDrafter:
     """A member drafts: its cache and its logits serve drafting and verification, and nothing is run twice."""
@@ -52,6 +55,9 @@ class MemberDrafter:
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         """The target rolls back all members' caches."""
+
+    def keep(self, staying: torch.Tensor) -> None:
+        """They are the target's."""
 
 
 class OutsideDrafter:
@@ -78,6 +84,9 @@ class OutsideDrafter:
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         self._cache.roll_back({"assistant": drop}, shift, {"assistant": trim})
 
+    def keep(self, staying: torch.Tensor) -> None:
+        self._cache.reorder_cache(staying)
+
     def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         outputs: dict[str, Any] = self._members.step(
             tokens, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, logits_to_keep=1
@@ -100,9 +109,9 @@ class LookupDrafter:
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         # Finite, so that a distribution is left if a processor forbids the guess.
-        logits = torch.full((self._rows.count, 1, self._vocab_size), -1e4, device=token.device)
-        for row, length in enumerate(self._rows.lengths):
-            logits[row, 0, self._guess(self._rows.tokens[row, : length + self._ahead])] = 0.0
+        logits = torch.full((len(token), 1, self._vocab_size), -1e4, device=token.device)
+        for place, row in enumerate(self._rows.present):
+            logits[place, 0, self._guess(self._rows.tokens[row, : self._rows.lengths[row] + self._ahead])] = 0.0
         self._ahead += 1
         return logits
 
@@ -116,6 +125,9 @@ class LookupDrafter:
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         self._ahead = 0
+
+    def keep(self, staying: torch.Tensor) -> None:
+        """The rows know who is present."""
 
 
 class NoDrafter(LookupDrafter):

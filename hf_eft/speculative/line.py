@@ -13,10 +13,13 @@ class Line:
         mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): 0 where a column of the caches is padding; `None` if nothing is.
         columns (`int`): How many columns the caches have.
         positions (`torch.LongTensor` of shape `(rows, 1)`): Of the token that is read next.
+        room (`int`): How many tokens may be read. What a row drafts beyond them is dropped, and must not leave the table of positions of
+            a model that has one.
     """
 
-    def __init__(self, mask: torch.Tensor | None, columns: int, positions: torch.Tensor) -> None:
+    def __init__(self, mask: torch.Tensor | None, columns: int, positions: torch.Tensor, room: int) -> None:
         self.mask, self.columns, self.positions = mask, columns, positions
+        self.last = positions + max(0, room - 2)  # the last token that is generated is not read
 
     def seen(self, more: int) -> torch.Tensor | None:
         """The mask with that many columns more."""
@@ -26,12 +29,17 @@ class Line:
 
     def at(self, start: int, stop: int) -> torch.Tensor:
         """Positions of the tokens from `start` to `stop` behind the rows' ends."""
-        return self.positions + torch.arange(start, stop, device=self.positions.device)
+        return torch.minimum(self.positions + torch.arange(start, stop, device=self.positions.device), self.last)
 
-    def settle(self, kept: torch.Tensor, running: torch.Tensor) -> int:
+    def keep(self, staying: torch.Tensor) -> None:
+        """Go on with some of the rows only, `(staying,)`."""
+        self.mask = None if self.mask is None else self.mask[staying]
+        self.positions, self.last = self.positions[staying], self.last[staying]
+
+    def settle(self, kept: torch.Tensor) -> int:
         """
         Every row goes on by what it kept, `(rows,)`, and one token; those that keep less move to the right. Returns how many columns on
-        the left are padding in all running rows: they are dropped.
+        the left are padding in all rows: they are dropped.
         """
         most = int(kept.max())
         shift = most - kept  # (rows,)
@@ -40,10 +48,9 @@ class Line:
             mask = torch.cat([mask, mask.new_ones(len(kept), most + 1)], dim=1)
             source = torch.arange(mask.shape[1], device=mask.device)[None] - shift[:, None]
             self.mask = mask.gather(1, source.clamp(min=0)) * (source >= 0)
-        trim = int(self.mask[running].argmax(-1).min()) if self.mask is not None else 0
+        trim = int(self.mask.argmax(-1).min()) if self.mask is not None else 0
         if self.mask is not None and trim:
             self.mask = self.mask[:, trim:]
         self.columns += most + 1 - trim
-        # Ended rows go on reading; their positions start over, so that they never leave the table of a model that has one.
-        self.positions = torch.where(running[:, None], self.positions + kept[:, None] + 1, 0)
+        self.positions = self.positions + kept[:, None] + 1
         return trim

@@ -65,10 +65,10 @@ class Request:
         heuristic = str(given("num_assistant_tokens_schedule")).startswith("heuristic")
         return cls(coupling or "reject", seed, block, heuristic, given("assistant_confidence_threshold"))
 
-    def schedule(self, rows: int) -> Fixed | Automatic:
+    def schedule(self) -> Fixed | Automatic:
         """The schedule of the block."""
         if self.block is None and not self.heuristic:
-            return Automatic(rows, _MOST)
+            return Automatic(_MOST)
         return Fixed(5 if self.block is None else int(self.block), self.heuristic)
 
     def settings(self, generation_config: Any, rows: int) -> Settings:

@@ -12,38 +12,52 @@ class Rows:
     The tokens of all rows, each as far as it has come.
 
     Rows stand on the left, `tokens[r, :lengths[r]]` (their prompts padded on the left to one length, as `generate` hands them over),
-    so that row `r` looks to processors and criteria as it does in plain decoding.
+    so that row `r` looks to processors and criteria as it does in plain decoding. Members read only those that are `present`, in this
+    order; rows that have ended are not.
     """
 
     def __init__(self, prompt: torch.Tensor, room: int) -> None:
         self.count, self.prompt = prompt.shape
         self.tokens = torch.cat([prompt, prompt.new_zeros(self.count, room)], dim=1)
         self.lengths = [self.prompt] * self.count
-        self.running = [True] * self.count
+        self.present = list(range(self.count))
 
     def put(self, ahead: torch.Tensor | int, values: torch.Tensor) -> None:
-        """Write a token behind each row, `ahead` tokens behind its end; `values` are `(rows,)`."""
-        self.tokens.scatter_(1, (self._ends() + ahead)[:, None], values[:, None])
+        """Write a token behind each present row, `ahead` tokens behind its end; `values` are `(present,)`."""
+        self.tokens[self._places(), self._ends() + ahead] = values
 
     def last(self) -> torch.Tensor:
-        """The token that no member has read yet, `(rows, 1)`."""
-        return self.tokens.gather(1, self._ends()[:, None] - 1)
+        """The token that no member has read yet, `(present, 1)`."""
+        return self.tokens[self._places(), self._ends() - 1][:, None]
+
+    def keep(self, staying: list[int]) -> None:
+        """Go on with some of the present rows, given by their places among them."""
+        self.present = [self.present[i] for i in staying]
+
+    def _places(self) -> torch.Tensor:
+        return torch.tensor(self.present, device=self.tokens.device)
 
     def _ends(self) -> torch.Tensor:
-        return torch.tensor(self.lengths, device=self.tokens.device)
+        return torch.tensor([self.lengths[row] for row in self.present], device=self.tokens.device)
 
     def generated(self, ahead: int) -> list[int]:
-        """How many tokens each row has generated, `ahead` tokens behind its end."""
-        return [length - self.prompt + ahead for length in self.lengths]
+        """How many tokens each present row has generated, `ahead` tokens behind its end."""
+        return [self.lengths[row] - self.prompt + ahead for row in self.present]
+
+    def among_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of present rows, `(present, ...)`, each at its row's place in the whole batch, `(rows, ...)`; 0 for the others."""
+        if len(self.present) == self.count:
+            return values
+        return values.new_zeros(self.count, *values.shape[1:]).index_copy(0, self._places(), values)
 
     def by_length(self, ahead: int, call: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """
-        Call with the ids of all rows up to `ahead` tokens behind their ends, once for each length that there is among running rows;
-        the answer for a row is that of the call with its own length. Rows keep their places in the batch, which processors may go by.
+        Call with the ids of all rows up to `ahead` tokens behind their ends, once for each length that there is among present rows;
+        the answer for a present row, `(present, ...)`, is that of the call with its own length. Rows keep their places in the batch,
+        which processors may go by.
         """
-        wanted = {length + ahead for length, running in zip(self.lengths, self.running, strict=True) if running}
-        answers = {length: call(self.tokens[:, :length]) for length in sorted(wanted)}
-        first = next(iter(answers.values()))
-        if len(answers) == 1:
-            return first
-        return torch.stack([answers.get(length + ahead, first)[row] for row, length in enumerate(self.lengths)])
+        ends = [self.lengths[row] + ahead for row in self.present]
+        answers = {length: call(self.tokens[:, :length]) for length in sorted(set(ends))}
+        if len(answers) == 1 and len(self.present) == self.count:
+            return answers[ends[0]]
+        return torch.stack([answers[end][row] for end, row in zip(ends, self.present, strict=True)])

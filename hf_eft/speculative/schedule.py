@@ -45,7 +45,7 @@ class Report:
         return [kept / max(1, seen) for kept, seen in zip(self.accepted, self.drafted, strict=True)]
 
     def count(self, block: int, kept: list[int]) -> None:
-        """Add a round: its block, and how many drafted tokens each running row kept."""
+        """Add a round: its block, and how many drafted tokens each row kept."""
         self.rounds += 1
         self.blocks.append(block)
         while len(self.drafted) < block:
@@ -63,8 +63,8 @@ class Fixed:
     def __init__(self, block: int, heuristic: bool) -> None:
         self.block, self.heuristic = block, heuristic
 
-    def next(self) -> int:
-        """The block of the next round."""
+    def next(self, rows: int) -> int:
+        """The block of the next round, which so many rows go into."""
         return self.block
 
     def record(self, block: int, kept: list[int], agreed: list[float], step: float, verifying: float) -> None:
@@ -82,7 +82,6 @@ class Automatic:
     speculation that does not pay is left, and taken up again once it would.
 
     Args:
-        rows (`int`): The rows of the batch.
         most (`int`, *optional*, defaults to 16): The largest block.
     """
 
@@ -97,27 +96,27 @@ class Automatic:
     _RECENT = 120.0  # observations of agreement that are remembered
     _MARGIN = 1.05  # how much better than plain decoding a block must promise to be
 
-    def __init__(self, rows: int, most: int = 16) -> None:
-        self.rows, self.most = rows, most
+    def __init__(self, most: int = 16) -> None:
+        self.most = most
         self.rounds = 0
         self.step: float | None = None  # seconds for drafting a token
         self.verify: dict[int, float] = {}  # seconds for verifying, by positions
         self.agreed, self.seen = self._PRIOR[0] * self._PRIOR[1], self._PRIOR[1]
 
-    def next(self) -> int:
-        """The block of the next round; 0 is a round without a draft, as in plain decoding."""
+    def next(self, rows: int) -> int:
+        """The block of the next round, which so many rows go into; 0 is a round without a draft, as in plain decoding."""
         if self.rounds == 0:
             return min(self._FIRST, self.most)
-        rates = {block: self.rate(block) for block in range(1, self.most + 1)}
+        rates = {block: self.rate(block, rows) for block in range(1, self.most + 1)}
         best = max(rates.values())
-        if best <= self.rate(0) * self._MARGIN:
+        if best <= self.rate(0, rows) * self._MARGIN:
             return 0
         return next(block for block, rate in rates.items() if rate >= self._ENOUGH * best)
 
-    def rate(self, block: int) -> float:
+    def rate(self, block: int, rows: int) -> float:
         """Expected tokens per second and row."""
         a, step = self.agreed / self.seen, self.step or 0.0
-        bonus = 1 - (1 - a**block) ** self.rows  # the drafter reads the last token if any row keeps all
+        bonus = 1 - (1 - a**block) ** rows  # the drafter reads the last token if any row keeps all
         return expected_tokens(a, block) / ((block + bonus) * step + self._verifying(block + 1))
 
     def _verifying(self, positions: int) -> float:
@@ -141,7 +140,7 @@ class Automatic:
 
         Args:
             block (`int`): How many tokens were drafted.
-            kept (`list[int]`): How many each running row kept.
+            kept (`list[int]`): How many each row kept.
             agreed (`list[float]`): Whether the drafter agreed with the target, for each position looked at.
             step (`float`): Seconds of a step of the drafter, 0 if unknown.
             verifying (`float`): Seconds of everything else.
