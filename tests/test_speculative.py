@@ -296,6 +296,24 @@ def test_rows_that_have_ended_are_read_no_more(drafter: str) -> None:
         model.generate(out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("family", ["mamba", "lfm2"])  # states that are no keys and values leave with their rows as well
+def test_rows_with_a_seed_end_early_among_recurrent_members(family: str) -> None:
+    model = EFTForCausalLM.from_models(double("llama", 0), tuned=double(family, 1), reference=double(family, 2))
+    inputs, ends = prompts("left"), {1: 2, 2: 6}
+    options: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "do_sample": True,
+        "coupling": "match",
+        "seed": 3,
+        "suppress_tokens": [PAD, EOS],
+    }
+    whole = model.generate(**inputs, **options).tolist()
+    stop = [lambda ids, _: torch.tensor([ids.shape[1] >= 9 + ends.get(r, 99) for r in range(len(ids))])]
+    for r, row in enumerate(model.generate(**inputs, **options, stopping_criteria=stop).tolist()):
+        length = 9 + ends.get(r, 12)
+        assert row == whole[r][:length] + [PAD] * (21 - length)
+
+
 def test_the_cache_of_a_call_that_ends_within_a_block_goes_on() -> None:
     model = EFTForCausalLM.from_models(double("llama", 0), tuned=double("llama", 1), reference=double("llama", 1))
     ids = prompts("one")["input_ids"]
