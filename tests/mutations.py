@@ -123,7 +123,7 @@ FAULTS = [
     Fault(
         "when rows leave, processors see the others at new places",
         "speculative/rows.py",
-        "index_copy(0, self._places(), values)",
+        "index_copy(0, self._places, values)",
         "index_copy(0, torch.arange(len(values)), values)",
         "tests/test_speculative.py -k 'ended or random_cases'",
     ),

@@ -191,7 +191,7 @@ class Speculation:
         """What processors and warpers make of the logits, `(rows, vocab)`, for the token `ahead` tokens behind each row."""
         if not self.processors:
             return logits
-        return self.rows.by_length(ahead, lambda ids: self.processors(ids, self.rows.among_all(logits.clone())))
+        return self.rows.by_length(ahead, lambda ids: self.processors(ids, self.rows.among_all(logits)))
 
     def _pick(self, scores: torch.Tensor, ahead: int) -> torch.Tensor:
         if not self.settings.do_sample:
@@ -249,9 +249,10 @@ class Speculation:
             for store, values in ((self.scores, scores), (self.logits, logits)):
                 if store is not None:
                     store[row] += list(values[i, : appended[i]])
-            start, self.rows.lengths[row] = self.rows.lengths[row], self.rows.lengths[row] + appended[i]
+            start = self.rows.lengths[row]
+            self.rows.lengths[row] = end = start + appended[i]
             if self.streamer is not None:
-                self.streamer.put(self.rows.tokens[row, start : self.rows.lengths[row]].cpu())
+                self.streamer.put(self.rows.tokens[row, start:end].cpu())
         self.report.tokens += sum(appended)
         return appended, staying
 

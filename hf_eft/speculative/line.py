@@ -13,8 +13,8 @@ class Line:
         mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): 0 where a column of the caches is padding; `None` if nothing is.
         columns (`int`): How many columns the caches have.
         positions (`torch.LongTensor` of shape `(rows, 1)`): Of the token that is read next.
-        room (`int`): How many tokens may be read. What a row drafts beyond them is dropped, and must not leave the table of positions of
-            a model that has one.
+        room (`int`): How many tokens are generated at most. What a row drafts beyond them is dropped, and must not leave the table of
+            positions of a model that has one.
     """
 
     def __init__(self, mask: torch.Tensor | None, columns: int, positions: torch.Tensor, room: int) -> None:

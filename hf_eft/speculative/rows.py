@@ -20,22 +20,23 @@ class Rows:
         self.count, self.prompt = prompt.shape
         self.tokens = torch.cat([prompt, prompt.new_zeros(self.count, room)], dim=1)
         self.lengths = [self.prompt] * self.count
-        self.present = list(range(self.count))
+        self._stay(list(range(self.count)))
 
     def put(self, ahead: torch.Tensor | int, values: torch.Tensor) -> None:
         """Write a token behind each present row, `ahead` tokens behind its end; `values` are `(present,)`."""
-        self.tokens[self._places(), self._ends() + ahead] = values
+        self.tokens[self._places, self._ends() + ahead] = values
 
     def last(self) -> torch.Tensor:
         """The token that no member has read yet, `(present, 1)`."""
-        return self.tokens[self._places(), self._ends() - 1][:, None]
+        return self.tokens[self._places, self._ends() - 1][:, None]
 
     def keep(self, staying: list[int]) -> None:
         """Go on with some of the present rows, given by their places among them."""
-        self.present = [self.present[i] for i in staying]
+        self._stay([self.present[i] for i in staying])
 
-    def _places(self) -> torch.Tensor:
-        return torch.tensor(self.present, device=self.tokens.device)
+    def _stay(self, present: list[int]) -> None:
+        # The tensor is needed for every token drafted, and changes only here.
+        self.present, self._places = present, torch.tensor(present, device=self.tokens.device)
 
     def _ends(self) -> torch.Tensor:
         return torch.tensor([self.lengths[row] for row in self.present], device=self.tokens.device)
@@ -45,10 +46,10 @@ class Rows:
         return [self.lengths[row] - self.prompt + ahead for row in self.present]
 
     def among_all(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of present rows, `(present, ...)`, each at its row's place in the whole batch, `(rows, ...)`; 0 for the others."""
+        """A copy of the values of present rows, `(present, ...)`, each at its place in the whole batch, `(rows, ...)`; 0 for the others."""
         if len(self.present) == self.count:
-            return values
-        return values.new_zeros(self.count, *values.shape[1:]).index_copy(0, self._places(), values)
+            return values.clone()
+        return values.new_zeros(self.count, *values.shape[1:]).index_copy(0, self._places, values)
 
     def by_length(self, ahead: int, call: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """
