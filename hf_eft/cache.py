@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 class EFTCache(Cache):
     r"""
-    The `past_key_values` of [`EFTForCausalLM`]: a transformers cache of the *main* member (the base) which carries the caches
-    of the other members along.
+    The `cache` (`past_key_values` before transformers 5.24) of [`EFTForCausalLM`]: a transformers cache of the *main* member (the
+    base) which carries the caches of the other members along.
 
     To transformers it is the main member's cache: it has its class (`DynamicCache`, `StaticCache`, `QuantizedCache`), its
     layers and its length. Whatever changes its structure (`reorder_cache`, `crop`, `reset`, `batch_select_indices`,
@@ -36,7 +36,7 @@ class EFTCache(Cache):
     passed on to a later call to continue a conversation.
 
     It is made by `generate` and by `forward`, or in place out of an empty cache of yours: any cache of transformers that the
-    members support may be passed as `past_key_values`.
+    members support may be passed as `cache`.
     """
 
     main_member: str
@@ -68,14 +68,14 @@ class EFTCache(Cache):
         if isinstance(cache, EFTCache):
             if list(cache.members) != list(models):
                 raise ValueError(
-                    f"`past_key_values` holds states of the members {list(cache.members)}, but the model has {list(models)}."
+                    f"`cache` holds states of the members {list(cache.members)}, but the model has {list(models)}."
                 )
             for name, sibling in cache.sibling_caches.items():
                 _check_room(name, sibling, max_cache_len)
             return cache
         if _length(cache) > 0:
             raise ValueError(
-                f"`past_key_values` is filled, but has no states of the members {', '.join(map(repr, others))}: it was filled "
+                f"`cache` is filled, but has no states of the members {', '.join(map(repr, others))}: it was filled "
                 "by another model. Pass an empty cache, or one that this model returned."
             )
         siblings = {name: sibling_cache(cache, name, models[name], max_cache_len) for name in others}
@@ -89,15 +89,15 @@ class EFTCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         # A pure state-space member counts no tokens: any member that does may answer for all.
-        if layer_idx == 0 and not _counts_tokens(self):
-            counting = [cache for cache in self.sibling_caches.values() if _counts_tokens(cache)]
+        if layer_idx == 0 and not counts_tokens(self):
+            counting = [cache for cache in self.sibling_caches.values() if counts_tokens(cache)]
             return counting[0].get_seq_length() if counting else self.seen_tokens
         return super().get_seq_length(layer_idx)
 
     def read_by(self, name: str, otherwise: int) -> int:
         """How many tokens a member has read; `otherwise` where its cache does not count them and has read any."""
         cache = self.members[name]
-        return _length(cache) if _counts_tokens(cache) else otherwise * _length(cache)
+        return _length(cache) if counts_tokens(cache) else otherwise * _length(cache)
 
     def count(self, tokens: int) -> None:
         """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
@@ -166,6 +166,13 @@ class EFTCache(Cache):
         super().activate_past_recording()
         for cache in self.sibling_caches.values():
             cache.activate_past_recording()
+
+    @property
+    def is_linear(self) -> list[bool]:
+        # transformers takes a cache of recurrent states only for one that does not count its tokens. This one does.
+        if not counts_tokens(self):
+            return [False] * len(self.layers)
+        return [not isinstance(layer, CacheLayerMixin) for layer in self.layers]
 
     @property
     def is_compileable(self) -> bool:
@@ -252,12 +259,13 @@ def _sibling_quantized(cache: QuantizedCache, name: str, config: Any) -> Quantiz
 
 def _length(cache: Cache) -> int:
     """How many tokens a cache has read, or whether it has read any, for one that does not count."""
-    if _counts_tokens(cache) or not cache.layers:
+    if counts_tokens(cache) or not cache.layers:
         return int(cache.get_seq_length())
     return int(cache.has_previous_state())
 
 
-def _counts_tokens(cache: Cache) -> bool:
+def counts_tokens(cache: Cache) -> bool:
+    """Whether a cache knows how many tokens it has read: one of recurrent states only does not."""
     # A dynamic cache made without a configuration has no layers before its first update, and then attention layers.
     return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 

@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from .releases import cache_argument
+
 
 def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) -> None:
     """
@@ -50,10 +52,10 @@ def check_model(name: str, model: Any) -> None:
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) has no language modeling head. Load it with `AutoModelForCausalLM`."
         )
-    if not {"past_key_values", "cache_params"} & inspect.signature(model.forward).parameters.keys():
+    if cache_argument(inspect.signature(model.forward).parameters) is None:
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
-            "be carried along. Give a model that takes `past_key_values`."
+            "be carried along. Give a model that takes `cache` (`past_key_values` before transformers 5.24)."
         )
 
 
@@ -81,7 +83,7 @@ def check_rows(tokens: torch.Tensor, cache: Cache | None) -> None:
     rows = next((len(keys) for keys in states if keys is not None and keys.numel()), len(tokens))
     if rows != len(tokens):
         raise ValueError(
-            f"`past_key_values` holds states of {rows} rows, but {len(tokens)} are read. Pass a cache of the same rows. (From a call "
+            f"`cache` holds states of {rows} rows, but {len(tokens)} are read. Pass a cache of the same rows. (From a call "
             "with an assistant or a `seed`, rows that end before others are missing: go on from such a batch without its cache.)"
         )
 

@@ -13,6 +13,7 @@ import torch
 from .answer import chat_ids, check_length
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, Combination
+from .releases import CACHE, cache_of
 from .shorthands import recipe
 
 if TYPE_CHECKING:
@@ -155,13 +156,13 @@ class ChatSession:
             streamer=streamer,
             **{
                 **self.options,
-                **({} if cache is None else {"past_key_values": cache}),
+                **({} if cache is None else {CACHE: cache}),
                 **({"tokenizer": self.tokenizer} if "stop_strings" in self.options else {}),
                 "return_dict_in_generate": True,
             },
         )
-        if isinstance(out.past_key_values, EFTCache):
-            self._cache = out.past_key_values
+        if isinstance(returned := cache_of(out), EFTCache):
+            self._cache = returned
             self._read = out.sequences[0, : self._cache.get_seq_length()].tolist()
 
     def _read_so_far(self, ids: list[int]) -> EFTCache | None:

@@ -17,6 +17,7 @@ from .combination import Combination
 from .continuous import EFTContinuousMixin
 from .members import Members
 from .prompts import MemberPrompts, positions_of, warn_of_templates
+from .releases import CACHE, cache_of, renamed, takes_cache
 from .speculative import Speculation
 from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .speculative.line import Line
@@ -62,7 +63,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if cache is None:
             return
         if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache):
@@ -88,12 +89,13 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             mode_kwargs = {key: value for key, value in mode_kwargs.items() if key != "assistant_model"}
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
 
+    @takes_cache
     def create_masks_for_generate(
-        self, config: Any, inputs_embeds: torch.Tensor, attention_mask: Any, past_key_values: EFTCache, **kwargs: Any
+        self, config: Any, inputs_embeds: torch.Tensor, attention_mask: Any, cache: EFTCache, **kwargs: Any
     ) -> dict[str, Any]:
         """A mask for every member (they differ in window, cache length and dtype), as one flat dictionary for `generate`."""
         flat = {}
-        for name, cache in past_key_values.members.items():
+        for name, own_cache in cache.members.items():
             model = self._members.models[name]
             make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = self._request.own.get(name, {})
@@ -102,32 +104,33 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
                 config=model.config,
                 inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=model.device),
                 attention_mask=own.get("attention_mask", attention_mask),
-                past_key_values=cache,
+                **{CACHE: own_cache},
                 **{**kwargs, **({"position_ids": own["position_ids"]} if own else {})},
             )
             for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
                 flat[f"{name}{_MASK_OF}{kind}"] = mask
         return flat
 
+    @takes_cache
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         fresh = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
-        self._request.own = own = self._own_inputs(input_ids, fresh, past_key_values)
+        self._request.own = own = self._own_inputs(input_ids, fresh, cache)
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE: cache},
             **kwargs,
         )
         if (embeds := inputs.get("inputs_embeds")) is not None and input_ids.shape[1] > 0:
@@ -221,7 +224,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             self._request.prompts = MemberPrompts(member_inputs, self._members.names[1:])
             self._members = self._members.apart(self._request.prompts.names)
         try:
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **renamed(kwargs))
         finally:
             self._request, self._members = before
 
@@ -272,7 +275,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         outputs = self._prefill(
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
         )
-        cache = outputs.past_key_values
+        cache = cache_of(outputs)
         cache.activate_past_recording()
         drafter = self._drafter(assistant, rows, cache, generation_config)
         drafter.prefill(input_ids, mask, positions)

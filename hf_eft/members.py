@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 from .adapters import by_adapter, resolve
 from .adapters.joint import Joint
 from .adapters.stack import Stack
-from .cache import EFTCache
+from .cache import EFTCache, counts_tokens
 from .checks import check_finite, check_model
 from .combination import BASE, REFERENCE, TUNED
+from .releases import cache_argument
 from .vocabulary import Vocabulary, width
 
 # What only the main member is asked for: outputs of the others that nobody would see.
@@ -41,7 +42,7 @@ class Member:
 
     @property
     def cache_argument(self) -> str:
-        return "cache_params" if "cache_params" in self.accepts else "past_key_values"
+        return str(cache_argument(self.accepts))
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +85,7 @@ class Member:
             ]
             steps[-1].logits = keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
             return steps[-1]
-        if self.cache_argument == "cache_params" and isinstance(attention_mask, torch.Tensor) and tokens is not None:
+        if cache is not None and not counts_tokens(cache) and isinstance(attention_mask, torch.Tensor) and tokens is not None:
             # State-space models multiply the mask into the tokens they read, not into those they have read.
             attention_mask = attention_mask[:, -length:]
         inputs: dict[str, Any] = {

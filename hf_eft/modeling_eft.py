@@ -26,6 +26,7 @@ from .folders.saving import EFTSavingMixin
 from .generation import EFTGenerationMixin, split_masks
 from .members import Members, keep, named_members
 from .prompts import positions_in_common
+from .releases import CACHE, takes_cache
 from .speculative.request import Request
 from .vocabulary import end_tokens
 
@@ -79,7 +80,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [CACHE]
 
     def __init__(
         self,
@@ -244,6 +245,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
 
     # Forward ------------------------------------------------------------------------------------------------------------
 
+    @takes_cache
     @can_return_tuple
     @merge_with_config_defaults
     def forward(
@@ -251,7 +253,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -266,7 +268,8 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, positions)`, *optional*): The tokens to read.
             attention_mask (`torch.Tensor` of shape `(batch, cached + positions)`, *optional*): 0 where a token is padding.
             position_ids (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*): Positions of the tokens.
-            past_key_values ([`EFTCache`] or an empty `Cache`, *optional*): States of the tokens before; extended in place.
+            cache ([`EFTCache`] or an empty `Cache`, *optional*):
+                States of the tokens before, extended in place; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, positions, hidden)`, *optional*):
                 What the main member reads instead of `input_ids`. The others read `member_input_ids`; without them, the ids are
                 looked up in the main member's embedding table, where that is exact.
@@ -294,9 +297,9 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         members = self._members.apart((member_inputs or {}).keys())
         if member_inputs:
             logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
-        check_rows(tokens, past_key_values)
-        check_mask(attention_mask, tokens, past_key_values)
-        cache = _cache_for(members, past_key_values, use_cache)
+        check_rows(tokens, cache)
+        check_mask(attention_mask, tokens, cache)
+        cache = _cache_for(members, cache, use_cache)
         if coefficients is None and self.combination.scheduled:
             start = int(cache.get_seq_length()) if cache is not None else 0
             coefficients = self.combination.at(range(start, start + tokens.shape[1]), self._members.names)[None]
@@ -327,7 +330,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
+            **{CACHE: cache},
             hidden_states=main.get("hidden_states"),
             attentions=main.get("attentions"),
         )

@@ -1470,7 +1470,7 @@ FAULTS = [
     Fault(
         "a chat reads everything anew",
         "conversation.py",
-        "            self._cache = out.past_key_values\n",
+        "            self._cache = cache_of(out)\n",
         "",
         "tests/test_chat.py -k reads_what_is_new",
     ),

@@ -14,6 +14,7 @@ from families import build, prompts, shared
 from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.releases import cache_of
 
 # What PEFT says while adapters are made.
 _PEFT_SAYS = (
@@ -336,7 +337,7 @@ def test_one_pass_and_no_copies_from_step_to_step() -> None:
         eft.members[name].register_forward_hook(lambda *_: calls.update(alone=calls["alone"] + 1))
     out = eft.generate(**prompts("left"), max_new_tokens=6, min_new_tokens=6, return_dict_in_generate=True)
     assert calls == {"stack": 6, "alone": 0}
-    cache = out.past_key_values
+    cache = cache_of(out)
     joint = cache.joints[("tuned", "reference")].cache.layers[0].keys
     assert joint.shape[0] == 6
     for i, name in enumerate(("tuned", "reference")):
@@ -353,10 +354,10 @@ def test_conversations_go_on_from_a_returned_cache() -> None:
     oracle = EFTForCausalLM.from_models(shared("llama", 0), tuned=merged(model), reference=plain())
     inputs = prompts("even")
     first = eft.generate(**inputs, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
-    forked = copy.deepcopy(first.past_key_values)
+    forked = copy.deepcopy(cache_of(first))
     expected = oracle.generate(first.sequences, max_new_tokens=6).tolist()
-    for cache in (first.past_key_values, forked):
-        assert eft.generate(first.sequences, past_key_values=cache, max_new_tokens=6).tolist() == expected
+    for cache in (cache_of(first), forked):
+        assert eft.generate(first.sequences, cache=cache, max_new_tokens=6).tolist() == expected
 
 
 def test_the_add_on_reorders_and_rolls_back() -> None:

@@ -430,11 +430,11 @@ def test_refusals() -> None:
     reader = ByteLevelModel(small, cutter)
     inputs = ids_of(b"ab")
     with pytest.raises(ValueError, match="cache that grows, got a StaticCache"):
-        reader(**inputs, past_key_values=StaticCache(config=reader.config, max_cache_len=8))
+        reader(**inputs, cache=StaticCache(config=reader.config, max_cache_len=8))
     with pytest.raises(ValueError, match="cache that grows"):
         generated(EFTForCausalLM.from_models(**members()), cache_implementation="static")
     with pytest.raises(ValueError, match="cache that grows"):
-        reader(**inputs, past_key_values=QuantizedCache.__new__(QuantizedCache))
+        reader(**inputs, cache=QuantizedCache.__new__(QuantizedCache))
     with pytest.raises(ValueError, match="no embeddings"):
         reader(inputs_embeds=torch.zeros(1, 2, 1))
     with pytest.raises(ValueError, match="for every id"):

@@ -12,6 +12,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import QuantizedCache
 
 from hf_eft import EFTCache, EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.releases import CACHE, cache_of
 
 BIG_HEADS = {"hidden_size": 64, "head_dim": 16}  # the quantized cache groups by 64 values
 
@@ -51,8 +52,8 @@ def test_quantized_cache() -> None:
     inputs, options = prompts("left"), {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
     out = model.generate(**inputs, max_new_tokens=10, return_dict_in_generate=True, **options)
     assert out.sequences.tolist() == tokens(tuned, inputs, **options)
-    assert all(isinstance(cache, QuantizedCache) for cache in out.past_key_values.members.values())
-    assert all(len(cache) == 2 for cache in out.past_key_values.members.values())
+    assert all(isinstance(cache, QuantizedCache) for cache in cache_of(out).members.values())
+    assert all(len(cache) == 2 for cache in cache_of(out).members.values())
 
 
 def test_quantized_cache_is_refused_by_the_member_that_cannot() -> None:
@@ -83,7 +84,7 @@ def test_caller_made_caches_are_used_in_place(make: str) -> None:
         "static": lambda: StaticCache(config=base.config, max_cache_len=32),
     }[make]()
     inputs = prompts("left")
-    assert tokens(model, inputs, past_key_values=cache) == tokens(tuned, inputs)
+    assert tokens(model, inputs, cache=cache) == tokens(tuned, inputs)
     assert isinstance(cache, EFTCache)
     assert int(cache.get_seq_length()) == 18
 
@@ -99,9 +100,9 @@ def test_continuing_from_a_returned_cache(families: tuple[str, str], new_only: b
         first = which.generate(**inputs, max_new_tokens=5, return_dict_in_generate=True)
         ids = torch.cat([first.sequences, turn], dim=1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(3, ids.shape[1] - 9, dtype=torch.long)], dim=1)
-        read = first.past_key_values.get_seq_length()
+        read = cache_of(first).get_seq_length()
         second = which.generate(
-            ids[:, read:] if new_only else ids, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=6
+            ids[:, read:] if new_only else ids, attention_mask=mask, max_new_tokens=6, **{CACHE: cache_of(first)}
         )
         replies.append(second[:, -6:].tolist())
     assert replies[0] == replies[1]
@@ -112,10 +113,10 @@ def test_a_copied_cache_serves_many_continuations_of_one_prefix() -> None:
     ids = prompts("one")["input_ids"]
     cache = DynamicCache()
     with torch.no_grad():
-        model(ids, past_key_values=cache, use_cache=True)
+        model(ids, cache=cache, use_cache=True)
     for suffix in ([3, 4], [9, 8]):
         full = torch.cat([ids, torch.tensor([suffix])], dim=1)
-        got = model.generate(full, past_key_values=copy.deepcopy(cache), max_new_tokens=6)
+        got = model.generate(full, cache=copy.deepcopy(cache), max_new_tokens=6)
         assert got.tolist() == tuned.generate(full, max_new_tokens=6).tolist()
     assert cache.get_seq_length() == ids.shape[1]
 
@@ -123,29 +124,29 @@ def test_a_copied_cache_serves_many_continuations_of_one_prefix() -> None:
 def test_a_cache_filled_by_another_model_is_refused() -> None:
     base, tuned, _, model = trio()
     ids = prompts("one")["input_ids"]
-    filled = base.generate(ids, max_new_tokens=3, return_dict_in_generate=True).past_key_values
+    filled = cache_of(base.generate(ids, max_new_tokens=3, return_dict_in_generate=True))
     with pytest.raises(ValueError, match="has no states of the members 'tuned', 'reference'"):
-        model.generate(torch.cat([ids, ids], 1), past_key_values=filled, max_new_tokens=3)
+        model.generate(torch.cat([ids, ids], 1), cache=filled, max_new_tokens=3)
     other = EFTForCausalLM.from_models(base, tuned=tuned, reference=base)
-    returned = other.generate(ids, max_new_tokens=3, return_dict_in_generate=True).past_key_values
+    returned = cache_of(other.generate(ids, max_new_tokens=3, return_dict_in_generate=True))
     with pytest.raises(ValueError, match=r"holds states of the members \['base', 'tuned'\]"):
-        model.generate(torch.cat([ids, ids], 1), past_key_values=returned, max_new_tokens=3)
+        model.generate(torch.cat([ids, ids], 1), cache=returned, max_new_tokens=3)
 
 
 def test_a_static_cache_without_room_for_a_later_turn_is_refused_by_member() -> None:
     _, _, _, model = trio("mistral", "llama")  # sliding layers only: the main cache does not say how long it was meant to be
     cache = StaticCache(config=model.base.config, max_cache_len=64)
     ids = prompts("one")["input_ids"]
-    first = model.generate(ids, past_key_values=cache, max_new_tokens=4)
+    first = model.generate(ids, cache=cache, max_new_tokens=4)
     with pytest.raises(ValueError, match="The static cache of the member 'tuned' holds 9 tokens, but this call needs 18"):
-        model.generate(torch.cat([first, first[:, -3:]], 1), past_key_values=cache, max_new_tokens=6)
+        model.generate(torch.cat([first, first[:, -3:]], 1), cache=cache, max_new_tokens=6)
 
 
 def test_assisted_decoding_refuses_a_static_cache() -> None:
     base, _, _, model = trio()
     with pytest.raises(ValueError, match="static"):
         cache = StaticCache(config=base.config, max_cache_len=64)
-        model.generate(**prompts("one"), past_key_values=cache, assistant_model=base, max_new_tokens=4)
+        model.generate(**prompts("one"), cache=cache, assistant_model=base, max_new_tokens=4)
 
 
 def test_structure_reaches_every_member() -> None:
@@ -154,7 +155,7 @@ def test_structure_reaches_every_member() -> None:
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
     ids = prompts("even")["input_ids"]
     with torch.no_grad():
-        cache = model(ids, use_cache=True).past_key_values
+        cache = cache_of(model(ids, use_cache=True))
 
     def keys() -> list[torch.Tensor]:
         return [member.layers[0].keys.clone() for member in cache.members.values()]
@@ -178,4 +179,4 @@ def test_members_that_share_a_model_share_a_cache() -> None:
     base, tuned, _, _ = trio()
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=base)
     out = model.generate(**prompts("left"), max_new_tokens=4, return_dict_in_generate=True)
-    assert list(out.past_key_values.members) == ["base", "tuned"]
+    assert list(cache_of(out).members) == ["base", "tuned"]

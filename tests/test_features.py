@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
+from hf_eft.releases import CACHE, cache_of
 
 
 def tokenizer(offset: int = 0) -> PreTrainedTokenizerFast:
@@ -100,15 +101,13 @@ def contrastive_search(
     top, penalty = 4, 0.6
     inputs = model.prepare_inputs_for_generation(input_ids, attention_mask=kwargs["attention_mask"], use_cache=True)
     out = model(**inputs, output_hidden_states=True)
-    seen, cache = out.hidden_states[-1], out.past_key_values
+    seen, cache = out.hidden_states[-1], cache_of(out)
     while input_ids.shape[1] < generation_config.max_length:
         scores = logits_processor(input_ids, out.logits[:, -1].float())
         probs, candidates = scores.softmax(-1).topk(top)
         cache.batch_repeat_interleave(top)
         mask = torch.ones(top, input_ids.shape[1] + 1, dtype=torch.long)
-        out = model(
-            candidates.view(-1, 1), attention_mask=mask, past_key_values=cache, use_cache=True, output_hidden_states=True
-        )
+        out = model(candidates.view(-1, 1), attention_mask=mask, use_cache=True, output_hidden_states=True, **{CACHE: cache})
         new = out.hidden_states[-1]  # (top, 1, hidden)
         alike = torch.cosine_similarity(new, seen.expand(top, -1, -1), dim=-1).amax(-1)
         best = ((1 - penalty) * probs[0] - penalty * alike).argmax()

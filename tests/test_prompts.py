@@ -14,6 +14,7 @@ from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.prompts import MemberPrompts, member_inputs
+from hf_eft.releases import cache_of
 
 STRATEGIES = [
     # Processors that look back see the call's prompt, not the tuned member's: `no_repeat_ngram_size` is not among these.
@@ -149,7 +150,7 @@ def test_a_conversation_goes_on_from_the_cache() -> None:
     more = torch.randint(3, VOCAB, (2, 3))
     second = {"input_ids": torch.cat([out.sequences, more], dim=1)}
     longer = {"input_ids": torch.cat([own["input_ids"], said, more], dim=1)}
-    got, _ = answer(model, second, past_key_values=out.past_key_values, member_inputs={"tuned": longer}, max_new_tokens=5)
+    got, _ = answer(model, second, cache=cache_of(out), member_inputs={"tuned": longer}, max_new_tokens=5)
     assert got == answer(tuned, longer, max_new_tokens=5)[0]
 
 

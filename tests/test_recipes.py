@@ -12,6 +12,7 @@ from families import PAD, VOCAB, prompts, shared
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, Truncation
 from hf_eft.combine import combine
+from hf_eft.releases import cache_of
 
 HALF = 0.5
 NAMES = {"base": 0, "tuned": 1, "reference": 2, "a": 3, "b": 4, "a_before": 5, "b_before": 6}
@@ -184,7 +185,7 @@ def test_forward_counts_a_schedule_from_the_first_token() -> None:
         expected = combine({name: x[:, t : t + 1] for name, x in by_member.items()}, Combination.emulate(alpha=schedule(t)))
         torch.testing.assert_close(logits[:, t : t + 1], expected)
     first = model(ids[:, :2], use_cache=True)
-    second = model(ids[:, 2:], past_key_values=first.past_key_values, use_cache=True)
+    second = model(ids[:, 2:], cache=cache_of(first), use_cache=True)
     torch.testing.assert_close(second.logits, logits[:, 2:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, logits[:, -2:])
 

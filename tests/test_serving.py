@@ -20,6 +20,7 @@ from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.continuous.paged import PagedMembers
+from hf_eft.releases import CACHE
 from hf_eft.serving import EFTServer, serve
 
 QUESTIONS = tiny.questions()
@@ -318,7 +319,7 @@ def test_a_client_that_goes_away_does_not_stop_the_others(one_by_one: Any, monke
     forward, generate = model.forward, model.generate
 
     def wait_at_the_second_token(*args: Any, **kwargs: Any) -> Any:
-        if kwargs["past_key_values"].get_seq_length() > 0:
+        if kwargs[CACHE].get_seq_length() > 0:
             assert gone.wait(60)
         return forward(*args, **kwargs)
 

@@ -14,6 +14,7 @@ from families import EOS, FAMILIES, PAD, STATEFUL, VOCAB, build, prompts, shared
 from transformers import TextStreamer
 
 from hf_eft import EFTForCausalLM, speculative
+from hf_eft.releases import cache_of
 from hf_eft.speculative.coupling import Noise, accept_equal, accept_ratio
 from hf_eft.speculative.schedule import Automatic, Fixed, expected_tokens
 
@@ -252,7 +253,7 @@ def test_nothing_is_run_twice_and_the_cache_does_not_grow() -> None:
     drafted = sum(report.blocks)
     assert read["base"] == read["reference"] == 9 + drafted + report.rounds
     assert 9 + drafted <= read["tuned"] <= 9 + drafted + report.rounds
-    lengths = {name: cache.get_seq_length() for name, cache in out.past_key_values.members.items()}
+    lengths = {name: cache.get_seq_length() for name, cache in cache_of(out).members.items()}
     assert set(lengths.values()) == {9 + 39}
 
 
@@ -293,7 +294,7 @@ def test_rows_that_have_ended_are_read_no_more(drafter: str) -> None:
     for rows in read.values():
         assert rows == sorted(rows, reverse=True) and set(rows) == {3, 2, 1}
     with pytest.raises(ValueError, match="states of 1 rows, but 3 are read"):
-        model.generate(out.sequences, past_key_values=out.past_key_values, max_new_tokens=2)
+        model.generate(out.sequences, cache=cache_of(out), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("family", ["mamba", "lfm2"])  # states that are no keys and values leave with their rows as well
@@ -323,10 +324,10 @@ def test_the_cache_of_a_call_that_ends_within_a_block_goes_on() -> None:
     first = model.generate(ids, max_new_tokens=20, eos_token_id=end, return_dict_in_generate=True, **options)
     read = first.sequences.shape[1] - 1
     assert read < ids.shape[1] + 8
-    assert {cache.get_seq_length() for cache in first.past_key_values.members.values()} == {read}
+    assert {cache.get_seq_length() for cache in cache_of(first).members.values()} == {read}
     more = model.generate(
         first.sequences,
-        past_key_values=first.past_key_values,
+        cache=cache_of(first),
         max_new_tokens=whole.shape[1] - read - 1,
         eos_token_id=None,
         **options,

@@ -27,6 +27,7 @@ from transformers import DynamicCache
 
 from hf_eft import plots
 from hf_eft.members import Members
+from hf_eft.releases import CACHE
 
 LAYERS = 8
 TARGETS: dict[str, Any] = {"all linear layers": "all-linear", "queries and values": ["q_proj", "v_proj"]}
@@ -52,7 +53,7 @@ class PeftSteps:
         self.run(torch.cat([prompt, prompt]))
 
     def run(self, tokens: torch.Tensor) -> None:
-        self.model(tokens, past_key_values=self.cache, logits_to_keep=1, adapter_names=self.names)
+        self.model(tokens, logits_to_keep=1, adapter_names=self.names, **{CACHE: self.cache})
 
     def __call__(self) -> None:
         self.run(self.token)

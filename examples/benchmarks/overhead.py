@@ -75,6 +75,7 @@ import resource, sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from overhead import llama, VOCAB
 from hf_eft import EFTForCausalLM
+from hf_eft.releases import cache_of
 def rss(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 2**20
 torch.set_num_threads(1)
 warm = llama(1, 64); warm.generate(torch.tensor([[1, 2]]), max_new_tokens=4, pad_token_id=0); del warm
@@ -87,7 +88,7 @@ else:
     model = llama({layers}, {width})
 weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
 out = model.generate(torch.randint(3, VOCAB, (4, 512)), max_new_tokens=32, pad_token_id=0, return_dict_in_generate=True)
-cache = out.past_key_values
+cache = cache_of(out)
 layers = [layer for c in getattr(cache, "members", dict(base=cache)).values() for layer in c.layers]
 caches = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values)) / 2**20
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before

@@ -33,6 +33,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.utils import logging
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor, plots
+from hf_eft.releases import CACHE
 from hf_eft.speculative.schedule import Report
 
 WIDTH, TOKENS = 512, 48
@@ -79,12 +80,12 @@ class Theirs(EFTForCausalLM):
 def bare(model: Any, batch: int, context: int, positions: int, repeats: int = 9) -> float:
     """Median seconds of a forward of `positions` tokens behind `context` cached ones."""
     cache = DynamicCache(config=model.config)
-    model(torch.randint(3, VOCAB, (batch, context)), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(torch.randint(3, VOCAB, (batch, context)), use_cache=True, logits_to_keep=1, **{CACHE: cache})
     times = []
     for _ in range(repeats):
         block = torch.randint(3, VOCAB, (batch, positions))
         start = time.perf_counter()
-        model(block, past_key_values=cache, use_cache=True)
+        model(block, use_cache=True, **{CACHE: cache})
         times.append(time.perf_counter() - start)
         cache.crop(-positions)
     return statistics.median(times)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from hf_eft.releases import CACHE
 from hf_eft.timing import in_turn, ratio, seconds
 
 __all__ = ["Bare", "in_turn", "milliseconds", "ratio", "seconds"]
@@ -24,7 +25,7 @@ class Bare:
             self.read(chunk)
 
     def read(self, tokens: torch.Tensor) -> Any:
-        return self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return self.model(tokens, use_cache=True, logits_to_keep=1, **{CACHE: self.cache})
 
     def __call__(self) -> Any:
         return self.read(self.token)

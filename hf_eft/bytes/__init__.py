@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..adapters import resolve
 from ..checks import check_model
 from ..members import keep
+from ..releases import CACHE, takes_cache
 from ..vocabulary import end_tokens, width
 from .covers import END, Cost, Covers, Missing, State, log_sum
 from .prompts import EOS, OFFSET, PAD, PromptReader
@@ -180,12 +181,13 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         reached = float(last.joint[END]) if end else last.log_prob
         return LogProb(reached - _most(first.log_prob, first), _most(reached, last) - first.log_prob)
 
+    @takes_cache
     @torch.no_grad()
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -195,7 +197,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, positions)`): Bytes, as ids of the byte tokenizer.
             attention_mask (`torch.Tensor` of shape `(batch, cached + positions)`, *optional*): 0 where an id is padding.
-            past_key_values (`DynamicCache`, *optional*): What was read before; extended in place.
+            cache (`DynamicCache`, *optional*): What was read before; extended in place.
             use_cache (`bool`, *optional*): Whether to return what was read.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
                 Which positions' logits to return; 0 for all. What is read before the first of them is a prompt.
@@ -205,7 +207,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("Byte-level members read `input_ids`; they have no embeddings for `inputs_embeds`.")
-        cache = _growing(past_key_values)
+        cache = _growing(cache)
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
         asked = self._asked(input_ids, attention_mask, cache, logits_to_keep)
@@ -213,7 +215,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         self._missing = [row[-1].missing for row in states]
         logits = {id(state): _as_logits(state) for row in states for state in row}
         stacked = torch.stack([torch.stack([logits[id(state)] for state in row]) for row in states])  # (rows, positions, 259)
-        return CausalLMOutputWithPast(logits=stacked.to(self.device), past_key_values=cache if use_cache else None)
+        return CausalLMOutputWithPast(logits=stacked.to(self.device), **{CACHE: cache if use_cache else None})
 
     def _asked(
         self, input_ids: torch.Tensor, attention_mask: Any, cache: Cache | None, logits_to_keep: int | torch.Tensor

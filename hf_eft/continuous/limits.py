@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 # What `generate` takes beside ids and mask.
-_INPUTS = {"inputs_embeds", "past_key_values", "position_ids", "member_input_ids"}
+_INPUTS = {"inputs_embeds", "cache", "past_key_values", "position_ids", "member_input_ids"}
 _ATTENTION = ("sdpa", "paged|eager")
 
 

@@ -13,6 +13,7 @@ from ..cache import EFTCache
 from ..combination import Combination
 from ..combine import combine
 from ..members import Members
+from ..releases import CACHE
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
 from .line import Line
@@ -295,7 +296,7 @@ class Speculation:
         if not generation_config.return_dict_in_generate:
             return sequences
         return GenerateDecoderOnlyOutput(
-            sequences=sequences, scores=_by_step(self.scores), logits=_by_step(self.logits), past_key_values=self.cache
+            sequences=sequences, scores=_by_step(self.scores), logits=_by_step(self.logits), **{CACHE: self.cache}
         )
 
 

@@ -11,6 +11,7 @@ from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.cache_utils import QuantizedCache
 
 from ..prompts import MemberPrompts
+from ..releases import CACHE
 from .coupling import Noise
 from .schedule import Automatic, Fixed
 
@@ -82,7 +83,7 @@ class Request:
 
 def refuse_what_cannot_be_speculated(generation_config: Any, processors: Any, model_kwargs: Mapping[str, Any]) -> None:
     """Raise where a block cannot be verified exactly."""
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     if cache is None:
         raise ValueError("Speculation needs a cache: leave `use_cache` on.")
     if isinstance(cache, QuantizedCache):
