@@ -127,7 +127,14 @@ class EFTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         check_description(config_dict, cls().to_dict())
-        return super().from_dict(dict(config_dict), **kwargs)
+        recipe = kwargs.pop("combination") if isinstance(kwargs.get("combination"), Combination) else None
+        made = super().from_dict(dict(config_dict), **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        if recipe is not None and isinstance(made, tuple):
+            return config, {**made[1], "combination": recipe}  # the model takes it: a configuration has no functions
+        if recipe is not None:
+            config.combination = recipe.to_dict()
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         return scrubbed(super().to_dict())

@@ -5,11 +5,12 @@ its members by repository and commit, or from a repository of the Hub with eithe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .combination import BASE, REFERENCE, TUNED, Coefficient, Combination
+from .folders.options import for_each, with_dtype
 from .folders.places import Place, description_of
 from .folders.trust import (
     ADAPTER,
@@ -126,18 +127,17 @@ def load_members(
         `ValueError`: If a member cannot be loaded, is a combination itself or has no safetensors; the member is named.
     """
     revisions, own = revisions or {}, member_kwargs or {}
-    for key, given in {"revisions": revisions, "member_kwargs": own}.items():
-        if unknown := set(given) - set(members):
-            raise ValueError(f"`{key}` names {sorted(unknown)}, but the members are {list(members)}.")
+    if unknown := set(revisions) - set(members):
+        raise ValueError(f"`revisions` names {sorted(unknown)}, but the members are {list(members)}.")
+    common = with_dtype({"dtype": dtype, **({} if device is None else {"device_map": device})})
+    each = for_each({name: f"{name}_config" for name in members}, common, own)
     places = {}
     for name, where in members.items():
         try:
             places[name] = Place.of(where, revisions.get(name), token=token_for(str(where), token))
         except (OSError, ValueError) as error:
             raise ValueError(f"The member {name!r} cannot be found: {error}") from error
-    common = {"dtype": dtype, **({} if device is None else {"device_map": device})}
-    each = {name: {**common, **own.get(name, {})} for name in members}
-    models, tokenizers, _ = load_places(places, each, trust_remote_code, progress)
+    models, tokenizers, _ = load_places(places, each, trust_remote_code, progress, own)
     return models, tokenizers
 
 
@@ -234,8 +234,9 @@ def load_places(
     each: Mapping[str, Mapping[str, Any]],
     trust_remote_code: bool,
     progress: Callable[[str], None] | None,
+    own: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The models (or folders of adapters), the tokenizers and the reports of members from their places."""
+    """The models (or folders of adapters), the tokenizers and the reports of members from their places. Those of `own` were told more."""
     from .folders.loading import announced
 
     loaded: dict[Any, tuple[Any, Any, Any]] = {}
@@ -244,6 +245,10 @@ def load_places(
         place, options = places[name], each.get(name, {})
         key = (place, repr(sorted(options.items(), key=lambda item: item[0])))
         if key not in loaded:
+            if name in own and look(name, place) is None:
+                raise ValueError(
+                    f"`member_kwargs` has arguments for the member {name!r}, which is an adapter: it is as the model that it is put on."
+                )
             loaded[key] = _load_one(name, place, options, trust_remote_code)
             if loaded[key][2] is not None:
                 reports[name] = loaded[key][2]

@@ -146,6 +146,7 @@ def read(
     known = {name: tokenizers[name] for name in config.tokenizer_members if name in tokenizers}
     for key, name in config.keys_of_members().items():
         setattr(config, key, copy.deepcopy(models[name].config))  # as loaded: with its dtype, its attention, its quantization
+    config.dtype = config.text_config.dtype
     model = cls(config, Members(given, recipe.coefficients, known), recipe)
     model._held_tokenizers = tokenizers
     if (folder / "generation_config.json").is_file():

@@ -88,7 +88,7 @@ class Place:
         found = cached_file(self.name, name, **self.where, _raise_exceptions_for_missing_entries=False)
         return None if found is None else Path(found)
 
-    def folder(self, subfolder: str = "", patterns: tuple[str, ...] = READ) -> Path:
+    def folder(self, subfolder: str = "", patterns: tuple[str, ...] = READ, tqdm_class: Any = None) -> Path:
         """The folder, or the repository's files of these kinds in the cache."""
         if self.commit is None:
             return Path(self.name, subfolder)
@@ -96,6 +96,8 @@ class Place:
 
         prefix = f"{subfolder}/" if subfolder else ""
         options = {key: value for key, value in self.options.items() if key != "proxies"}
+        if tqdm_class is not None:
+            options["tqdm_class"] = tqdm_class
         allowed = [f"{prefix}{pattern}" for pattern in patterns]
         return Path(snapshot_download(self.name, revision=self.commit, allow_patterns=allowed, **options), subfolder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ def follow(
     where: str,
     combination: Combination | None,
     each: Mapping[str, Mapping[str, Any]],
+    own: Collection[str],
     trust_remote_code: bool,
     tokens: Token,
     progress: Callable[[str], None] | None,
@@ -83,7 +84,7 @@ def follow(
         # A token is for what the user named: a file names this one, so that not even the stored token is sent unasked.
         token = tokens.get(repo_id, False) if isinstance(tokens, Mapping) else False
         places[name] = Place.on_hub(repo_id, commit, **{**hub_options, "token": token})
-    models, tokenizers, reports = load_places(places, each, trust_remote_code, progress)
+    models, tokenizers, reports = load_places(places, each, trust_remote_code, progress, own)
     recipe = Combination.from_dict(config.combination) if combination is None else combination
     return assemble(models, tokenizers, combination=recipe), reports
 

@@ -12,18 +12,8 @@ from transformers import GenerationConfig
 
 from ..combination import Combination
 from ..configuration_eft import EFTConfig
+from .options import OF_THE_HUB, for_each, take
 from .places import Place, description_of, source_of
-
-# What transformers tells itself on the way from an Auto class or a pipeline.
-_INTERNAL = (
-    "_from_auto _from_pipeline _commit_hash adapter_kwargs code_revision low_cpu_mem_usage weights_only state_dict".split()
-)
-_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
-# What every member's loading call is told, unless `member_kwargs` says otherwise.
-_OF_A_MEMBER = (
-    "dtype torch_dtype device_map max_memory offload_folder offload_buffers quantization_config use_safetensors "
-    "disable_mmap use_kernels".split()
-)
 
 
 class EFTSavingMixin:
@@ -180,50 +170,49 @@ class EFTSavingMixin:
 
         if model_args:
             raise TypeError("`from_pretrained` takes one position argument, the folder or the repository.")
-        if kwargs.get("state_dict") is not None:
-            raise ValueError("`state_dict` cannot be given: the members' weights are read from the folder.")
-        for key in _INTERNAL:
-            kwargs.pop(key, None)
+        common = take(kwargs)
         tokens = kwargs.get("token")
-        hub_options = {key: kwargs.pop(key) for key in _OF_THE_HUB if key in kwargs}
+        hub_options = {key: kwargs.pop(key) for key in OF_THE_HUB if key in kwargs}
         if isinstance(tokens, Mapping):
             hub_options["token"] = tokens.get(str(pretrained_model_name_or_path))
-        common = {key: kwargs.pop(key) for key in _OF_A_MEMBER if key in kwargs}
         place = Place.of(pretrained_model_name_or_path, revision, **hub_options)
         found = description_of(place, subfolder)
-        if not isinstance(config, EFTConfig):
+        if config is None:
             config, kwargs = EFTConfig.from_dict(found, return_unused_kwargs=True, **kwargs)
-        config = copy.deepcopy(config)
+        config = _configuration(config)
         for key in [key for key in kwargs if hasattr(config, key)]:
             setattr(config, key, kwargs.pop(key))
         for key in ("attn_implementation", "experts_implementation"):
-            chosen = kwargs.pop(key, getattr(config, f"_{key}"))
-            if chosen is not None:
-                common[key] = chosen
-                setattr(config, f"_{key}", chosen)
+            if key in common:
+                setattr(config, f"_{key}", common[key])
+            elif config.references and (chosen := getattr(config, f"_{key}")) is not None:
+                common[key] = chosen  # no member's configuration is here yet, which would say so
         if kwargs:
             raise TypeError(f"`from_pretrained` got arguments that it does not know: {', '.join(map(repr, kwargs))}.")
-        each = _each(config, common, member_kwargs or {})
+        own = member_kwargs or {}
+        each = for_each({name: key for key, name in config.keys_of_members().items()}, common, own)
         if config.references:
             if not allow_references:
                 recipe.refuse(config, place.name)
             model, reports = recipe.follow(
-                config, place.name, combination, each, bool(trust_remote_code), tokens, progress, hub_options
+                config, place.name, combination, each, own, bool(trust_remote_code), tokens, progress, hub_options
             )
         else:
-            model, reports = folder.read(cls, place.folder(subfolder), config, combination, each, progress)
+            fetched = place.folder(subfolder, tqdm_class=common.get("tqdm_class"))
+            model, reports = folder.read(cls, fetched, config, combination, each, progress)
         if generation_config is not None:
             model.generation_config = copy.deepcopy(generation_config)
         model.config.name_or_path = place.name
         return (model, _report(reports)) if output_loading_info else model
 
 
-def _each(config: EFTConfig, common: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each member's loading call is told."""
-    names = list(dict.fromkeys([*config.member_names, *config.adapters.values()]))
-    if unknown := set(own) - set(names):
-        raise ValueError(f"`member_kwargs` has arguments for {sorted(unknown)}, but the members are {names}.")
-    return {name: {"dtype": "auto", **common, **own.get(name, {})} for name in names}
+def _configuration(given: Any) -> EFTConfig:
+    """A copy of the configuration that the caller gave, or says where to find."""
+    if isinstance(given, EFTConfig):
+        return copy.deepcopy(given)
+    if not isinstance(given, (str, Path)):
+        raise TypeError(f"`config` must be an `EFTConfig`, or the folder of one, got {type(given).__name__}.")
+    return EFTConfig.from_pretrained(given)
 
 
 def _report(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
