@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .combination import Combination
-from .folders.trust import check_description, member_description, scrubbed
+from .folders.trust import check_description, member_description
+from .folders.written import readable, scrubbed
+
+logger = logging.get_logger(__name__)
 
 
 class EFTConfig(PreTrainedConfig):
@@ -141,6 +147,18 @@ class EFTConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         return scrubbed(super().to_diff_dict())
+
+    def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
+        """Write what can be read back. What else somebody set is left out, and a warning names it."""
+        found = super().to_diff_dict() if use_diff else super().to_dict()
+        description, left_out = readable(found, EFTConfig().to_dict())
+        if left_out:
+            logger.warning(
+                f"Left out of {Path(json_file_path).name}, as the file of a combination may not say it: {', '.join(left_out)}. Set it "
+                "anew after loading."
+            )
+        text = json.dumps(self._encode_special_floats(description), indent=2, sort_keys=True)
+        Path(json_file_path).write_text(text + "\n", encoding="utf-8")
 
 
 def as_config(name: str, given: Any) -> PreTrainedConfig:

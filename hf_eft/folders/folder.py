@@ -24,6 +24,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrain
 from transformers.utils import logging
 
 from ..adapters import Adapted, checked_folder, own_weights
+from ..checks import check_model
 from ..combination import BASE, REFERENCE, Combination
 from ..configuration_eft import EFTConfig
 from ..members import Members
@@ -67,6 +68,7 @@ def write(
     parts = Parts.of(model._members)
     check_target(folder)
     for name, part in parts.models.items():
+        check_model(name, part)
         _check_class(name, part)
     for name, part in parts.own.items():
         _check_unchanged(name, part)
@@ -86,6 +88,10 @@ def write(
         _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members.names), new, staging / "tokenizers")
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], model.dtype
+        # Who the members are is the model's to say, whatever was set on its configuration.
+        config.member_names, config.shared_members, config.adapters = list(model._members.names), parts.shared, parts.adapters
+        config.references, config.combination = {}, model.combination.to_dict()
+        config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
             member_config = getattr(config, key)
             member_config.architectures, member_config.dtype = [type(parts.models[name]).__name__], parts.models[name].dtype

@@ -126,11 +126,15 @@ def _part_of(common: Mapping[str, Any], name: str, key: str, names: list[str]) -
     """What all are told, as far as it is about this member."""
     part = dict(common)
     for option in ("attn_implementation", "experts_implementation"):
-        if isinstance(part.get(option), Mapping):  # by part of the configuration; "" is the combination itself, which has no layers
+        if isinstance(
+            part.get(option), Mapping
+        ):  # by part of the configuration; "" is the combination itself, which has no layers
             part[option] = part[option].get(key)
     devices = part.get("device_map")
     if isinstance(devices, Mapping) and any(module.split(".")[0] in names for module in devices):
-        mine = {module.removeprefix(name).removeprefix("."): device for module, device in devices.items() if _within(module, name)}
+        mine = {
+            module.removeprefix(name).removeprefix("."): device for module, device in devices.items() if _within(module, name)
+        }
         if not mine and "" not in devices:
             raise ValueError(f"`device_map` has no device for the member {name!r}, got {dict(devices)!r:.200}.")
         part["device_map"] = mine or {"": devices[""]}

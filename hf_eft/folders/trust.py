@@ -27,7 +27,7 @@ _KEYS = frozenset(
     "combination text_config tie_word_embeddings use_cache bos_token_id eos_token_id pad_token_id".split()
 )
 # What a member's configuration loses, at any depth: names of code, of repositories and of files, and whatever chooses a kernel.
-_LOST = frozenset(
+LOST = frozenset(
     "auto_map trust_remote_code code_revision custom_pipelines _name_or_path name_or_path _commit_hash attn_implementation "
     "_attn_implementation _attn_implementation_internal experts_implementation _experts_implementation "
     "_experts_implementation_internal use_kernels kernel_config fusion_config transformers_weights configuration_files "
@@ -37,6 +37,7 @@ _LOST = frozenset(
 _REFUSED_TYPES = ("timm_wrapper", "timm_backbone", MODEL_TYPE)
 _COUNTS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks?|experts?|heads?)")
 _DTYPE = re.compile(r"(torch\.)?(auto|b?float[0-9a-z_]*|half|double)")
+_SPECIAL_FLOATS = ("NaN", "Infinity", "-Infinity")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -51,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MAX_JSON:
         raise ValueError(f"{str(path)!r} has {size:,} bytes, expected at most {MAX_JSON:,}: it is refused.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
@@ -79,14 +80,12 @@ def check_description(description: Mapping[str, Any], defaults: Mapping[str, Any
     names = _names(description.get("member_names") or [])
     adapters = _links("adapters", description, names)
     shared = _links("shared_members", description, names)
-    trunks = [trunk for trunk in dict.fromkeys(adapters.values()) if trunk not in names]
-    _names(trunks)
+    _names([trunk for trunk in dict.fromkeys(adapters.values()) if trunk not in names])
     if wrong := [name for name, owner in shared.items() if owner not in names or owner in shared or owner == name]:
         raise ValueError(f"`shared_members` must name a member with a model of its own for each, got {wrong} with {shared}.")
     if wrong := [name for name, trunk in adapters.items() if trunk in adapters or trunk in shared or name in shared]:
         raise ValueError(f"`adapters` must name a model with weights of its own for each, got {wrong} with {adapters}.")
-    known = _KEYS | {f"{name}_config" for name in [*names, *trunks]}
-    if unknown := sorted(key for key in description if key not in known and not _same(key, description, defaults)):
+    if unknown := sorted(key for key in description if not is_read(key, description, defaults)):
         raise ValueError(
             f"The configuration has keys that are not read: {', '.join(map(repr, unknown))}. Expected {', '.join(sorted(_KEYS))} and a "
             "configuration for each member."
@@ -132,14 +131,7 @@ def member_description(name: str, description: Any) -> dict[str, Any]:
     """
     if not isinstance(description, Mapping) or not isinstance(description.get("model_type"), str):
         raise ValueError(f"The member {name!r} must have a configuration with a `model_type`, got {description!r:.200}.")
-    return _clean(name, description, 0)
-
-
-def scrubbed(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description to be written, without what is not read back, at any depth."""
-    return {
-        key: scrubbed(value) if isinstance(value, Mapping) else value for key, value in description.items() if key not in _LOST
-    }
+    return clean(name, description, 0)
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -208,7 +200,7 @@ def check_code(name: str, description: Mapping[str, Any]) -> None:
         )
 
 
-def _clean(name: str, description: Mapping[str, Any], depth: int) -> dict[str, Any]:
+def clean(name: str, description: Mapping[str, Any], depth: int) -> dict[str, Any]:
     if depth > 16:
         raise ValueError(f"The configuration of the member {name!r} is nested more than 16 deep: it is refused.")
     kind = description.get("model_type")
@@ -217,7 +209,7 @@ def _clean(name: str, description: Mapping[str, Any], depth: int) -> dict[str, A
         raise ValueError(f"The member {name!r} is {what}: it is refused. Give a causal language model.")
     clean: dict[str, Any] = {}
     for key, value in description.items():
-        if key in _LOST:
+        if key in LOST:
             continue
         _check_number(name, key, value)
         _check_dtype(f"the member {name!r}", key, value)
@@ -227,7 +219,7 @@ def _clean(name: str, description: Mapping[str, Any], depth: int) -> dict[str, A
 
 def _clean_value(name: str, value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
-        return _clean(name, value, depth)
+        return clean(name, value, depth)
     if isinstance(value, (list, tuple)) and any(isinstance(each, (Mapping, list)) for each in value):
         return [_clean_value(name, each, depth + 1) for each in value]
     return value
@@ -281,11 +273,30 @@ def _check_combination(recipe: Any, names: list[str]) -> None:
         raise ValueError(f"The recipe names {sorted(unknown)}, but the members are {names}.")
 
 
+def is_read(key: str, description: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether a key of an EFT configuration is one that is read, or says what is so anyway."""
+    names = [*(description.get("member_names") or []), *(description.get("adapters") or {}).values()]
+    return (
+        key in _KEYS or (key.endswith("_config") and key.removesuffix("_config") in names) or _same(key, description, defaults)
+    )
+
+
+def _special_float(value: dict[str, Any]) -> Any:
+    """JSON has no infinity: transformers writes an object in its place."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} and value["__float__"] in _SPECIAL_FLOATS else value
+
+
 def _same(key: str, description: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     if key not in defaults:
         return False
-    # JSON has no integer keys.
-    return json.dumps(description[key], default=str, sort_keys=True) == json.dumps(defaults[key], default=str, sort_keys=True)
+    return _plain(description[key]) == _plain(defaults[key])
+
+
+def _plain(value: Any) -> str:
+    """A value as JSON has it, which has no integer keys."""
+    if isinstance(value, Mapping):
+        return str({str(key): _plain(each) for key, each in sorted(value.items(), key=lambda item: str(item[0]))})
+    return json.dumps(value, default=str, sort_keys=True)
 
 
 def _root_of(folder: Path) -> Path:
