@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -61,9 +62,11 @@ class EFTConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Whoever holds a configuration may look its model up with `AutoModelForCausalLM`: the module registers it.
-        from . import modeling_eft  # noqa: F401
+        # Whoever holds a configuration may look its model up: with `AutoModelForCausalLM`, with which the module registers it, or by its
+        # name among transformers' own, as `transformers serve` does.
+        from .modeling_eft import EFTForCausalLM
 
+        transformers.EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]
         self.shared_members = dict(self.shared_members or {})
         self.adapters = dict(self.adapters or {})
         self.tokenizer_members = list(self.tokenizer_members or [])
