@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, StaticCache
 from transformers.generation import GenerationMode
 from transformers.masking_utils import create_masks_for_generate
 
-from .cache import EFTCache
+from .cache import EFTCache, counts_tokens
 from .combination import Combination
 from .continuous import EFTContinuousMixin
 from .members import Members
@@ -100,6 +100,10 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = self._request.own.get(name, {})
             shape = (*own["input_ids"].shape, 0) if own else inputs_embeds.shape
+            read = own.get("attention_mask", attention_mask)
+            if not counts_tokens(own_cache):  # state-space models take the mask as it is
+                flat[f"{name}{_MASK_OF}"] = read
+                continue
             masks = make(
                 config=model.config,
                 inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=model.device),
