@@ -19,6 +19,8 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
+from .recurrent import give_layers
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -78,6 +80,7 @@ class EFTCache(Cache):
                 f"`cache` is filled, but has no states of the members {', '.join(map(repr, others))}: it was filled "
                 "by another model. Pass an empty cache, or one that this model returned."
             )
+        give_layers(cache, models[main].config)
         siblings = {name: sibling_cache(cache, name, models[name], max_cache_len) for name in others}
         cache.__class__ = _eft_class(type(cache))
         attached = cast(EFTCache, cache)
@@ -102,7 +105,7 @@ class EFTCache(Cache):
     def count(self, tokens: int) -> None:
         """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
         static caches, which are compiled, are never rolled back."""
-        if isinstance(self, StaticCache):
+        if isinstance(self, StaticCache) and any(counts_tokens(cache) for cache in self.members.values()):
             return
         self.seen_tokens += tokens
         self.unsettled_tokens += tokens

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache
 
 from .adapters import by_adapter, resolve
 from .adapters.joint import Joint
@@ -18,6 +18,7 @@ from .adapters.stack import Stack
 from .cache import EFTCache, counts_tokens
 from .checks import check_finite, check_model
 from .combination import BASE, REFERENCE, TUNED
+from .recurrent import forget_rows, has_read, linear_layers, rows_of_padding
 from .releases import cache_argument
 from .vocabulary import Vocabulary, width
 
@@ -68,7 +69,7 @@ class Member:
         """One step of this model alone, its inputs moved to its device."""
         tokens = inputs_embeds if input_ids is None else input_ids
         length = 0 if tokens is None else tokens.shape[1]
-        if self.is_stateful and length > 1 and cache is not None and _has_read(cache):
+        if self.is_stateful and length > 1 and cache is not None and has_read(cache):
             # Recurrent models go on from their states one token at a time; given several, they start from nothing.
             steps = [
                 self.forward(
@@ -85,6 +86,7 @@ class Member:
             ]
             steps[-1].logits = keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
             return steps[-1]
+        padding = rows_of_padding(attention_mask) if cache is not None and linear_layers(cache) else None
         if cache is not None and not counts_tokens(cache) and isinstance(attention_mask, torch.Tensor) and tokens is not None:
             # State-space models multiply the mask into the tokens they read, not into those they have read.
             attention_mask = attention_mask[:, -length:]
@@ -99,6 +101,8 @@ class Member:
         }
         inputs = {key: _to(value, self.device) for key, value in inputs.items() if value is not None}
         outputs = self.model(**inputs, use_cache=use_cache, return_dict=True)
+        if padding is not None:
+            forget_rows(cast(Cache, cache), padding)
         if "logits_to_keep" not in self.accepts:
             outputs.logits = keep(outputs.logits, logits_to_keep)
         return outputs
@@ -316,11 +320,6 @@ class Members:
                 for name, values in distinct.items():
                     check_finite(values, name, attention_mask)
         return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}
-
-
-def _has_read(cache: Cache) -> bool:
-    linear = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
-    return any(state for layer in linear for state in layer.has_previous_state.values())
 
 
 def _column(values: torch.Tensor | None, i: int) -> torch.Tensor | None:

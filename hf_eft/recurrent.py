@@ -1,0 +1,48 @@
+"""Recurrent states: whether a cache has any, which caches need layers for them, and rows that have read nothing but padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+
+
+def linear_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
+    """The layers that sum up what they read."""
+    return [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+
+
+def has_read(cache: Cache) -> bool:
+    """Whether any such layer has read anything."""
+    return any(state for layer in linear_layers(cache) for state in layer.has_previous_state.values())
+
+
+def give_layers(cache: Cache, config: Any) -> None:
+    """
+    Give a `DynamicCache()` that was made without a configuration the layers that this one needs, in place: left to itself it would make
+    attention layers.
+    """
+    if type(cache) is DynamicCache and not cache.layers:
+        made = DynamicCache(config=config)
+        if linear_layers(made):
+            cache.layers, cache.layer_class_to_replicate = made.layers, None
+
+
+def rows_of_padding(attention_mask: Any) -> torch.Tensor | None:
+    """Which rows have read nothing but padding so far, `(batch,)`; `None` if none has."""
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2 or torch.compiler.is_compiling():
+        return None
+    rows = ~attention_mask.bool().any(-1)
+    return rows if bool(rows.any()) else None
+
+
+def forget_rows(cache: Cache, rows: torch.Tensor) -> None:
+    """Put these rows' recurrent states back to their start: a model that reads one token at a time does not ask whether it is padding."""
+    for layer in linear_layers(cache):
+        for kept in (layer.conv_states, layer.recurrent_states):
+            for i, states in kept.items():
+                if states is not None:
+                    shape = (-1, *(1 for _ in states.shape[1:]))
+                    kept[i] = states.masked_fill(rows.to(states.device).view(shape), 0)
