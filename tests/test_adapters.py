@@ -271,6 +271,23 @@ def test_an_adapter_loaded_by_transformers(tmp_path: Path) -> None:
         assert eft._members.stacks
 
 
+def test_adapters_loaded_by_transformers_one_of_which_is_on() -> None:
+    from peft import get_peft_model_state_dict
+    from peft.functional import set_adapter
+
+    model, _ = adapted()
+    small = plain()
+    for name in ("one", "other"):
+        state = get_peft_model_state_dict(model)
+        small.load_adapter(peft_config=model.peft_config["default"], adapter_state_dict=state, adapter_name=name)
+    set_adapter(small, ["one", "other"])
+    with pytest.raises(ValueError, match=r"\['one', 'other'\] are on together.*`from peft.functional import set_adapter"):
+        EFTForCausalLM.from_models(shared("llama", 0), tuned=small)
+    set_adapter(small, "other")  # as the error says, with any release of PEFT
+    oracle = EFTForCausalLM.from_models(shared("llama", 0), tuned=model)
+    same(EFTForCausalLM.from_models(shared("llama", 0), tuned=small.eval()), oracle, prompts("left"))
+
+
 def _picture(model: Any) -> dict[str, Any]:
     return {
         "types": [(name, type(module), module.training) for name, module in model.named_modules()],

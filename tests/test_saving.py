@@ -99,7 +99,9 @@ def twice() -> EFTForCausalLM:
 
 def loaded_by_transformers() -> EFTForCausalLM:
     small = build("llama", 1)
-    small.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), adapter_name="mine")
+    source = lora(build("llama", 1), ("mine",))
+    state = peft.get_peft_model_state_dict(source, adapter_name="mine")
+    small.load_adapter(peft_config=source.peft_config["mine"], adapter_state_dict=state, adapter_name="mine")
     return EFTForCausalLM.from_models(build("gpt2", 0), tuned=small, reference=small)
 
 
@@ -174,6 +176,22 @@ def test_the_folder_brings_it_back(composition: str, tmp_path: Path) -> None:
     assert isinstance(again, EFTForCausalLM)
     assert torch.equal(logits(again), expected)
     assert json.loads((tmp_path / "again/config.json").read_text()) == json.loads((tmp_path / "saved/config.json").read_text())
+
+
+def test_a_model_under_an_adapter_that_transformers_loaded_loads_alone(tmp_path: Path) -> None:
+    """Loading the adapter changes what transformers calls the model's weights when it saves them."""
+    for family in ("llama", "mixtral"):
+        build(family, 1).save_pretrained(tmp_path / family)
+        small, ids = AutoModelForCausalLM.from_pretrained(tmp_path / family), prompts("left")
+        expected = small(**ids).logits
+        source = lora(build(family, 1), target_modules=["q_proj"])
+        state = peft.get_peft_model_state_dict(source)
+        small.load_adapter(peft_config=source.peft_config["default"], adapter_state_dict=state)
+        model = EFTForCausalLM.from_models(build("gpt2", 0), tuned=small, reference=small)
+        model.save_pretrained(tmp_path / f"{family}_saved")
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / f"{family}_saved/members/reference")
+        assert torch.equal(alone(**ids).logits, expected)
+        assert torch.equal(logits(EFTForCausalLM.from_pretrained(tmp_path / f"{family}_saved")), logits(model))
 
 
 def test_adapters_come_back_as_views_of_one_copy(tmp_path: Path) -> None:

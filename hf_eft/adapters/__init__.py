@@ -120,7 +120,7 @@ def _loaded_into(name: str, model: Any, given: Mapping[str, Any]) -> Adapted:
     if len(active) > 1:
         raise ValueError(
             f"In the model of the member {name!r}, the adapters {sorted(active)} are on together. Leave one on: "
-            "`model.set_adapter(...)`."
+            "`from peft.functional import set_adapter; set_adapter(model, ...)`."
         )
     for adapter in active:
         _check_config(name, adapter, model.peft_config[adapter])

@@ -32,8 +32,10 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
         while is_adapter_module(original):
             original = original.get_base_layer() if hasattr(original, "get_base_layer") else original.original_module
         replace(view, path, original)
-    for mark in ("peft_config", "_hf_peft_config_loaded"):
-        view.__dict__.pop(mark, None)
+    view.__dict__.pop("peft_config", None)
+    if view.__dict__.pop("_hf_peft_config_loaded", False):
+        # How the names in the adapter's file became those of the model: saved with it, the model would get the file's.
+        view.__dict__.pop("_weight_conversions", None)
     return view
 
 
