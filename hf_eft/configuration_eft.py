@@ -66,7 +66,7 @@ class EFTConfig(PreTrainedConfig):
         # name among transformers' own, as `transformers serve` does.
         from .modeling_eft import EFTForCausalLM
 
-        transformers.EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]
+        transformers.EFTForCausalLM = EFTForCausalLM
         self.shared_members = dict(self.shared_members or {})
         self.adapters = dict(self.adapters or {})
         self.tokenizer_members = list(self.tokenizer_members or [])

@@ -100,9 +100,8 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = self._request.own.get(name, {})
             shape = (*own["input_ids"].shape, 0) if own else inputs_embeds.shape
-            read = own.get("attention_mask", attention_mask)
             if not counts_tokens(own_cache):  # state-space models take the mask as it is
-                flat[f"{name}{_MASK_OF}"] = read
+                flat[f"{name}{_MASK_OF}"] = own.get("attention_mask", attention_mask)
                 continue
             masks = make(
                 config=model.config,
