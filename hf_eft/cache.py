@@ -19,7 +19,8 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
-from .recurrent import give_layers
+from .recurrent import give_layers, is_recurrent
+from .roll_back import crop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,17 +111,19 @@ class EFTCache(Cache):
         self.seen_tokens += tokens
         self.unsettled_tokens += tokens
 
-    def can_crop(self, tokens: int) -> bool:
+    def can_crop(self, tokens: int, marked: bool = False) -> bool:
         """
         Whether the last `tokens` tokens can be taken back exactly. Sliding windows and convolutions have forgotten what that
-        needs, unless they record the past; then they remember back to the last `crop`. Recurrent states never can.
+        needs, unless they record the past; then they remember back to the last `crop`. Recurrent states cannot, unless they are `marked`:
+        put back from a [`~hf_eft.roll_back.Mark`] afterwards.
         """
-        return all(_can_crop(layer, tokens, self.unsettled_tokens) for cache in self.members.values() for layer in cache.layers)
+        layers = [layer for cache in self.members.values() for layer in cache.layers]
+        return all((marked or not is_recurrent(layer)) and _can_crop(layer, tokens, self.unsettled_tokens) for layer in layers)
 
     def roll_back(self, drops: Mapping[str, int], shift: torch.Tensor | None, trims: Mapping[str, int]) -> None:
         r"""
         Forget the end of every row, as many tokens as that row's draft was wrong in, and bring the rows into line again: a row that
-        forgets more than the others moves to the right, and gets padding on its left.
+        forgets more than the others moves to the right, and gets padding on its left. Recurrent states are left as they are.
 
         Args:
             drops (`Mapping[str, int]`): By member, how many columns *all* rows forget.
@@ -131,9 +134,9 @@ class EFTCache(Cache):
             if shift is not None:
                 for layer in cache.layers:
                     _shift_rows(layer, shift)
-            super().crop(-drops[name]) if cache is self else cache.crop(-drops[name])
-            if trims[name]:
-                for layer in cache.layers:
+            for layer in cache.layers:
+                crop(layer, drops[name])
+                if trims[name]:
                     _trim_left(layer, trims[name])
         self.unsettled_tokens = 0
 
@@ -143,9 +146,11 @@ class EFTCache(Cache):
             cache.reorder_cache(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        for cache in self.sibling_caches.values():
-            cache.crop(tokens_to_remove)
+        layers = [layer for cache in self.members.values() for layer in cache.layers]
+        if tokens_to_remove and any(map(is_recurrent, layers)):
+            raise RuntimeError("Recurrent states have forgotten what they read before: they cannot be cropped.")
+        for layer in layers:
+            crop(layer, -tokens_to_remove)
         self.unsettled_tokens = 0
 
     def reset(self) -> None:
@@ -274,11 +279,13 @@ def counts_tokens(cache: Cache) -> bool:
 
 
 def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
-    if isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.is_recurrent_states_initialized.values()):
-        return False
+    if is_recurrent(layer) and not isinstance(layer, CacheLayerMixin):
+        return True
     if isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window:
         return True
-    if isinstance(layer, (DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin)):
+    if isinstance(layer, DynamicSlidingWindowLayer) or (
+        isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer)
+    ):
         return layer.record_past and tokens <= recorded
     return isinstance(layer, DynamicLayer)
 
@@ -290,7 +297,7 @@ def _shift_rows(layer: Any, shift: torch.Tensor) -> None:
             "Rows that keep different numbers of drafted tokens cannot be brought into line in a cache with an index of keys (sparse "
             "attention). Speculate with one row at a time."
         )
-    if isinstance(layer, LinearAttentionCacheLayerMixin):
+    if isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer):
         for i, states in layer.conv_states.items():
             if states is not None:
                 layer.conv_states[i] = _shifted(states, shift, dim=-1)

@@ -18,6 +18,7 @@ from .continuous import EFTContinuousMixin
 from .members import Members
 from .prompts import MemberPrompts, positions_of, warn_of_templates
 from .releases import CACHE, cache_of, renamed, takes_cache
+from .roll_back import check_within
 from .speculative import Speculation
 from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .speculative.line import Line
@@ -76,11 +77,6 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             cache.activate_past_recording()
 
     def _validate_generation_mode(self, generation_mode: Any, generation_config: Any, mode_kwargs: dict[str, Any]) -> None:
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and self._members.stateful:
-            raise ValueError(
-                "Assisted decoding rolls the members' states back, which recurrent ones cannot: "
-                f"{', '.join(map(repr, self._members.stateful))}. Decode without an assistant."
-            )
         if generation_mode == GenerationMode.ASSISTED_GENERATION and generation_config.num_return_sequences > 1:
             generation_config = copy.copy(generation_config)
             generation_config.num_return_sequences = 1  # transformers' limit, not ours: rows are rows
@@ -250,6 +246,11 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             or config.assistant_early_exit is not None
         )
         if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
+            if self._members.stateful:
+                raise ValueError(
+                    "With this assistant, transformers rolls the members' states back itself, and recurrent ones cannot be: "
+                    f"{', '.join(map(repr, self._members.stateful))}. A member, a model with the same tokenizer or the prompt may draft."
+                )
             if self._request.prompts is not None:
                 raise ValueError("With `member_inputs`, a member, a model with the same tokenizer or the prompt may draft.")
             return super()._assisted_decoding(input_ids, **kwargs)
@@ -279,6 +280,8 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
         )
         cache = cache_of(outputs)
+        for name, member in self._members.distinct.items():
+            check_within(member, cache.members[name])
         cache.activate_past_recording()
         drafter = self._drafter(assistant, rows, cache, generation_config)
         drafter.prefill(input_ids, mask, positions)

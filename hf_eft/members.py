@@ -20,6 +20,7 @@ from .checks import check_finite, check_model
 from .combination import BASE, REFERENCE, TUNED
 from .recurrent import forget_rows, has_read, linear_layers, rows_of_padding
 from .releases import cache_argument
+from .roll_back import goes_on
 from .vocabulary import Vocabulary, width
 
 # What only the main member is asked for: outputs of the others that nobody would see.
@@ -51,7 +52,7 @@ class Member:
 
     @property
     def is_stateful(self) -> bool:
-        """Whether its cache cannot be rolled back (recurrent states)."""
+        """Whether it has recurrent states."""
         return bool(getattr(self.model, "_is_stateful", False))
 
     def forward(
@@ -69,27 +70,51 @@ class Member:
         """One step of this model alone, its inputs moved to its device."""
         tokens = inputs_embeds if input_ids is None else input_ids
         length = 0 if tokens is None else tokens.shape[1]
-        if self.is_stateful and length > 1 and cache is not None and has_read(cache):
-            # Recurrent models go on from their states one token at a time; given several, they start from nothing.
-            steps = [
-                self.forward(
-                    input_ids=_column(input_ids, i),
-                    inputs_embeds=_column(inputs_embeds, i),
-                    attention_mask=_up_to(attention_mask, length - 1 - i),
-                    position_ids=_column(position_ids, i),
-                    cache=cache,
-                    use_cache=use_cache,
-                    logits_to_keep=0,
-                    extra=extra,
-                )
-                for i in range(length)
-            ]
-            steps[-1].logits = keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
-            return steps[-1]
+        given = {
+            "input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids,
+        }  # fmt: skip
+
+        def read(cache: Cache | None, inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> Any:
+            return self._read(**inputs, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, extra=extra)
+
+        if not self.is_stateful or length < 2 or cache is None or not has_read(cache):
+            return read(cache, given, logits_to_keep)
+        if goes_on(self.model, lambda other: read(other, given, 1), cache):
+            return read(cache, given, logits_to_keep)
+        steps = [
+            read(
+                cache,
+                {
+                    "input_ids": _column(input_ids, i),
+                    "inputs_embeds": _column(inputs_embeds, i),
+                    "attention_mask": _up_to(attention_mask, length - 1 - i),
+                    "position_ids": _column(position_ids, i),
+                },
+                0,
+            )
+            for i in range(length)
+        ]
+        steps[-1].logits = keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
+        return steps[-1]
+
+    def _read(
+        self,
+        *,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        use_cache: bool,
+        logits_to_keep: int | torch.Tensor,
+        extra: Mapping[str, Any],
+    ) -> Any:
+        """Call the model."""
+        tokens = inputs_embeds if input_ids is None else input_ids
         padding = rows_of_padding(attention_mask) if cache is not None and linear_layers(cache) else None
         if cache is not None and not counts_tokens(cache) and isinstance(attention_mask, torch.Tensor) and tokens is not None:
             # State-space models multiply the mask into the tokens they read, not into those they have read.
-            attention_mask = attention_mask[:, -length:]
+            attention_mask = attention_mask[:, -tokens.shape[1] :]
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
@@ -215,7 +240,7 @@ class Members:
 
     @property
     def stateful(self) -> list[str]:
-        """Names of the members that cannot be rolled back."""
+        """Names of the members with recurrent states."""
         return [name for name, member in self.distinct.items() if member.is_stateful]
 
     def new_cache(self) -> EFTCache:

@@ -113,7 +113,6 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         models = self._members.distinct_models.values()
         self._request = Request()
         self.speculation = None
-        self._is_stateful = bool(self._members.stateful)
         for flag in ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"):
             setattr(self, flag, all(getattr(model, flag, False) for model in models))
         self.post_init()

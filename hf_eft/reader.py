@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from . import prefix
 from .cache import EFTCache
 from .members import Members
+from .recurrent import is_recurrent
+from .roll_back import Mark
 
 # How many (row, position) answers are kept for being asked again: assisted decoding asks for every drafted position twice.
 _REMEMBERED = 32
-# After how many tokens a cache that records its past drops what is older: the memory of recording, bounded.
+# After how many tokens a cache that records its past drops what is older, and recurrent states are marked anew: the memory of recording,
+# and how much is read again, bounded.
 _SETTLE_AFTER = 64
 
 
@@ -20,7 +25,8 @@ class Reader:
 
     The states are reconciled with each question by the tokens themselves: rows may be appended to, permuted, duplicated,
     dropped, rolled back or replaced. What cannot be reached from the states that are there is read from the start. Rolling
-    back sliding windows and convolutions needs recorded states; recording starts at the first roll-back.
+    back sliding windows and convolutions needs recorded states, and recurrent ones are put back as they were marked, and read again from
+    there; both start at the first roll-back.
 
     Args:
         members ([`Members`]): The models to run.
@@ -36,6 +42,7 @@ class Reader:
         self._cache: EFTCache | None = None
         self._keys: torch.Tensor | None = None  # (rows, length) of what the cache has read
         self._answers: dict[int, dict[str, torch.Tensor]] = {}  # by length
+        self._marks: list[tuple[int, dict[str, Mark]]] = []  # by how many tokens had been read; two at most
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
         r"""
@@ -51,25 +58,20 @@ class Reader:
         keep = self._reconcile(asked)
         if keep == length and length in self._answers:
             return self._answers[length]
-        keep = self._roll_back(min(keep, length - 1))
+        keep = min(keep, length - 1)
+        start = self._roll_back(keep)
         if self._cache is None:
             self._cache = self.members.new_cache()
             if self._recording:
                 self._cache.activate_past_recording()
-        if attention_mask is None:
-            positions = torch.arange(length, device=input_ids.device)[None]
-        else:
-            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         try:
-            outputs = self.members.step(
-                input_ids[:, keep:],
-                attention_mask=attention_mask,
-                position_ids=positions[:, keep:],
-                cache=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            answer = self.members.logits(outputs)
+            if start < keep and self._recording and self.members.stateful:
+                self._step(
+                    input_ids, attention_mask, start, keep
+                )  # what both questions share is marked: a draft may be rejected again
+                self._mark(keep)
+                start = keep
+            answer = self.members.logits(self._step(input_ids, attention_mask, start, length))
         except BaseException:
             self.reset()  # half-read states serve nobody
             raise
@@ -80,6 +82,27 @@ class Reader:
             del self._answers[min(self._answers)]
         return answer
 
+    def _step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, start: int, stop: int) -> dict[str, Any]:
+        """Read the tokens from `start` to `stop`."""
+        if attention_mask is None:
+            positions = torch.arange(stop, device=input_ids.device)[None]
+        else:
+            attention_mask = attention_mask[:, :stop]
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return self.members.step(
+            input_ids[:, start:stop],
+            attention_mask=attention_mask,
+            position_ids=positions[:, start:],
+            cache=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    def _mark(self, length: int) -> None:
+        """Keep the recurrent states as they are after `length` tokens."""
+        caches = self._cache.members if self._cache is not None else {}
+        self._marks = [*self._marks[-1:], (length, {name: Mark(cache) for name, cache in caches.items()})]
+
     def _reconcile(self, asked: torch.Tensor) -> int:
         """Bring the rows into the order of the question; return how many tokens they share with it."""
         if self._keys is None or self._cache is None:
@@ -87,8 +110,14 @@ class Reader:
         rows, keep = prefix.match(self._keys, asked)
         if keep == 0:
             self.reset()
+        elif rows is not None and self._elsewhere():
+            self.reset()
+            return 0
         elif rows is not None:
             self._cache.reorder_cache(rows)
+            for _, marks in self._marks:
+                for mark in marks.values():
+                    mark.select(rows)
             self._keys = self._keys[rows]
             self._answers.clear()
         return keep
@@ -97,14 +126,26 @@ class Reader:
         """Forget what was read after the first `keep` tokens; return how many are left to build on."""
         if self._keys is None or self._cache is None:
             return 0
-        drop = self._keys.shape[1] - keep
-        if drop == 0:
+        read = self._keys.shape[1]
+        if read == keep:
             if self._recording and self._cache.unsettled_tokens > _SETTLE_AFTER:
                 self._cache.crop(0)
-        elif self._cache.can_crop(drop):
-            self._cache.crop(-drop)
-        else:
-            self._recording = not self.members.stateful
-            self.reset()
-            return 0
-        return keep
+                if self._marks:
+                    self._mark(keep)
+            return keep
+        self._marks = [mark for mark in self._marks if mark[0] <= keep]
+        start = self._marks[-1][0] if self._marks else keep
+        if self._cache.can_crop(read - start, marked=bool(self._marks)):
+            same = dict.fromkeys(self._cache.members, read - start)
+            self._cache.roll_back(same, None, dict.fromkeys(same, 0))
+            for name, mark in self._marks[-1][1].items() if self._marks else ():
+                mark.put_back(self._cache.members[name])
+            return start
+        self._recording = not self._elsewhere()
+        self.reset()
+        return 0
+
+    def _elsewhere(self) -> bool:
+        """Whether a member keeps recurrent states in itself, where nobody can move them."""
+        caches = self._cache.members if self._cache is not None else {}
+        return any(not any(map(is_recurrent, caches[name].layers)) for name in self.members.stateful if name in caches)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 
 def linear_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
@@ -14,9 +14,17 @@ def linear_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
     return [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
 
 
+def is_recurrent(layer: Any) -> bool:
+    """Whether a layer holds states that sum up all that was read. (Convolutions without them hold the last tokens.)"""
+    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.is_recurrent_states_initialized.values())
+
+
 def has_read(cache: Cache) -> bool:
-    """Whether any such layer has read anything."""
-    return any(state for layer in linear_layers(cache) for state in layer.has_previous_state.values())
+    """Whether a cache has read anything: it has states, or counts tokens."""
+    attending = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin) and layer.is_initialized]
+    return any(state for layer in linear_layers(cache) for state in layer.has_previous_state.values()) or any(
+        int(layer.get_seq_length()) > 0 for layer in attending
+    )
 
 
 def give_layers(cache: Cache, config: Any) -> None:

@@ -71,12 +71,33 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
 }
 STATEFUL = {"mamba"}
+# With recurrent states, alone, beside attention layers or within them. (Without experts: grouped ones take no float64.)
+_DELTA = {
+    **_SIZES, "linear_num_value_heads": 4, "linear_num_key_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+_MAMBA2 = {"mamba_d_state": 8, "mamba_d_head": 8, "mamba_chunk_size": 4}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": FAMILIES["mamba"],
+    "mamba2": {
+        "model_type": "mamba2", "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8,
+        "n_groups": 2, "chunk_size": 4,
+    },
+    "jamba": {
+        "model_type": "jamba", **_SIZES, "attn_layer_offset": 1, "attn_layer_period": 2, "mamba_d_state": 8, "mamba_dt_rank": 4,
+        "num_experts": 1, "num_experts_per_tok": 1,
+    },
+    "bamba": {"model_type": "bamba", **_SIZES, **_MAMBA2, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_n_groups": 2},
+    "falcon_h1": {"model_type": "falcon_h1", **_SIZES, **_MAMBA2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_n_groups": 1},
+    "qwen3_5": {"model_type": "qwen3_5_text", **_DELTA},
+    "olmo_hybrid": {"model_type": "olmo_hybrid", **_DELTA},
+}  # fmt: skip
 WINDOWED = {"mistral", "gemma3", "lfm2"}
 
 
 def build(family: str, seed: int, **overrides: Any) -> Any:
     """A model whose distribution is far from uniform and far from that of another seed."""
-    options = {**FAMILIES[family], **_COMMON, **overrides}
+    options = {**RECURRENT, **FAMILIES}[family] | _COMMON | overrides
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**options)).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import random
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,13 +36,15 @@ def double(family: str, seed: int) -> Any:
 _DOUBLES: dict[tuple[str, int], Any] = {}
 
 
-def random_case(number: int) -> tuple[EFTForCausalLM, dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """A model, inputs, options, and what makes the call speculative."""
+def random_case(
+    number: int, pool: Sequence[str] = ROLLING, rows: int = 8
+) -> tuple[EFTForCausalLM, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A model of families of `pool`, inputs of `rows` rows at most, options, and what makes the call speculative."""
     rng = random.Random(number)
-    families = [rng.choice(ROLLING) for _ in range(3)]
+    families = [rng.choice(pool) for _ in range(3)]
     base, tuned, reference = (double(family, i) for i, family in enumerate(families))
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, alpha=rng.choice([0.3, 1.0]))
-    rows = rng.randint(1, 8)
+    rows = rng.randint(1, rows)
     lengths = [rng.randint(1, 9) for _ in range(rows)]
     ids, mask = torch.full((rows, max(lengths)), PAD), torch.zeros(rows, max(lengths), dtype=torch.long)
     for row, length in enumerate(lengths):

@@ -14,6 +14,7 @@ from ..combination import Combination
 from ..combine import combine
 from ..members import Members
 from ..releases import CACHE
+from ..roll_back import Mark, read_again
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
 from .line import Line
@@ -31,8 +32,9 @@ class Speculation:
     verification needs, and it reads the last drafted token only if some row keeps all (the bonus token).
 
     Rows accept different lengths. Their states are kept in line on the right: a row that keeps fewer tokens is moved to the right, and
-    what is padding in all rows is dropped, so that caches hold no rejected tokens. Rows that end leave the batch, and cost nothing more:
-    where the text says `rows`, it means those that are present.
+    what is padding in all rows is dropped, so that caches hold no rejected tokens. Recurrent states cannot forget: where a row keeps not
+    all that was read, they are put back to where the block began, and what the row keeps is read again. Rows that end leave the batch, and
+    cost nothing more: where the text says `rows`, it means those that are present.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Speculation:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
         clock = [self._now()]
         block = self._block()
+        marks = self._marks() if block else {}
         pending = self.rows.last()
         drafted, draft_logits, draft_scores = self._draft(pending, block)
         block = len(drafted)
@@ -101,7 +104,7 @@ class Speculation:
             following = torch.where(torch.tensor(whole, device=bonus.device), bonus, following)
         agreed = self._agreed(kept, block, draft_logits, following)
         appended, staying = self._advance(kept, following, logits, scores)
-        self._bring_into_line([n - 1 for n in appended], block, read_all)
+        self._bring_into_line([n - 1 for n in appended], tokens, read_all, marks)
         clock.append(self._now())
         self._account(block, kept, agreed, clock, read_all)
         return staying
@@ -214,9 +217,22 @@ class Speculation:
             if self.lines[name] is not common
         }
 
-    def _bring_into_line(self, kept: list[int], block: int, read_all: bool) -> None:
-        """Let every member forget what was rejected."""
+    def _marks(self) -> dict[str, Mark]:
+        """The recurrent states of every member that has any, as they are before a block."""
+        self.drafter.mark()
+        return {name: Mark(self.cache.members[name]) for name in self.members.stateful}
+
+    def _bring_into_line(self, kept: list[int], tokens: torch.Tensor, read_all: bool, marks: Mapping[str, Mark]) -> None:
+        """Let every member forget what was rejected of `tokens`, `(rows, block + 1)`."""
+        block = tokens.shape[1] - 1
         counts = torch.tensor(kept, device=self.rows.tokens.device)
+        drafted = tokens if read_all else tokens[:, :-1]  # what the drafter has read
+        for name, mark in marks.items():
+            read = drafted if name == self.drafter.member else tokens
+            read_again(
+                self.members.distinct[name], self.cache.members[name], mark, read, [n + 1 for n in kept], self.lines[name]
+            )
+        self.drafter.read_again(drafted, [n + 1 for n in kept], self._line())
         trims = {id(line): line.settle(counts) for line in self._distinct_lines()}
         most = max(kept)
         drop = block - most

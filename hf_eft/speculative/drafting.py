@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..cache import EFTCache
 from ..members import Members
+from ..roll_back import Mark, check_within, read_again
+from .line import Line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Drafter(Protocol):
-    """Reads tokens one by one and predicts the next."""
+class Drafter:
+    """Reads tokens one by one and predicts the next. Of the rest, each does what it has states for."""
 
-    costs: bool  # whether a step takes time worth measuring
-
-    @property
-    def member(self) -> str | None:
-        """The member whose cache and logits these are."""
+    costs = True  # whether a step takes time worth measuring
+    member: str | None = None  # the member whose cache and logits these are
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
         """Read the prompt, `(rows, length)`."""
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         """Read a token, `(rows, 1)`; logits for the next, `(rows, 1, vocab)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it drafts.")
+
+    def mark(self) -> None:
+        """Remember recurrent states before a block."""
+
+    def read_again(self, tokens: torch.Tensor, kept: Sequence[int], line: Line) -> None:
+        """Bring recurrent states to what each row keeps of the block (see [`~hf_eft.roll_back.read_again`])."""
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         """Forget the last `drop` tokens, and bring the rows into line (see [`EFTCache.roll_back`])."""
@@ -35,36 +42,22 @@ class Drafter(Protocol):
         """Go on with some of the rows only, `(staying,)`."""
 
 
-class MemberDrafter:
-    """A member drafts: its cache and its logits serve drafting and verification, and nothing is run twice."""
-
-    costs = True
+class MemberDrafter(Drafter):
+    """A member drafts: its cache and its logits serve drafting and verification, nothing is run twice, and the target looks after them."""
 
     def __init__(self, name: str, members: Members, cache: EFTCache) -> None:
-        self.member = name
+        self.member = self._name = name
         self._members, self._cache = members, cache
-
-    def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
-        """It was read with the other members."""
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         outputs = self._members.step(
-            token, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, only=(self.member,)
+            token, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, only=(self._name,)
         )
-        return outputs[self.member].logits
-
-    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
-        """The target rolls back all members' caches."""
-
-    def keep(self, staying: torch.Tensor) -> None:
-        """They are the target's."""
+        return outputs[self._name].logits
 
 
-class OutsideDrafter:
+class OutsideDrafter(Drafter):
     """A model that is no member drafts, on a cache of its own."""
-
-    member = None
-    costs = True
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
         self._members = Members({"assistant": model})
@@ -73,13 +66,22 @@ class OutsideDrafter:
                 f"The assistant has {self._members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
             )
         self._cache = self._members.new_cache()
+        self._mark = Mark(self._cache)
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
         self._read(tokens, mask, positions)
+        check_within(self._members.distinct["assistant"], self._cache)
         self._cache.activate_past_recording()
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         return self._read(token, mask, positions)
+
+    def mark(self) -> None:
+        self._mark = Mark(self._cache)
+
+    def read_again(self, tokens: torch.Tensor, kept: Sequence[int], line: Line) -> None:
+        if self._members.stateful:
+            read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, kept, line)
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         self._cache.roll_back({"assistant": drop}, shift, {"assistant": trim})
@@ -94,18 +96,14 @@ class OutsideDrafter:
         return outputs["assistant"].logits
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """The text so far drafts: what followed the last occurrence of its last tokens (prompt lookup)."""
 
-    member = None
     costs = False
 
     def __init__(self, rows: Any, vocab_size: int, ngram: int) -> None:
         self._rows, self._vocab_size, self._ngram = rows, vocab_size, ngram
         self._ahead = 0
-
-    def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
-        """The rows hold the prompt."""
 
     def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         # Finite, so that a distribution is left if a processor forbids the guess.
@@ -125,9 +123,6 @@ class LookupDrafter:
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         self._ahead = 0
-
-    def keep(self, staying: torch.Tensor) -> None:
-        """The rows know who is present."""
 
 
 class NoDrafter(LookupDrafter):
