@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -104,3 +105,22 @@ def test_a_rolled_back_cache_goes_on_in_a_later_call() -> None:
     )
     got = model.generate(first.sequences, **options, max_new_tokens=6, cache=cache_of(first))
     assert got.tolist() == model.generate(**inputs, **options, max_new_tokens=13).tolist()
+
+
+@torch.no_grad()
+def test_what_an_outsider_with_recurrent_states_drafts_is_what_it_would_say() -> None:
+    outsider, ids, block, room = double("olmo_hybrid", 7), prompts("one")["input_ids"], 3, 24
+    base = copy.deepcopy(outsider)
+    model = EFTForCausalLM.from_models(base, tuned=double("llama", 1), reference=double("llama", 2), alpha=0.3)
+    whole = model.generate(ids, max_new_tokens=room, eos_token_id=None)
+    target, kept, known = whole[0].tolist(), [], ids.shape[1] + 1
+    while known < len(target):
+        text = target[:known]
+        for _ in range(min(block, len(target) - known - 1)):
+            text = [*text, int(outsider(torch.tensor([text]), use_cache=False).logits[0, -1].argmax())]
+        agreed = [a == b for a, b in zip(text[known:], target[known:], strict=False)]
+        kept.append(agreed.index(False) if False in agreed else len(agreed))
+        known += kept[-1] + 1
+    model.generate(ids, max_new_tokens=room, eos_token_id=None, assistant_model=outsider, num_assistant_tokens=block)
+    assert sum(model.speculation.accepted) == sum(kept) > 0
+    assert model.speculation.rounds == len(kept)
