@@ -43,7 +43,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
     - **Decoding**: every strategy of `generate` acts on the combination: greedy, sampling, beams, assisted decoding with any
       assistant, prompt lookup, early exit, guidance, static, quantized and offloaded caches, compiled or not; and
       continuous batching, which refuses what it would not do exactly. Beams and assisted decoding need members whose states can be
-      moved and rolled back (assisted decoding refuses recurrent ones by name).
+      moved and rolled back: those that keep recurrent states outside of their cache are refused by name.
     - **Batching and padding**: any batch, padded on the left (or on the right in `forward`): pass `attention_mask`.
     - **Forwards per token**: one of each distinct model, however many members it serves as.
     - **Memory**: the members' weights (nothing is copied), a cache for each distinct model, and one float32 buffer of the shape of
