@@ -3,93 +3,28 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, ContinuousMixin
-from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+from transformers import ContinuousBatchingConfig, GenerationMixin
+from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
 from ..speculative.request import Request  # at run time too: transformers resolves the annotations of a model's class
-from .limits import check_coefficient_row, refuse_arguments, resolve
-from .paged import PagedMembers
+from .answers import BatchEnded
+from .limits import check_arguments
+from .manager import EFTBatchingManager
+from .options import Whole, whole
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
 
+__all__ = ["BatchEnded", "EFTBatchingManager", "EFTContinuousMixin"]
 
-class EFTBatchingManager(ContinuousBatchingManager):
-    r"""
-    transformers' manager of requests that come and go, see [`~transformers.ContinuousBatchingManager`], for members.
-
-    A request may carry coefficients of its own: `add_request(ids, coefficients=(1.0, 0.5, -0.5))`, in the order of `model.members`.
-    """
-
-    def __init__(
-        self, model: EFTForCausalLM, generation_config: Any, config: ContinuousBatchingConfig | None, hints: Any = None
-    ) -> None:
-        resolved = resolve(model, generation_config, config)
-        super().__init__(PagedMembers(model), generation_config, resolved, hints)
-        self.logit_processor.tensors_required += 1  # that of `RequestCoefficients`, which transformers counts for its own only
-        self.refusal: Exception | None = None
-
-    def start(self) -> None:
-        """As in transformers; the cache is made here, so that what is wrong with it is raised to who starts."""
-        if self.batch_processor is None:
-            self.warmup()
-        super().start()
-
-    def add_request(self, input_ids: Sequence[int], *args: Any, coefficients: Any = None, **kwargs: Any) -> str | None:
-        r"""
-        As in transformers, with coefficients.
-
-        Args:
-            input_ids (`Sequence[int]`): The prompt.
-            coefficients (`Sequence[float]`, *optional*): Of this request, in the order of `model.members`.
-
-        Raises:
-            `ValueError`: If the coefficients are not a number for each member, or the prompt is empty, has tokens that a member does not
-                know, or could grow longer than the cache or a member allows.
-        """
-        coefficients = getattr(input_ids, "coefficients", coefficients)
-        if coefficients is not None:
-            kwargs["coefficients"] = check_coefficient_row(coefficients, self.model.members.names)
-        new = kwargs.get("max_new_tokens", args[1] if len(args) > 1 else None)
-        self._check_length(input_ids, self.generation_config.max_new_tokens if new is None else new)
-        return super().add_request(input_ids, *args, **kwargs)
-
-    def add_requests(self, *args: Any, **kwargs: Any) -> list[str]:
-        """As in transformers. What is wrong with a request is kept, for [`EFTContinuousMixin.generate_batch`] to raise."""
-        try:
-            return super().add_requests(*args, **kwargs)
-        except Exception as error:
-            self.refusal = error
-            raise
-
-    def _check_length(self, input_ids: Sequence[int], new_tokens: int | None) -> None:
-        if not input_ids:
-            raise ValueError("The prompt has no tokens: there is nothing to continue.")
-        known = min(self.model.members.vocabulary.widths.values())
-        if min(input_ids) < 0 or max(input_ids) >= known:
-            raise ValueError(f"The ids of a prompt must be from 0 to {known - 1}, got {min(input_ids)} to {max(input_ids)}.")
-        if new_tokens is None:
-            raise ValueError("Say how long a request may become: give `max_new_tokens`.")
-        limits = {
-            f"positions of the member {name!r}": limit
-            for name, model in self.model.members.distinct_models.items()
-            if (limit := getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)) is not None
-        }
-        if self.batch_processor is not None:
-            limits["tokens of the cache"] = infer_max_single_request_tokens(self.batch_processor.cache)
-        for what, limit in limits.items():
-            # One request that outgrows them would end all the others.
-            if len(input_ids) + new_tokens > limit:
-                raise ValueError(
-                    f"A prompt of {len(input_ids)} tokens and {new_tokens} new ones are more than the {limit} {what}. Ask for fewer new "
-                    "tokens, or give the cache more blocks."
-                )
+# What `generate_batch` takes for transformers'.
+_OF_THE_CALL = ("record_timestamps", "progress_bar", "persistent_manager", "warmup")
 
 
 class Prompt(list[int]):
@@ -113,6 +48,7 @@ class EFTContinuousMixin(ContinuousMixin):
     """The part of [`EFTForCausalLM`] that batches continuously."""
 
     _request: Request
+    generation_config: Any
 
     def init_continuous_batching(
         self,
@@ -123,19 +59,29 @@ class EFTContinuousMixin(ContinuousMixin):
         r"""
         As in transformers, see [`~transformers.ContinuousMixin.init_continuous_batching`]: a manager of requests that come and go.
 
+        Args:
+            generation_config (`GenerationConfig`, *optional*):
+                How tokens are chosen. What it leaves open is the model's, as in `generate`.
+            continuous_batching_config (`ContinuousBatchingConfig`, *optional*): How requests are batched.
+            workload_hints (`WorkloadHints`, *optional*): What is expected.
+
         Returns:
             [`EFTBatchingManager`]: The manager, whose requests may carry coefficients.
 
         Raises:
             `NotImplementedError`: If the tokens could not be those of `generate`, saying why.
+            `ValueError`: If there is no such option, or a manager is kept that was made with others.
         """
+        model = cast("EFTForCausalLM", self)
         kept = getattr(self, "_cached_continuous_batching_manager", None)
-        if kept is not None:
-            return kept
-        config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
-        if config.eos_token_id is None:
-            config.eos_token_id = -1  # requests end at their lengths only
-        return EFTBatchingManager(self, config, continuous_batching_config, workload_hints)
+        asked = None if kept is not None and generation_config is None else whole(model, generation_config)
+        batching = continuous_batching_config
+        if batching is None and asked is not None:
+            batching = asked.continuous_batching_config
+        if kept is None:
+            return EFTBatchingManager(model, cast(Whole, asked), copy.deepcopy(batching), workload_hints)
+        kept.check_as_asked(asked, batching)
+        return kept
 
     @contextmanager
     def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Iterator[EFTBatchingManager]:
@@ -160,18 +106,57 @@ class EFTContinuousMixin(ContinuousMixin):
 
         Args:
             inputs (`Sequence[Sequence[int]]`): The prompts, without padding.
-            generation_config (`GenerationConfig`, *optional*): How tokens are chosen; the model's by default.
+            generation_config (`GenerationConfig`, *optional*):
+                How tokens are chosen. What it leaves open is the model's, as in `generate`.
             continuous_batching_config (`ContinuousBatchingConfig`, *optional*): How requests are batched.
             coefficients (`torch.FloatTensor` of shape `(prompts, members)`, *optional*):
                 Coefficients for each prompt instead of the recipe's; columns in the order of `members`.
+            kwargs (*optional*):
+                Options of `generate`, before those of `generation_config`, and `record_timestamps`, `progress_bar`,
+                `persistent_manager` and `warmup` as in transformers.
 
         Returns:
             `dict[str, GenerationOutput]`: By request, in the order of the prompts, tokens that are those of `generate`.
 
         Raises:
             `NotImplementedError`: If they could not be, saying why.
-            `ValueError`: If a prompt is padded, empty or too long, or the coefficients do not fit.
+            `ValueError`: If there is no such option, a prompt is padded, empty or too long, or the coefficients do not fit.
         """
-        refuse_arguments(self._request, kwargs)
+        call = {name: kwargs.pop(name) for name in _OF_THE_CALL if name in kwargs}
+        options = check_arguments(self._request, kwargs)
+        kept = getattr(self, "_cached_continuous_batching_manager", None)
+        if kept is not None and generation_config is None and not options:
+            generation_config = kept.generation_config
+        asked = whole(cast("EFTForCausalLM", self), generation_config, options)
+        if continuous_batching_config is None:
+            continuous_batching_config = asked.continuous_batching_config
         prompts = with_coefficients(inputs, coefficients)
-        return super().generate_batch(prompts, generation_config, continuous_batching_config, **kwargs)
+        return super().generate_batch(prompts, asked, continuous_batching_config, **call)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; with `cache_implementation="paged"`, as a batch that refuses what it would leave out."""
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        sources = (
+            kwargs.get("cache_implementation"),
+            *(each and each.cache_implementation for each in (config, self.generation_config)),
+        )
+        wanted = next((kind for kind in sources if kind is not None), None)
+        if wanted != "paged" or kwargs.get("custom_generate") is not None:
+            return super().generate(*args, **kwargs)
+        arguments = inspect.signature(GenerationMixin.generate).bind(self, *args, **kwargs).arguments
+        return self._generate_paged({**arguments.pop("kwargs", {}), **arguments})
+
+    def _generate_paged(self, arguments: dict[str, Any]) -> torch.Tensor:
+        """The rows of a batch, padded behind: `(1, prompts, prompt and new tokens)`, as transformers returns them."""
+        del arguments["self"]
+        ids, config = arguments.pop("input_ids", None), arguments.get("generation_config")
+        ids = arguments.pop("inputs", ids)
+        if not isinstance(ids, torch.Tensor) or ids.dim() not in (1, 2):
+            raise ValueError("A batch reads ids: give `input_ids` of shape `(prompts, positions)`.")
+        if arguments.get("persistent_manager"):
+            raise ValueError("`persistent_manager` is for `generate_batch`.")
+        outputs = self.generate_batch(torch.atleast_2d(ids).tolist(), **arguments)
+        rows = [torch.tensor(output.prompt_ids + output.generated_tokens) for output in outputs.values()]
+        pads = (arguments.get("pad_token_id"), *(each and each.pad_token_id for each in (config, self.generation_config)))
+        pad = next((value for value in pads if value is not None), 0)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)[None].to(ids.device)

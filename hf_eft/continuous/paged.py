@@ -89,8 +89,14 @@ def _aligned(size: int) -> int:
     return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
+class NotPaged(NotImplementedError, AttributeError):
+    """A member asks its cache for what a paged cache has not."""
+
+
 class MemberPages(PagedAttentionCache):
     """A member's part of the paged cache, as its attention layers see it."""
+
+    name = "?"
 
     def __init__(self, name: str, places: Sequence[Place], cache: PagedAttentionCache) -> None:
         views = cache.cache_allocators[FULL]._kv_token_views
@@ -117,6 +123,16 @@ class MemberPages(PagedAttentionCache):
             rows = states.index_select(0, read) if read.numel() else rows  # nothing to read: nothing was cached
             attended.append(rows.transpose(0, 1)[None])
         return attended[0], attended[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Nothing: it is no one sequence that is read. Members are told positions and masks."""
+        return 0
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise NotPaged(
+            f"The member {self.name!r} asks its cache for `{attribute}`, which a paged one has not: it cannot be batched continuously. "
+            "Use `generate`."
+        )
 
     def check_used(self) -> None:
         """Raise if a layer attended without the cache."""
@@ -192,7 +208,11 @@ class PagedMembers:
         return True
 
     def _get_logits_processor(self, generation_config: Any) -> Any:
-        return type(processors := self.model._get_logits_processor(generation_config))([*processors, self.coefficients])
+        processors = self.model._get_logits_processor(generation_config, device=self.device)
+        for processor in processors:
+            # Transformers leaves it open for most. Only options that look at the scores of a row alone have come this far.
+            processor.supports_continuous_batching = True
+        return type(processors)([*processors, self.coefficients])
 
     def __call__(
         self,

@@ -21,7 +21,8 @@ from transformers.cli.serving.utils import (
     _GenerationCancelled,
 )
 
-from ..continuous.limits import check_generation
+from ..continuous import BatchEnded
+from ..continuous.options import check_request, whole
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -139,8 +140,8 @@ class Batched(CBGenerateManager):
     def _for_one(self, model: EFTForCausalLM, gen_config: Any) -> tuple[Batched, Any]:
         """This manager as one request sees it, and the request's generation configuration."""
         asked, config = _taken(gen_config)
-        config, _ = model._prepare_generation_config(config)
-        check_generation(model, config)
+        config = whole(model, config)
+        check_request(self._cb.generation_config, config)
         if asked.seed is not None and config.do_sample:
             raise NotImplementedError("A `seed` has no meaning where requests are batched continuously: leave it out.")
         options: dict[str, Any] = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}  # greedy
@@ -176,6 +177,9 @@ class Submitting:
         """Submit it. If it is refused, nobody waits for its result."""
         try:
             return self.manager.add_request(input_ids, request_id=request_id, **kwargs, **self.options)
+        except BatchEnded as error:
+            self._forget(request_id)
+            raise CBWorkerDeadError(str(error)) from error
         except Exception:
             self._forget(request_id)
             raise
