@@ -103,14 +103,20 @@ class MemberPages(PagedAttentionCache):
         self.name = name
         self.states = [tuple(place.of(rows) for rows in views[place.layer]) for place in places]
         self.updated: set[int] = set()  # layers, in this forward
+        self.rows: tuple[torch.Tensor, torch.Tensor]
+
+    def begin(self, read: torch.Tensor, write: torch.Tensor) -> None:
+        """Say which rows the next forward reads and writes, in every layer: not all layers pass on what they are told of it."""
+        self.rows = read, write
+        self.updated.clear()
 
     @torch.compiler.disable
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new tokens' states, `(1, heads, positions, width)`, and return those of all tokens that are attended to."""
         self.updated.add(layer_idx)
-        read, write = kwargs["read_index"][0], kwargs["write_index"][0]
+        read, write = self.rows
         attended = []
         for new, states in zip((key_states, value_states), self.states[layer_idx], strict=True):
             rows = new[0].transpose(0, 1)  # (positions, heads, width)
@@ -141,7 +147,6 @@ class MemberPages(PagedAttentionCache):
                 f"{len(self.states) - len(self.updated)} layers of the member {self.name!r} do not use the paged cache: it cannot be "
                 "batched continuously. Use `generate`."
             )
-        self.updated.clear()
 
 
 class RequestCoefficients(ContinuousBatchingLogitsProcessor):
@@ -223,12 +228,15 @@ class PagedMembers:
         cache: PagedAttentionCache,
         logits_to_keep: torch.Tensor,
         cu_seq_lens_k: Mapping[str, torch.Tensor],
+        read_index: Sequence[torch.Tensor],
+        write_index: Sequence[torch.Tensor],
         **packed: Any,
     ) -> SimpleNamespace:
         """Run every distinct member on the packed tokens of a batch, each on its own states, and combine what they say."""
         outputs = {}
         for name, member in self.members.distinct.items():
             pages = self.pages(cache)[name]
+            pages.begin(read_index[0], write_index[0])
             outputs[name] = member.forward(
                 input_ids=input_ids,
                 inputs_embeds=None,
@@ -237,7 +245,7 @@ class PagedMembers:
                 cache=None,
                 use_cache=False,
                 logits_to_keep=logits_to_keep,
-                extra={**_for_attention(packed), "cu_seq_lens_k": cu_seq_lens_k, "cache": pages},
+                extra={"cache": pages},  # layers update it; before transformers 5.24, attention functions do
             )
             pages.check_used()
         combination, names = self.model.combination, self.members.names
@@ -251,11 +259,6 @@ class PagedMembers:
         if self._pages is None or self._pages[0] is not cache:
             self._pages = cache, {name: MemberPages(name, places, cache) for name, places in self.layout.places.items()}
         return self._pages[1]
-
-
-def _for_attention(packed: Mapping[str, Any]) -> dict[str, Any]:
-    """What attention layers are handed of a packed batch; the rest is for who called."""
-    return {key: value for key, value in packed.items() if key not in ("logits_indices", "logits_processor_args", "use_cache")}
 
 
 def masks_of(member: Member, mask: torch.Tensor, positions: torch.Tensor, starts: torch.Tensor) -> Any:
