@@ -383,7 +383,7 @@ def test_requests_of_a_batch_sample_each_in_its_own_way(batched: Any) -> None:
     [
         ({"stop": "a"}, "stop_strings"),
         ({"seed": 1, "temperature": 1.0}, "seed"),
-        ({"frequency_penalty": 0.5}, "RepetitionPenaltyLogitsProcessor"),
+        ({"frequency_penalty": 0.5}, "repetition_penalty` of this request is 1.5"),
         ({"max_tokens": 10**6}, "more than the"),
         ({"extra_body": {"generation_config": '{"num_beams": 2, "max_new_tokens": 3}'}}, "num_beams"),
     ],

@@ -149,6 +149,9 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, type], vocab_s
         `TypeError`: If one is not of its type.
         `ValueError`: If the batch has no such option, or one is out of its range: it would end the batch for all.
     """
+    options = {
+        name: float(value) if known.get(name) is float and type(value) is int else value for name, value in options.items()
+    }
     for name, value in options.items():
         if name not in known:
             has = f"those of this batch are {sorted(known)}" if known else "this batch has none"
@@ -158,7 +161,6 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, type], vocab_s
             )
         if not isinstance(value, known[name]) or isinstance(value, bool):
             raise TypeError(f"`{name}` of a request must be of the type {known[name].__name__}, got {value!r}.")
-    options = dict(options)
     if not 0 < options.get("temperature", 1.0) < math.inf:
         raise ValueError(
             f"`temperature` must be a positive number, got {options['temperature']}. For greedy tokens, use `top_k=1`."

@@ -38,7 +38,8 @@ class EFTBatchingManager(ContinuousBatchingManager):
         self, model: EFTForCausalLM, generation_config: Whole, config: ContinuousBatchingConfig | None, hints: Any = None
     ) -> None:
         self.asked = generation_config, config
-        super().__init__(PagedMembers(model), generation_config, resolve(model, config), hints)
+        resolved = resolve(model, config)  # first: what is refused has no layout
+        super().__init__(PagedMembers(model), generation_config, resolved, hints)
         self.logit_processor.tensors_required += 1  # that of `RequestCoefficients`, which transformers counts for its own only
         self.output_router = self.answers = Answers()
         self.input_queue = self.intake = Intake(self.continuous_batching_config.max_queue_size, self.answers)

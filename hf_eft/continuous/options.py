@@ -87,7 +87,12 @@ class Whole(GenerationConfig):
     """A generation configuration in which nothing is left open, for the model's own to fill."""
 
 
-def whole(model: EFTForCausalLM, generation_config: GenerationConfig | None, options: Mapping[str, Any] | None = None) -> Whole:
+def whole(
+    model: EFTForCausalLM,
+    generation_config: GenerationConfig | None,
+    options: Mapping[str, Any] | None = None,
+    place: str = "of the `generation_config` that was given",
+) -> Whole:
     r"""
     All that a call asks for, as `generate` understands it: its options, then its configuration, then the model's.
 
@@ -95,6 +100,7 @@ def whole(model: EFTForCausalLM, generation_config: GenerationConfig | None, opt
         model ([`EFTForCausalLM`]): The model.
         generation_config (`GenerationConfig`, *optional*): The call's. Left as it is.
         options (`Mapping[str, Any]`, *optional*): The call's keywords.
+        place (`str`, *optional*): What `generation_config` is, for errors.
 
     Raises:
         `ValueError`: If there is no option of such a name.
@@ -117,7 +123,7 @@ def whole(model: EFTForCausalLM, generation_config: GenerationConfig | None, opt
         filled.eos_token_id = -1  # requests end at their lengths only
     everything = Whole()
     everything.__dict__.update(vars(filled))
-    places = {name: "of the `generation_config` that was given" for name, value in given.items() if value is not None}
+    places = {name: place for name, value in given.items() if value is not None}
     check(model, everything, {**places, **dict.fromkeys(options, "of this call")})
     return everything
 

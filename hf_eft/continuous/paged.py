@@ -257,7 +257,8 @@ class PagedMembers:
     def pages(self, cache: PagedAttentionCache) -> dict[str, MemberPages]:
         """Every distinct member's part of a cache, by name."""
         if self._pages is None or self._pages[0] is not cache:
-            self._pages = cache, {name: MemberPages(name, places, cache) for name, places in self.layout.places.items()}
+            with torch.inference_mode(False):  # what is written into later, in a mode or in none
+                self._pages = cache, {name: MemberPages(name, places, cache) for name, places in self.layout.places.items()}
         return self._pages[1]
 
 

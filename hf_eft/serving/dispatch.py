@@ -140,7 +140,7 @@ class Batched(CBGenerateManager):
     def _for_one(self, model: EFTForCausalLM, gen_config: Any) -> tuple[Batched, Any]:
         """This manager as one request sees it, and the request's generation configuration."""
         asked, config = _taken(gen_config)
-        config = whole(model, config)
+        config = whole(model, config, place="of this request")
         check_request(self._cb.generation_config, config)
         if asked.seed is not None and config.do_sample:
             raise NotImplementedError("A `seed` has no meaning where requests are batched continuously: leave it out.")
