@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,3 +81,14 @@ def spied(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[li
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, spy)
         yield seen
+
+
+def then(function: Callable[..., Any], what: Callable[[], Any]) -> Callable[..., Any]:
+    """A function after which something happens."""
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        what()
+        return result
+
+    return both

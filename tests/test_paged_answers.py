@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from paged import PROMPTS, config, greedy, one_by_one, three
+from paged import PROMPTS, config, greedy, one_by_one, then, three
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
 from hf_eft.continuous import BatchEnded, EFTBatchingManager
@@ -36,17 +36,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def wait(event: threading.Event) -> None:
     assert event.wait(SOON), "it did not happen"
-
-
-def then(function: Callable[..., Any], what: Callable[[], Any]) -> Callable[..., Any]:
-    """A function after which something happens."""
-
-    def both(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        what()
-        return result
-
-    return both
 
 
 def answer_of(manager: EFTBatchingManager) -> Any:
