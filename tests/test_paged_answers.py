@@ -136,10 +136,8 @@ def test_a_manager_that_failed_can_be_started_again(failing: threading.Event) ->
         manager.input_queue.queue.append(RequestState("first", PROMPTS[0]))  # it was answered before it got there
         failing.clear()
         manager.start()
-        manager.add_request(PROMPTS[1], request_id="second")
-        answer = answer_of(manager)
-        expected = one_by_one(manager.model.model, PROMPTS[1:2], greedy())[0]
-        assert (answer.request_id, answer.generated_tokens) == ("second", expected)
+        manager.add_request(PROMPTS[1], request_id="first")
+        assert answer_of(manager).generated_tokens == one_by_one(manager.model.model, PROMPTS[1:2], greedy())[0]
 
 
 def test_a_stop_that_does_not_wait_lets_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
