@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,27 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .batch import Item
+from .batch import PROMPT_FIELDS, RECIPE_FIELDS, Item
 from .combination import Truncation
-from .prompts import member_inputs, padded
+from .messages import read_messages, read_text, with_system
+from .options import check_name, check_together, read_options
+from .prompts import chat_ids, member_inputs, padded
 from .shorthands import recipe
 from .vocabulary import end_tokens
 
 if TYPE_CHECKING:
     from .modeling_eft import EFTForCausalLM
 
-# Settings of `generate` that change what it returns, or are no plain values.
-_NO_OPTIONS = """cache_config compile_config continuous_batching_config is_assistant output_attentions output_hidden_states output_logits
-output_scores return_dict_in_generate transformers_version watermarking_config""".split()
 _DRAFTED = 5  # tokens in a drafted block, where a batch run must not depend on the clock
-
-
-@functools.cache
-def option_names() -> frozenset[str]:
-    """The options of `generate` that a command line or a line of a batch run may give."""
-    from transformers import GenerationConfig
-
-    return frozenset(name for name in GenerationConfig().to_dict() if not name.startswith("_") and name not in _NO_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -82,9 +71,12 @@ class Answerer:
         tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizers = tokenizers
-        self.model, self.tokenizer, self.options = model, tokenizer, dict(options)
+        self.model, self.tokenizer, self.options = model, tokenizer, read_options(options)
+        check_together(self.options, model.generation_config.num_beams)
         self.seed, self.chat, self.system = seed, chat, system
         self.extra: dict[str, Any] = {}
+        if chat:  # a template that is not there, or takes no system message, is said before any line is read
+            chat_ids(tokenizer, with_system([{"role": "user", "content": "Hello"}], system))
         if speculative:
             if not (tuned := model.combination.tuned_names):
                 raise ValueError(f"There is no tuned member to draft: the recipe is {model.combination}.")
@@ -97,7 +89,7 @@ class Answerer:
         for item in items:
             try:
                 row = self._row(item)
-            except Exception as error:  # whatever a chat template raises for messages that it does not like
+            except Exception as error:  # whatever a tokenizer raises for texts that it does not like
                 answers[item.line] = {"error": _said(error)}
             else:
                 groups.setdefault(row.group, []).append(row)
@@ -124,12 +116,9 @@ class Answerer:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ValueError(f"`seed` must be a whole number, got {seed!r}")
         for name in own:
-            if name not in option_names():
-                close = difflib.get_close_matches(
-                    name, sorted({*option_names(), "id", "alpha", "beta", "weights", "seed"}), n=1
-                )
-                raise ValueError(f"{name!r} is no option of `generate`" + (f"; did you mean {close[0]!r}?" if close else ""))
-        options = {**self.options, **own}
+            check_name(name, (*PROMPT_FIELDS, *RECIPE_FIELDS, "id", "seed"))
+        options = read_options(own, before=self.options)
+        check_together(options, self.model.generation_config.num_beams)
         prompts = self.prompts(item)
         check_length(self.model, max(map(len, prompts.values())), options["max_new_tokens"])
         noise = _noise(self.seed if seed is None else seed, item.line)
@@ -142,11 +131,11 @@ class Answerer:
     def prompts(self, item: Item) -> dict[str, list[int]]:
         """The tokens of an item's prompt, by member; of the first one alone where all read the same."""
         first = next(iter(self.model.members))
-        messages = None if item.messages is None else list(item.messages)
+        messages = None if item.messages is None else read_messages(item.messages)
         if messages is None and self.chat:
-            messages = [{"role": "system", "content": self.system}] if self.system else []
-            messages.append({"role": "user", "content": item.prompt})
+            messages = with_system([{"role": "user", "content": item.prompt}], self.system)
         if messages is None:
+            read_text(item.prompt, "the prompt")
             prompts = {first: list(self.tokenizer(item.prompt)["input_ids"])}
         elif self.tokenizers is None:
             prompts = {first: chat_ids(self.tokenizer, messages)}
@@ -239,13 +228,6 @@ def check_length(model: EFTForCausalLM, length: int, new: Any) -> None:
             raise ValueError(
                 f"the prompt is too long: its {length} tokens and {new} more are over the {most} that the member {name!r} reads"
             )
-
-
-def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of a conversation that is to be continued."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the tuned model's tokenizer has no chat template: give plain prompts")
-    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
 def _noise(seed: int, line: int) -> int:

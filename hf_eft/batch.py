@@ -6,13 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from .files import check_file
+from .json_lines import Line, json_lines, looks_like_json, shown, text_lines, without_nulls
+from .messages import read_messages, read_text
+
 RECIPE_FIELDS = ("alpha", "beta", "weights")
-_PROMPT_FIELDS = ("prompt", "messages")
+PROMPT_FIELDS = ("prompt", "messages")
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,18 @@ def read_items(data: bytes, as_json: bool | None = None) -> list[Item]:
     The lines of an input.
 
     Args:
-        data (`bytes`): UTF-8. Lines end in `\n` or `\r\n`; the last one need not.
+        data (`bytes`):
+            UTF-8, or UTF-16 or UTF-32 where a byte order mark says so. Lines end in `\n`, `\r\n` or `\r`; the last one need not.
         as_json (`bool`, *optional*):
             Whether a line is a JSON object with `prompt` or `messages`, and optionally `id`, `alpha`, `beta`, `weights`, `seed` and
-            options of `generate`; or else a prompt. Without it, the first line that is not blank decides.
+            options of `generate`; or else a prompt. Without it, the first line that is not blank decides. One JSON array of such
+            objects is read as its elements. In all of them, null is absent.
 
     Returns:
-        `list[Item]`: One for each line; one that cannot be read has an `error`.
+        `list[Item]`: One for each line, or element; one that cannot be read has an `error`.
+
+    Raises:
+        `ValueError`: If the data is not in the encoding that its mark names, or begins as an array of objects and is none.
 
     Example:
 
@@ -52,64 +61,44 @@ def read_items(data: bytes, as_json: bool | None = None) -> list[Item]:
     '`prompt` must be a text, got 1'
     ```
     """
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if not lines[-1]:
-        lines.pop()
+    lines = text_lines(data)
     if as_json is None:
-        as_json = next((line for line in lines if line.strip()), b"").lstrip().startswith(b"{")
-    read = _from_json if as_json else _from_text
-    return [_read(number, line.removesuffix(b"\r"), read) for number, line in enumerate(lines, start=1)]
+        as_json = looks_like_json(lines)
+    if as_json:
+        return [Item(line.number, error=line.error) if line.error else _from_json(line) for line in json_lines(data)]
+    return [Item(line.number, error=line.error) if line.error else _from_text(line) for line in lines]
 
 
-def _read(number: int, line: bytes, read: Callable[[int, str], Item]) -> Item:
-    try:
-        return read(number, line.decode())
-    except UnicodeDecodeError as error:
-        return Item(number, error=f"the line is not UTF-8: {error.reason} at byte {error.start}")
-    except RecursionError:
-        return Item(number, error="the line is no JSON object: it is nested too deeply")
+def _from_text(line: Line) -> Item:
+    return Item(line.number, error="the prompt is empty") if line.blank else Item(line.number, prompt=line.value)
 
 
-def _from_text(number: int, line: str) -> Item:
-    return Item(number, prompt=line) if line.strip() else Item(number, error="the prompt is empty")
-
-
-def _from_json(number: int, line: str) -> Item:
-    try:
-        given = json.loads(line, parse_constant=_no_number)
-    except ValueError as error:
-        return Item(number, error=f"the line is no JSON object: {error}")
-    if not isinstance(given, dict):
-        return Item(number, error=f"the line is no JSON object but {_shown(given)}")
+def _from_json(line: Line) -> Item:
+    if not isinstance(line.value, dict):
+        return Item(line.number, error=f"the line is no JSON object but {shown(line.value)}")
+    given = without_nulls(line.value)
     item_id = given.pop("id", None)
-    if (wrong := _wrong(given)) is not None:
-        return Item(number, item_id, error=wrong)
-    prompt, messages = given.pop("prompt", None), given.pop("messages", None)
-    recipe = {name: given.pop(name) for name in RECIPE_FIELDS if given.get(name) is not None}
-    return Item(number, item_id, prompt, None if messages is None else tuple(messages), recipe, given)
+    try:
+        prompt, messages = _asked(given)
+    except ValueError as error:
+        return Item(line.number, item_id, error=str(error))
+    recipe = {name: given.pop(name) for name in RECIPE_FIELDS if name in given}
+    if isinstance(weights := recipe.get("weights"), dict):
+        recipe["weights"] = without_nulls(weights)
+        recipe = {name: value for name, value in recipe.items() if value != {}}  # no weights are none
+    return Item(line.number, item_id, prompt, messages, recipe, given)
 
 
-def _wrong(given: Mapping[str, Any]) -> str | None:
-    """What is wrong with the prompt of a line."""
-    if sum(name in given for name in _PROMPT_FIELDS) != 1:
-        return "expected either `prompt` or `messages`, got " + (" and ".join(f"`{name}`" for name in given) or "neither")
-    if "prompt" in given:
-        if not isinstance(given["prompt"], str):
-            return f"`prompt` must be a text, got {_shown(given['prompt'])}"
-        return None if given["prompt"].strip() else "the prompt is empty"
-    messages = given["messages"]
-    if not (isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)):
-        return f'`messages` must be a list of {{"role": ..., "content": ...}}, got {_shown(messages)}'
-    return None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _asked(given: dict[str, Any]) -> tuple[str | None, tuple[Mapping[str, Any], ...] | None]:
+    """What a line asks, taken out of it: a prompt or messages."""
+    if len(there := [f"`{name}`" for name in PROMPT_FIELDS if name in given]) != 1:
+        raise ValueError(f"expected either `prompt` or `messages`, got {' and '.join(there) or 'neither'}")
+    if "messages" in given:
+        return None, tuple(read_messages(given.pop("messages")))
+    prompt = read_text(given.pop("prompt"), "`prompt`")
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+    return prompt, None
 
 
 def encoded(result: Mapping[str, Any]) -> bytes:
@@ -118,6 +107,51 @@ def encoded(result: Mapping[str, Any]) -> bytes:
         return (json.dumps(result, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
         return (json.dumps(result) + "\n").encode()
+
+
+def check_results(path: Path, known: Mapping[str, Any], restart: bool = False) -> None:
+    r"""
+    Raise if a file cannot take the results of a run, as far as that can be told before models are loaded. Changes nothing.
+
+    Args:
+        path (`Path`): The file of [`Results`].
+        known (`Mapping[str, Any]`): What is known of the run's identity.
+        restart (`bool`, *optional*, defaults to `False`): Whether what is there is to be thrown away.
+
+    Raises:
+        `ValueError`: If it cannot be written, or is of another run.
+    """
+    check_file(path)
+    if not restart and path.exists() and path.stat().st_size:
+        _check_identity(path, _described(path), json.loads(json.dumps(known)), known)
+
+
+def _meta(path: Path) -> Path:
+    return path.with_name(path.name + ".meta.json")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What stands beside results about their run."""
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(_meta(path).read_text(encoding="utf-8"))
+        if isinstance(before, dict):
+            return {name: value for name, value in before.items() if name != "of"}
+    raise ValueError(
+        f"{path} is there, but {_meta(path).name}, which says what run it is of, cannot be read. Choose another file, or throw it away "
+        "with --restart."
+    )
+
+
+def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
+    changed = [
+        f"{name} was {shown(before.get(name))} and is {shown(now.get(name))}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} is of another run: {'; '.join(changed)}. Choose another file, run it as before, or throw it away with --restart."
+        )
 
 
 class Sink(Protocol):
@@ -160,7 +194,7 @@ class Results:
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any], restart: bool = False) -> None:
         self.path = Path(path)
-        self.meta = self.path.with_name(self.path.name + ".meta.json")
+        self.meta = _meta(self.path)
         self._identity = json.loads(json.dumps(identity))
         self._file = self.path.open("ab")
         try:
@@ -191,7 +225,8 @@ class Results:
         if not data:
             self._describe()
             return 0, 0
-        self._check_identity()
+        before = _described(self.path)
+        _check_identity(self.path, before, self._identity, {**self._identity, **before})
         complete = data[: data.rfind(b"\n") + 1]
         done = [self._parsed(number, line) for number, line in enumerate(complete.split(b"\n")[:-1], start=1)]
         self._file.truncate(len(complete))  # what was cut off in the middle of a line is written anew
@@ -205,26 +240,6 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         written.replace(self.meta)
-
-    def _check_identity(self) -> None:
-        try:
-            before = json.loads(self.meta.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ValueError(
-                f"{self.path} is there, but {self.meta.name}, which says what run it is of, cannot be read. Choose another file, or throw "
-                "it away with --restart."
-            ) from None
-        before.pop("of", None)
-        changed = [
-            f"{name} was {_shown(before.get(name))} and is {_shown(self._identity.get(name))}"
-            for name in {**self._identity, **before}
-            if before.get(name) != self._identity.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.path} is of another run: {'; '.join(changed)}. Choose another file, run it as before, or throw it away with "
-                "--restart."
-            )
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         with contextlib.suppress(ValueError):

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .answer import chat_ids, check_length
+from .answer import check_length
 from .cache import EFTCache
 from .combination import BASE, REFERENCE, Combination
+from .messages import with_system
+from .options import check_together, read_options
+from .prompts import chat_ids
 from .releases import CACHE, cache_of
 from .shorthands import recipe
 
@@ -46,7 +49,7 @@ class ChatSession:
         options (`Mapping[str, Any]`, *optional*): Of `generate`.
 
     Raises:
-        `ValueError`: If the tokenizer has no chat template.
+        `ValueError`: If the tokenizer has no chat template, or one that takes no system message, or an option cannot be heeded.
 
     Example:
 
@@ -69,12 +72,13 @@ class ChatSession:
         self, model: EFTForCausalLM, tokenizer: Any, system: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.options: dict[str, Any] = {"max_new_tokens": 256, **(options or {})}
+        self.options: dict[str, Any] = read_options(options or {}, before={"max_new_tokens": 256})
+        check_together(self.options, model.generation_config.num_beams)
         self.system, self.who = system, COMBINED
         self.messages: list[dict[str, str]] = []
         self._cache: EFTCache | None = None
         self._read: list[int] = []  # what the cache holds
-        chat_ids(tokenizer, [{"role": "user", "content": "Hello"}])  # refuses a tokenizer without a template, now
+        self._check(system)
 
     # Talking ------------------------------------------------------------------------------------------------------------
 
@@ -91,7 +95,7 @@ class ChatSession:
             `str`: Without spaces around it. If it is empty, the conversation is as it was before.
 
         Raises:
-            `ValueError`: If the conversation has become too long. It is then as it was before.
+            `ValueError`: If the conversation has become too long, or the chat template does not take it. It is then as it was before.
         """
         reply = self._reply([*self.messages, {"role": "user", "content": text}], self.who, show)
         if reply:  # with its spaces: the next prompt then begins with the tokens that were read and generated
@@ -132,8 +136,7 @@ class ChatSession:
                 if show is not None and text:
                     show(text)
 
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        ids = chat_ids(self.tokenizer, [*system, *messages])
+        ids = chat_ids(self.tokenizer, with_system(messages, self.system))
         check_length(self.model, len(ids), self.options["max_new_tokens"])
         recipe_before = self.model.combination
         try:
@@ -223,7 +226,12 @@ class ChatSession:
         self.who = rest
         return f"{rest} answers from now on"
 
+    def _check(self, system: str | None) -> None:
+        """Refuse a template that is not there, or takes no system message, before anything is lost to it."""
+        chat_ids(self.tokenizer, with_system([{"role": "user", "content": "Hello"}], system))
+
     def _do_system(self, rest: str) -> str:
+        self._check(rest)
         self.system = rest or None
         return self._do_reset("") + (", with this system message" if rest else ", without a system message")
 

@@ -6,6 +6,7 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,23 @@ def _line(number: int, text: str) -> Line:
     return Line(number, text, blank=not text.strip())
 
 
+def whole_text(data: bytes) -> str:
+    r"""
+    A text that is one, whose lines end in `\n`, without the end of the last one.
+
+    Raises:
+        `ValueError`: If it is not in its encoding, saying in which line.
+    """
+    return _joined(text_lines(data))
+
+
+def _joined(lines: list[Line]) -> str:
+    for line in lines:
+        if line.error:
+            raise ValueError(f"line {line.number}: {line.error}")
+    return "\n".join(line.value for line in lines)
+
+
 def json_lines(data: bytes) -> list[Line]:
     r"""
     The values of JSON Lines, or of a file that is one JSON array.
@@ -157,14 +175,27 @@ def json_lines(data: bytes) -> list[Line]:
     lines = text_lines(data)
     if not _is_array(lines):
         return [_value(line) for line in lines]
-    for line in lines:
-        if line.error:
-            raise ValueError(f"line {line.number}: {line.error}")
+    text = _joined(lines)
     try:
-        values = parsed("\n".join(line.value for line in lines))
+        values = parsed(text)
     except ValueError as error:
         raise ValueError(f"it begins as a JSON array and is none: {error}") from None
     return [Line(number, value) for number, value in enumerate(values, start=1)]
+
+
+def looks_like_json(lines: list[Line]) -> bool:
+    """Whether a text is JSON Lines, or an array, rather than plain text: it begins with an object, or with a list that is JSON."""
+    first, *more = [line for line in lines if not line.blank] or [Line(0, "")]
+    if first.error:
+        return False
+    text = first.value.lstrip(_SPACE)
+    if text.startswith("["):
+        # A list of objects, whole or broken; other lists only if they are whole, since a plain text may begin with a bracket.
+        inside = " ".join([text.removeprefix("["), *(line.value for line in more[:1] if line.value)]).lstrip(_SPACE)
+        return inside.startswith("{") or (
+            not any(line.error for line in more) and _is_json("\n".join(line.value for line in [first, *more]))
+        )
+    return text.startswith("{")
 
 
 def _is_array(lines: list[Line]) -> bool:
@@ -194,8 +225,6 @@ def _value(line: Line) -> Line:
         return Line(line.number, error=f"the line is no JSON: {error}")
 
 
-def without_nulls(value: Any) -> Any:
-    """A value without the fields of objects that are null, at any depth: null is absent. (Within lists it is for the reader to refuse.)"""
-    if isinstance(value, dict):
-        return {name: without_nulls(each) for name, each in value.items() if each is not None}
-    return value
+def without_nulls(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What an object says: null is absent."""
+    return {name: value for name, value in given.items() if value is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .json_lines import parsed, shown
+from .json_lines import parsed, shown, without_nulls
 
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of chat completions; of OpenAI's responses
 # What OpenAI's clients may put beside `content`, and no chat template reads: with a value, it would be dropped in silence.
@@ -63,6 +63,11 @@ def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict
     return [_message(index, message, developer_as_system) for index, message in enumerate(given)]
 
 
+def with_system(messages: Sequence[Mapping[str, Any]], system: str | None) -> list[dict[str, Any]]:
+    """The messages of a chat behind a system message, where there is one: read as [`read_messages`] reads them."""
+    return read_messages([*([{"role": "system", "content": system}] if system else []), *messages])
+
+
 def read_text(value: Any, where: str) -> str:
     """
     A text that a tokenizer can read.
@@ -82,7 +87,7 @@ def read_text(value: Any, where: str) -> str:
 def _message(index: int, message: Any, developer_as_system: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f'messages[{index}] must be an object, {{"role": ..., "content": ...}}, got {shown(message)}')
-    rest = {name: value for name, value in message.items() if value is not None}
+    rest = without_nulls(message)
     try:
         role = read_text(rest.pop("role", None), "`role`")
         if not role.strip():
@@ -135,7 +140,7 @@ def _calls(calls: Any, role: str) -> list[dict[str, Any]]:
 def _call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise ValueError(f"`{where}` must be an object with a `function`, got {_got(call)}")
-    rest = {name: value for name, value in call.items() if value is not None}
+    rest = without_nulls(call)
     if (kind := rest.get("type", "function")) != "function":
         raise ValueError(f'`{where}.type` must be "function", got {_got(kind)}')
     function = rest.get(
@@ -145,7 +150,7 @@ def _call(where: str, call: Any) -> dict[str, Any]:
         raise ValueError(f"`{where}.function` must be an object with a `name`, got {_got(function)}")
     named = f"{where}.function" if "function" in rest else where
     read = {
-        **{name: value for name, value in function.items() if value is not None},
+        **without_nulls(function),
         "name": read_text(function.get("name"), f"`{named}.name`"),
         "arguments": _arguments(function.get("arguments"), f"`{named}.arguments`"),
     }

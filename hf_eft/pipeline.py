@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TextGenerationPipeline
 
+from .messages import read_messages
 from .prompts import as_plain_text, member_inputs
 
 _OF = "/"  # between a member's name and what it reads: the pipeline batches flat dictionaries of tensors
@@ -75,7 +76,7 @@ class MemberPromptPipeline(TextGenerationPipeline):
             return super().preprocess(prompt_text, tokenizer_encode_kwargs=tokenizer_encode_kwargs, **rest)
         if cut := [name for name in _CUTS if rest.get(name)]:
             raise ValueError(f"The prompts of a chat, one for each member, are not cut or padded here: leave out {cut}.")
-        messages = prompt_text.messages
+        messages = read_messages(prompt_text.messages)
         goes_on = messages[-1]["role"] == "assistant" if continue_final_message is None else continue_final_message
         main, *others = self.model.members
         known = {main: self.tokenizer, **self.model.tokenizers}

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .messages import read_messages
+
 _ASKED = "Who?"
 _ENDING = 64  # tokens, more than any template writes before an answer
 
@@ -91,13 +93,18 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def as_plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+def as_plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """A conversation for a model that knows no chat template: its contents, one below the other."""
+    if any("tool_calls" in message for message in messages):
+        raise ValueError(
+            "A member without a chat template reads a plain text, which has no place for `tool_calls`: write them with `plain=`, or "
+            "let all members read one prompt."
+        )
     return "\n\n".join(message["content"] for message in messages) + "\n\n"
 
 
 def member_inputs(
-    conversations: Sequence[Sequence[Mapping[str, str]]],
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
     tokenizers: Mapping[str, Any],
     plain: Callable[[Sequence[Mapping[str, str]]], str] = as_plain_text,
     **options: Any,
@@ -106,7 +113,7 @@ def member_inputs(
     Every member's prompt for the same conversations: its own chat template where its tokenizer has one, a plain text where it has none.
 
     Args:
-        conversations (`Sequence[Sequence[Mapping[str, str]]]`): Messages with `role` and `content`, one list for each row.
+        conversations (`Sequence[Sequence[Mapping[str, Any]]]`): Messages as [`~hf_eft.messages.read_messages`] takes them, a list for each row.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizer of each member. A tokenizer whose `chat_template` is `None`
             writes plain text.
         plain (`Callable`, *optional*): What makes a text of a conversation.
@@ -129,19 +136,38 @@ def member_inputs(
     """
     if not conversations:
         raise ValueError("There are no conversations: give a list of messages for each row.")
+    conversations = [read_messages(messages) for messages in conversations]
     built = {}
     for name, tokenizer in tokenizers.items():
         if getattr(tokenizer, "chat_template", None):
-            rows = [
-                tokenizer.apply_chat_template(
-                    list(messages), **{"add_generation_prompt": True, **options, "tokenize": True, "return_dict": False}
-                )
-                for messages in conversations
-            ]
+            rows = [chat_ids(tokenizer, messages, **options) for messages in conversations]
         else:
             rows = [tokenizer(plain(messages))["input_ids"] for messages in conversations]
         built[name] = _padded(name, rows, tokenizer)
     return built
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    r"""
+    The tokens of a conversation that is to be continued.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): With a chat template.
+        messages (`Sequence[Mapping[str, Any]]`): As [`~hf_eft.messages.read_messages`] makes them.
+        **options: Passed on to `apply_chat_template`.
+
+    Raises:
+        `ValueError`: If there is no chat template, or it refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the tuned model's tokenizer has no chat template: give plain prompts")
+    given = {"add_generation_prompt": True, **options, "tokenize": True, "return_dict": False}
+    try:
+        return list(tokenizer.apply_chat_template(list(messages), **given))
+    except ImportError:  # of what templates run with
+        raise
+    except Exception as error:  # a template is a program of somebody else's, and raises what it likes
+        raise ValueError(f"the chat template does not take these messages: {error}") from error
 
 
 def _padded(name: str, rows: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:

@@ -101,7 +101,7 @@ def test_the_developer_s_role_is_the_system_s_where_it_is_asked_for() -> None:
         ([calls(arguments="{")], "`tool_calls[0].function.arguments` must be a JSON object: Expecting"),
         ([calls(arguments='{"a": NaN}')], "NaN is no JSON"),
         ([{"role": "tool", "content": "42", "tool_call_id": 1}], "`tool_call_id` must be a text, got 1"),
-        ([{"role": "assistant", "function_call": {"name": "look"}}], "`function_call` is not read by chat templates: say it as `tool_calls`"),
+        ([{"role": "assistant", "function_call": {"name": "look"}}], "`function_call` is not read by chat templates: say it"),
         ([{"role": "assistant", "refusal": "No."}], "`refusal` is not read by chat templates"),
     ],
 )  # fmt: skip

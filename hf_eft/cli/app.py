@@ -38,9 +38,7 @@ class _Group(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            foreseen = isinstance(error, (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError))
-            said = str(error) if foreseen else f"{type(error).__name__}: {error} (`hf-eft --debug ...` shows where)"
-            raise Failure(said) from error
+            raise Failure(said(error)) from error
 
     def main(
         self,
@@ -72,6 +70,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but for lines that could not be answered, 130 stopped with Ctrl-C.",
 )
+
+
+def said(error: Exception) -> str:
+    """An error as a user reads it. One that nobody foresaw is said with its type."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error} (`hf-eft --debug ...` shows where)"
 
 
 def say_error(message: str) -> None:

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..conversation import COMBINED, COMMANDS, ChatSession
-from .app import app, console, say_error
+from ..json_lines import whole_text
+from .app import app, console, said, say_error
 from .models import Models
 from .options import generation_options, with_groups
 
@@ -23,7 +24,7 @@ _PROMPT = "you > "
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Any option of `generate` may follow, as in: --temperature 0.7 --do-sample true. While talking: "
+    epilog="Any option of `generate` may follow, as in: --temperature 0.7. While talking: "
     + "; ".join(f"{name} {text}" for name, text in COMMANDS.items()),
 )
 @with_groups
@@ -57,14 +58,17 @@ def chat(
 
 
 def _piped() -> str:
-    line = sys.stdin.readline()
+    line = sys.stdin.buffer.readline()
     if not line:
         raise EOFError
-    return line.rstrip("\n")
+    return whole_text(line)
 
 
 def talk(session: ChatSession, console: Console, read: Callable[[], str]) -> None:
-    """Read lines, and answer them, until there are no more or one says `/quit`."""
+    """
+    Read lines, and answer them, until there are no more or one says `/quit`. Whatever is said, by a user or by a chat template, the talk
+    goes on: an error is one line, and the conversation is as it was.
+    """
     while True:
         try:
             line = read().strip()
@@ -75,13 +79,16 @@ def talk(session: ChatSession, console: Console, read: Callable[[], str]) -> Non
             if console.is_terminal:
                 console.print()
             return
+        except ValueError as error:  # what is read is in another encoding
+            say_error(f"That line was not read: {error}")
+            continue
         if line in ("/quit", "/exit"):
             return
         try:
             if line:
                 _turn(session, console, line)
-        except (ValueError, NotImplementedError, FloatingPointError) as error:
-            say_error(str(error))
+        except Exception as error:  # templates and models are others', and raise what they like
+            say_error(said(error))
 
 
 def _turn(session: ChatSession, console: Console, line: str) -> None:
@@ -89,14 +96,14 @@ def _turn(session: ChatSession, console: Console, line: str) -> None:
         console.print(_help())
     elif line == "/compare":
         speaking = _Speaking(console)
-        session.compare(speaking)
-        speaking.end()
+        with speaking:
+            session.compare(speaking)
     elif line.startswith("/"):
         console.print(Text(session.command(line), style="dim"))
     else:
         speaking = _Speaking(console)
-        reply = session.ask(line, lambda text: speaking(session.who, text))
-        speaking.end()
+        with speaking:
+            reply = session.ask(line, lambda text: speaking(session.who, text))
         if not reply:
             console.print(Text("no reply", style="dim"))
 
@@ -114,6 +121,12 @@ class _Speaking:
             self.console.print(Text(f"{who} > ", style=f"bold {_COLOURS.get(who, 'magenta')}"), end="")
             text = text.lstrip()
         self.console.print(Text(text), end="", soft_wrap=True)
+
+    def __enter__(self) -> _Speaking:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
     def end(self) -> None:
         """The line of the last speaker is over."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import check_folder
 from .app import app, console, notes
 from .models import Models
 from .options import with_groups
@@ -54,7 +55,7 @@ def evaluate(
     Is the combination better than its parts? Measures base, tuned, reference and combined on the same items, and warns where the
     combination is worse than the tuned model alone. Without models, the embedded tiny family is measured.
     """
-    from .. import evaluation
+    from .. import evaluation, plots
     from ..evaluation.custom_data import custom_task
     from ..evaluation.report import evaluation_plot, evaluation_table
     from ..tasks import NAMES
@@ -62,6 +63,10 @@ def evaluate(
     evaluation.check_installed()  # before models are loaded
     if not task and not data and (models.model or models.given):
         raise typer.BadParameter("say what to measure: --task or --data, each as often as you like", param_hint="--task")
+    if output is not None:
+        check_folder(output)
+        with plots.style():  # the picture's package is there
+            pass
     try:
         tasks: list[Any] = list(task or ([] if data else NAMES))
         tasks += [custom_task(file, metric, max_new_tokens=max_new_tokens) for file in data or ()]

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..answer import Answerer
-from ..batch import Item, Results, Sink, Stream, fingerprint, read_items, run_batches
+from ..batch import Item, Results, Sink, Stream, check_results, fingerprint, read_items, run_batches
+from ..json_lines import whole_text
 from .app import SOME_FAILED, app, console, notes
 from .models import Models, identity, prompt_tokenizer
 from .options import generation_options, with_groups
@@ -37,6 +38,10 @@ class Asking:
         False
     )
 
+    def all_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of `generate`, those of the command among them."""
+        return {"max_new_tokens": self.max_new_tokens, **options}
+
     def answerer(self, models: Models, options: dict[str, Any]) -> Answerer:
         """The models, ready to be asked."""
         if self.system is not None and not self.chat:
@@ -47,7 +52,7 @@ class Asking:
         return Answerer(
             model,
             prompt_tokenizer(tokenizers),
-            {"max_new_tokens": self.max_new_tokens, **options},
+            self.all_options(options),
             seed=self.seed or 0,
             chat=self.chat,
             system=self.system,
@@ -66,7 +71,7 @@ class Batch:
             "--input",
             "-i",
             metavar="FILE|-",
-            help='A file of prompts, one a line, or of {"prompt": ...} or {"messages": ...}; - is the standard input.',
+            help='A file of prompts, one a line, or of {"prompt": ...} or {"messages": ...} in lines or an array; - is the standard input.',
             rich_help_panel=_BATCH,
             show_default=False,
         ),
@@ -95,13 +100,13 @@ class Batch:
     def as_json(self) -> bool | None:
         """Whether lines are JSON; `None` where the first line decides."""
         if self.input_format == "auto":
-            return str(self.input).endswith((".jsonl", ".ndjson")) or None
+            return str(self.input).endswith((".jsonl", ".ndjson", ".json")) or None
         return self.input_format == "jsonl"
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Any other option of `generate` may follow, as in: --num-beams 4 --top-p 0.9 --do-sample true --repetition-penalty 1.1",
+    epilog="Any other option of `generate` may follow, as in: --num-beams 4 --repetition-penalty 1.1, or --temperature 0.7, which samples.",
 )
 @with_groups
 def generate(
@@ -147,7 +152,7 @@ def one_prompt(prompt: str | None, arguments: list[str]) -> tuple[str, dict[str,
     options, positional = _options(prompt, arguments)
     if len(positional) > 1:
         raise typer.BadParameter(f"expected one prompt, got {positional}; quote it, and give every option a value")
-    text = positional[0] if positional else sys.stdin.read().rstrip("\n")
+    text = positional[0] if positional else whole_text(sys.stdin.buffer.read()).rstrip("\n")
     if not text.strip():
         raise typer.BadParameter("the prompt is empty: give one as an argument or on the standard input", param_hint="PROMPT")
     return text, options
@@ -172,9 +177,27 @@ def _reply(answerer: Answerer, text: str, seed: int | None, stream: bool, as_jso
 def _run(models: Models, asking: Asking, batch: Batch, options: dict[str, Any]) -> None:
     """A batch run."""
     data = sys.stdin.buffer.read() if batch.input == "-" else Path(str(batch.input)).read_bytes()
-    items = read_items(data, batch.as_json)
+    try:
+        items = read_items(data, batch.as_json)
+    except ValueError as error:
+        raise typer.BadParameter(f"{batch.input}: {error}", param_hint="--input") from error
     if not items:
         raise typer.BadParameter(f"there are no lines in {batch.input}", param_hint="--input")
+    known = {
+        "the input": fingerprint(data),
+        "--input-format": batch.as_json,
+        "the options of generate": asking.all_options(options),
+        "--seed": asking.seed or 0,
+        "--chat": asking.chat,
+        "--system": asking.system,
+        "--member-prompts": asking.member_prompts,
+        "--speculative": asking.speculative,
+        "--batch-size": batch.batch_size,
+    }
+    if batch.output is not None:  # before models are loaded, which may take minutes
+        if Path(str(batch.input)).exists() and batch.output.exists() and batch.output.samefile(str(batch.input)):
+            raise typer.BadParameter("the results would be written over the input: choose another file", param_hint="--output")
+        check_results(batch.output, known, batch.restart)
     answerer = asking.answerer(models, options)
     sink: Sink
     if batch.output is None:
@@ -182,17 +205,9 @@ def _run(models: Models, asking: Asking, batch: Batch, options: dict[str, Any]) 
         _progress(answerer, items, sink, batch.batch_size)
     else:
         identity_of_run = {
-            "the input": fingerprint(data),
-            "--input-format": batch.as_json,
+            **known,
             "the models": identity(models, answerer.model),
             "the recipe": answerer.model.combination.to_dict(),
-            "the options of generate": answerer.options,
-            "--seed": answerer.seed,
-            "--chat": asking.chat,
-            "--system": asking.system,
-            "--member-prompts": asking.member_prompts,
-            "--speculative": asking.speculative,
-            "--batch-size": batch.batch_size,
         }
         with Results(batch.output, identity_of_run, batch.restart) as sink:
             if sink.kept:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..batch import Item
+from ..files import check_file
 from .app import FAILED, app, console, notes
 from .generate import Asking, one_prompt
 from .models import Models
@@ -63,6 +64,8 @@ def inspect(
     from ..report import analysis_table
 
     text, options = one_prompt(prompt, context.args)
+    if html is not None:
+        check_file(html)  # before models are loaded
     asking = Asking(chat=chat, system=system, max_new_tokens=max_new_tokens)
     answerer = asking.answerer(models, options)
     ids = torch.tensor(answerer.ids(Item(1, prompt=text)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import typer
 
-from ..answer import option_names
+from ..json_lines import parsed
+from ..options import check_name, read_options
+
+_PYTHON = {"True": True, "False": False, "None": None}  # as those write them who read transformers' documentation
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,7 +46,6 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 def generation_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """`--num-beams 4 --do-sample true` as options of `generate`, and what is no option. Values are read as JSON where they are."""
-    known = option_names()
     options: dict[str, Any] = {}
     positional: list[str] = []
     rest = list(arguments)
@@ -54,21 +54,32 @@ def generation_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]
         if not flag.startswith("--"):
             positional.append(flag)
             continue
-        name, separator, value = flag.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else ""
-            raise typer.BadParameter(f"--{name.replace('_', '-')} is no option of this command or of `generate`{hint}")
+        written, separator, value = flag.partition("=")
+        name = written.removeprefix("--").replace("-", "_")
+        try:
+            check_name(name, written=f"--{name.replace('_', '-')}")
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if name in options:
+            raise typer.BadParameter(f"{written} is given twice")
         if not separator:
             if not rest or rest[0].startswith("--"):
-                raise typer.BadParameter(f"{flag} needs a value, as in {flag} true")
+                raise typer.BadParameter(f"{written} needs a value, as in {written} true")
             value = rest.pop(0)
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options, positional
+        options[name] = _value(value)
+    try:
+        return read_options(options), positional
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _value(text: str) -> Any:
+    if text in _PYTHON:
+        return _PYTHON[text]
+    try:
+        return parsed(text)
+    except ValueError:
+        return text
 
 
 def named_numbers(given: list[str] | None, option: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..combination import BASE, REFERENCE, TUNED
+from ..files import check_file, check_folder
 from .app import app, notes
 from .models import Composition, Models
 from .options import named, with_groups
@@ -30,6 +31,7 @@ def compose(
     """Make one folder of a base, a tuned and a reference model: with their weights, or a recipe that refers to them."""
     from ..hub import compose as write
 
+    check_folder(folder)  # before models are loaded
     members = composition.members()
     with notes.status("Loading") as status:
         made = write(
@@ -60,6 +62,8 @@ def card(
     ] = None,
 ) -> None:
     """Write a model card for the combination, or a snippet that says how to up-scale with a tuned model."""
+    if output is not None:
+        check_file(output, new=True)  # before models are loaded
     if snippet:
         from ..card import snippet as write_snippet
 
