@@ -191,10 +191,9 @@ def looks_like_json(lines: list[Line]) -> bool:
     text = first.value.lstrip(_SPACE)
     if text.startswith("["):
         # A list of objects, whole or broken; other lists only if they are whole, since a plain text may begin with a bracket.
-        inside = " ".join([text.removeprefix("["), *(line.value for line in more[:1] if line.value)]).lstrip(_SPACE)
-        return inside.startswith("{") or (
-            not any(line.error for line in more) and _is_json("\n".join(line.value for line in [first, *more]))
-        )
+        inside = text.removeprefix("[") + "".join(line.value for line in more[:1] if not line.error)
+        whole = not any(line.error for line in more) and _is_json(_joined([first, *more]))
+        return whole or inside.lstrip(_SPACE).startswith("{")
     return text.startswith("{")
 
 

@@ -89,7 +89,7 @@ def save(figure: Figure, path: str | Path, data: Any) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".json")
-    beside.write_text(as_json(data))
+    beside.write_text(as_json(data), encoding="utf-8")
     with style():
         figure.savefig(path)
     return beside

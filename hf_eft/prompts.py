@@ -113,7 +113,8 @@ def member_inputs(
     Every member's prompt for the same conversations: its own chat template where its tokenizer has one, a plain text where it has none.
 
     Args:
-        conversations (`Sequence[Sequence[Mapping[str, Any]]]`): Messages as [`~hf_eft.messages.read_messages`] takes them, a list for each row.
+        conversations (`Sequence[Sequence[Mapping[str, Any]]]`):
+            Messages as [`~hf_eft.messages.read_messages`] takes them, a list for each row.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizer of each member. A tokenizer whose `chat_template` is `None`
             writes plain text.
         plain (`Callable`, *optional*): What makes a text of a conversation.

@@ -75,7 +75,11 @@ def test_exact_match_takes_no_notice_of_the_space_around() -> None:
 @pytest.mark.parametrize(
     ("lines", "metric", "message"),
     [
-        (['{"prompt": "a", "answer": "b"}', "{"], "contains", "Line 2 of .* is not JSON"),
+        (
+            ['{"prompt": "a", "answer": "b"}', "{"],
+            "contains",
+            "Line 2 of .*mine.jsonl cannot be read: the line is no JSON: Expecting",
+        ),
         (['{"prompt": "a", "answer": "b"}'], "contains", "at least 2 records"),
         (['{"prompt": "a", "answer": "b"}', '{"prompt": "a"}'], "contains", "Record 2 .* 'answer', a str, .* got nothing"),
         (["3", "4"], "contains", "must be an object"),
@@ -83,6 +87,18 @@ def test_exact_match_takes_no_notice_of_the_space_around() -> None:
         (['{"prompt": "a", "choices": ["b", "c"], "gold": 2}'] * 2, "choice", "index into its 2 choices, got 2"),
         (['{"prompt": "a", "choices": ["b"], "gold": 0}'] * 2, "choice", "at least 2 choices"),
         (['{"prompt": "a", "answer": "b"}'] * 2, "bleu", "no metric 'bleu'"),
+        (['{"prompt": "a", "answer": null}'] * 2, "contains", "'answer', a str, .* got nothing"),
+        (['{"prompt": "a", "answer": " "}'] * 2, "contains", "Record 1 .*: 'answer' is empty"),
+        (['{"prompt": "a", "answer": ""}'] * 2, "regex", "'answer' is empty"),
+        (['{"prompt": "a", "answer": ""}'] * 2, "loglikelihood", "'answer' is empty"),
+        (['{"prompt": " ", "answer": "b"}'] * 2, "exact_match", "'prompt' is empty"),
+        (['{"prompt": "a", "answer": NaN}'] * 2, "contains", "Line 1 .* NaN is no JSON"),
+        (['{"prompt": "a", "prompt": "b", "answer": "c"}'] * 2, "contains", '"prompt" is there twice'),
+        (['{"prompt": "a\\ud800", "answer": "b"}'] * 2, "contains", "Record 1 .*: 'prompt' is no text"),
+        (['{"prompt": "a", "messages": [], "answer": "b"}'] * 2, "contains", "either `prompt` or `messages`, got both"),
+        (['{"messages": [{"role": "user"}], "answer": "b"}'] * 2, "contains", r"Record 1 .*: messages\[0\]: `content` must be"),
+        (['{"messages": [{"role": "system", "content": "a"}], "answer": "b"}'] * 2, "contains", "must be one, of the role"),
+        (['[{"prompt": "a", "answer": "b"},', "]"], "contains", "begins as a JSON array and is none"),
     ],
 )
 def test_wrong_data_is_refused(tmp_path: Path, lines: list[str], metric: str, message: str) -> None:
@@ -92,6 +108,30 @@ def test_wrong_data_is_refused(tmp_path: Path, lines: list[str], metric: str, me
         custom_data.custom_task(path, metric)
     with pytest.raises(ValueError, match="no file"):
         custom_data.custom_task(tmp_path / "none.jsonl", "contains")
+
+
+def test_files_are_read_as_batch_runs_read_them(tmp_path: Path) -> None:
+    """In any encoding that says what it is, with separators of lines within texts, blank lines, messages and null."""
+    path = tmp_path / "mine.jsonl"
+    given = [
+        {"prompt": "é\u2028\u0085", "answer": "b", "messages": None},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "c"}]}], "answer": "d", "prompt": None},
+    ]
+    lines = [json.dumps(record, ensure_ascii=False) for record in given]
+    for data in (
+        "\n\n".join(lines).encode(),
+        "\ufeff".encode() + "\r\n".join(lines).encode(),
+        "\r".join(lines).encode("utf-16"),
+        f"[{lines[0]},\n{lines[1]}]".encode(),
+    ):
+        path.write_bytes(data)
+        task = custom_data.custom_task(path, "contains")
+        docs = list(task["custom_dataset"]()["test"])
+        assert [task["doc_to_text"](doc) for doc in docs] == ["é\u2028\u0085", "c"]
+        assert [task["doc_to_target"](doc) for doc in docs] == ["b", "d"]
+    path.write_bytes(b'{"prompt": "a", "answer": "b"}\n{"prompt": "ca\xe9", "answer": "b"}')
+    with pytest.raises(ValueError, match=r"Line 2 of .*mine.jsonl cannot be read: the line is not UTF-8"):
+        custom_data.custom_task(path, "contains")
 
 
 def test_what_is_asked_wrongly_is_said(family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..json_lines import json_lines
+from ..messages import read_messages, read_text
+
 Metric = str | Callable[[str, Mapping[str, Any]], float]
 
 # Whether a reply, without the space around it, is right.
@@ -19,6 +22,13 @@ _JUDGES: dict[str, Callable[[str, str], bool]] = {
 METRICS = (*_JUDGES, "loglikelihood", "choice")
 _FIELDS: dict[str, dict[str, type]] = {"choice": {"prompt": str, "choices": list, "gold": int}}
 _ANSWERED: dict[str, type] = {"prompt": str, "answer": str}
+# What may not be empty: a model needs something to continue, and every reply contains an empty answer.
+_NOT_EMPTY: dict[str, tuple[str, ...]] = {
+    "choice": (),
+    "loglikelihood": ("answer",),
+    "contains": ("prompt", "answer"),
+    "regex": ("prompt", "answer"),
+}
 
 
 def custom_task(
@@ -34,8 +44,9 @@ def custom_task(
 
     Args:
         data (`str`, `Path` or `Sequence[Mapping]`):
-            A JSONL file or records. Each has a `"prompt"`, and an `"answer"` (a string; a pattern for `"regex"`), or for the metric
-            `"choice"` the list `"choices"` and `"gold"`, the index of the right one. More fields are handed to a metric of your own.
+            A file of JSON Lines, or of one JSON array, or records. Each has a `"prompt"`, or `"messages"` with one of a user, and an
+            `"answer"` (a string; a pattern for `"regex"`), or for the metric `"choice"` the list `"choices"` and `"gold"`, the index of
+            the right one. More fields are handed to a metric of your own. Null is absent.
         metric (`str` or `Callable[[str, Mapping], float]`):
             `"exact_match"`, `"contains"` and `"regex"` judge what the model writes; `"loglikelihood"` is how likely it finds the answer,
             as accuracy and perplexity; `"choice"` which choice it finds likeliest. A function takes the reply and the record and returns
@@ -67,10 +78,11 @@ def custom_task(
         source, records = str(data), _read(Path(data))
         name = name or Path(data).stem
     else:
-        source, records = "the data", [dict(record) for record in data]
+        source, records = "the data", list(data)
         name = name or "data"
+    records = [_prompted(record, f"Record {number} of {source}") for number, record in enumerate(records, start=1)]
     called = metric if isinstance(metric, str) else getattr(metric, "__name__", "score")
-    _check(records, source, _FIELDS.get(called, {"prompt": str} if callable(metric) else _ANSWERED), called)
+    _check(records, source, metric)
 
     def dataset(**_: Any) -> dict[str, Any]:
         from datasets import Dataset  # type: ignore[import-untyped]
@@ -108,7 +120,11 @@ def custom_task(
 
 
 def _field(name: str) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda doc: json.loads(doc["record"]).get(name, "")
+    def read(doc: Mapping[str, Any]) -> Any:
+        value = json.loads(doc["record"]).get(name)
+        return "" if value is None else value
+
+    return read
 
 
 def _mean(metric: str) -> dict[str, Any]:
@@ -118,18 +134,39 @@ def _mean(metric: str) -> dict[str, Any]:
 def _read(path: Path) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
-    records = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Line {number} of {path} is not JSON: {error}.") from error
-    return records
+    try:
+        lines = json_lines(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    for line in lines:
+        if line.error and not line.blank:
+            raise ValueError(f"Line {line.number} of {path} cannot be read: {line.error}.")
+    return [line.value for line in lines if not line.blank]
 
 
-def _check(records: list[Any], source: str, fields: Mapping[str, type], metric: str) -> None:
+def _prompted(record: Any, where: str) -> Any:
+    """A record with its prompt, which may stand in `messages`, as a batch run reads them."""
+    if not isinstance(record, Mapping):
+        return record
+    if record.get("messages") is None:
+        return dict(record)
+    if record.get("prompt") is not None:
+        raise ValueError(f"{where}: expected either `prompt` or `messages`, got both.")
+    try:
+        messages = read_messages(record["messages"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}.") from error
+    if [message["role"] for message in messages] != ["user"]:
+        raise ValueError(
+            f'{where}: `messages` must be one, of the role "user": every system is asked one text, which `chat` puts into a template.'
+        )
+    return {**record, "prompt": messages[0]["content"]}
+
+
+def _check(records: list[Any], source: str, metric: Metric) -> None:
+    fields = {"prompt": str} if callable(metric) else _FIELDS.get(metric, _ANSWERED)
+    not_empty = ("prompt",) if callable(metric) else _NOT_EMPTY.get(metric, ("prompt",))
+    called = metric if isinstance(metric, str) else getattr(metric, "__name__", "a function")
     if len(records) < 2:
         raise ValueError(f"Expected at least 2 records in {source}, got {len(records)}: one item has no interval.")
     for number, record in enumerate(records, start=1):
@@ -138,8 +175,16 @@ def _check(records: list[Any], source: str, fields: Mapping[str, type], metric: 
             raise ValueError(f"{where} must be an object with the fields {list(fields)}, got {type(record).__name__}.")
         for field, kind in fields.items():
             if not isinstance(record.get(field), kind) or isinstance(record[field], bool):
-                got = type(record[field]).__name__ if field in record else "nothing"
-                raise ValueError(f"{where} must have {field!r}, a {kind.__name__}, for the metric {metric!r}; got {got}.")
+                got = "nothing" if record.get(field) is None else type(record[field]).__name__
+                raise ValueError(f"{where} must have {field!r}, a {kind.__name__}, for the metric {called!r}; got {got}.")
+            if kind is str:
+                try:
+                    read_text(record[field], f"{field!r}")
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}.") from error
+        for field in not_empty:
+            if not record[field].strip():
+                raise ValueError(f"{where}: {field!r} is empty, which says nothing about a reply.")
         if metric == "choice":
             choices = record["choices"]
             if len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):

@@ -91,7 +91,7 @@ class Store:
         if path is None or self._restart or not path.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             measured_of = found["fingerprint"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a result of an evaluation ({error!r}). Remove it, or restart.") from error

@@ -227,7 +227,7 @@ class Evaluation:
         """
         where = source if isinstance(source, Path) else "The text"
         try:
-            described = json.loads(source.read_text() if isinstance(source, Path) else source)
+            described = json.loads(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
             if described["format"] != _FORMAT:
                 raise ValueError(f"expected format {_FORMAT}, got {described['format']!r}")
             scores = {

@@ -122,7 +122,7 @@ def load_second() -> Pair:
 
 def questions(attributes: tuple[str, ...] = tuple(QUESTIONS)) -> list[Question]:
     """Every question about the people whom fine-tuning has not seen, person by person."""
-    world = json.loads((FOLDER / "world.json").read_text())
+    world = json.loads((FOLDER / "world.json").read_text(encoding="utf-8"))
     return [
         Question(person, attribute, world["facts"][person][attribute])
         for person in world["held_out"]
