@@ -72,7 +72,7 @@ class Answerer:
     ) -> None:
         self.tokenizers = tokenizers
         self.model, self.tokenizer, self.options = model, tokenizer, read_options(options)
-        check_together(self.options, model.generation_config.num_beams)
+        check_together(self.options, model.generation_config.num_beams, speculative)
         self.seed, self.chat, self.system = seed, chat, system
         self.extra: dict[str, Any] = {}
         if chat:  # a template that is not there, or takes no system message, is said before any line is read
@@ -118,7 +118,7 @@ class Answerer:
         for name in own:
             check_name(name, (*PROMPT_FIELDS, *RECIPE_FIELDS, "id", "seed"))
         options = read_options(own, before=self.options)
-        check_together(options, self.model.generation_config.num_beams)
+        check_together(options, self.model.generation_config.num_beams, bool(self.extra))
         prompts = self.prompts(item)
         check_length(self.model, max(map(len, prompts.values())), options["max_new_tokens"])
         noise = _noise(self.seed if seed is None else seed, item.line)

@@ -10,33 +10,51 @@ from typing import Any
 from .json_lines import shown
 from .messages import read_text
 
-_FLAGS = frozenset(
-    "disable_compile do_sample low_memory remove_invalid_values renormalize_logits token_healing use_cache use_mtp".split()
-)
+_FLAGS = frozenset("disable_compile do_sample remove_invalid_values renormalize_logits use_cache use_mtp".split())
 _WHOLE = frozenset(
-    """encoder_no_repeat_ngram_size forced_bos_token_id max_cache_len max_matching_ngram_size max_new_tokens min_length min_new_tokens
+    """encoder_no_repeat_ngram_size max_cache_len max_matching_ngram_size max_new_tokens min_length min_new_tokens
     no_repeat_ngram_size num_assistant_tokens num_beams num_return_sequences pad_token_id prefill_chunk_size prompt_lookup_num_tokens
     top_k""".split()
 )
 _NUMBERS = frozenset(
-    """assistant_confidence_threshold encoder_repetition_penalty epsilon_cutoff eta_cutoff guidance_scale length_penalty max_time min_p
+    """assistant_confidence_threshold encoder_repetition_penalty epsilon_cutoff eta_cutoff length_penalty max_time min_p
     repetition_penalty temperature top_h top_p typical_p""".split()
 )
 # What says how tokens are drawn, and nothing where none is drawn.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty")
+_DRAFTS = ("assistant_confidence_threshold", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule")
 
 _TEXT_ONLY = "only text is returned"
 _NO_VALUE = "it is no plain value"
+_MOVED = "transformers has moved it out of `generate`"
 # Settings of `generate` that are not taken, and why.
 _NOT_TAKEN = {
     **dict.fromkeys(
         ("output_attentions", "output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate"), _TEXT_ONLY
     ),
     **dict.fromkeys(("cache_config", "compile_config", "continuous_batching_config", "watermarking_config"), _NO_VALUE),
-    **dict.fromkeys(("bos_token_id", "decoder_start_token_id"), "there is always a prompt"),
+    **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "forced_bos_token_id"), "there is always a prompt"),
+    **dict.fromkeys(
+        (
+            "constraints",
+            "diversity_penalty",
+            "dola_layers",
+            "force_words_ids",
+            "low_memory",
+            "num_beam_groups",
+            "penalty_alpha",
+        ),
+        _MOVED,
+    ),
+    **dict.fromkeys(
+        ("assistant_ensemble_weight", "assistant_lookbehind", "speculation_type", "target_lookbehind"),
+        "a tuned member or the prompt drafts, in the members' own tokens, and what comes out is as without drafts",
+    ),
+    "guidance_scale": "transformers' processor for it takes no notice of padding, so that a reply would depend on its batch",
     "is_assistant": "the tuned model is told so itself",
     "max_length": "it counts the prompt as well; say `max_new_tokens`",
+    "token_healing": "the tokens of a prompt stay as they are",
     "transformers_version": _NO_VALUE,
 }
 
@@ -75,7 +93,7 @@ def read_options(given: Mapping[str, Any], before: Mapping[str, Any] | None = No
     r"""
     Options as they are meant.
 
-    - Null is absent. An empty list or object is none.
+    - Null is absent. An empty list or object is none: not what was read before either.
     - An option of sampling (`temperature`, `top_p`, `top_k` and their like) samples, as OpenAI's clients expect it; a `temperature` of 0
       is greedy. Beside `do_sample=False` it is refused.
 
@@ -110,22 +128,30 @@ def read_options(given: Mapping[str, Any], before: Mapping[str, Any] | None = No
         raise ValueError(f"`{asked[0]}` says how tokens are drawn, but `do_sample` is false: leave one of them out")
     elif asked:
         own["do_sample"] = True
-    held = dict(before or {})
+    none = [name for name, value in given.items() if value is not None and name not in own]
+    held = {name: value for name, value in (before or {}).items() if name not in none}
     return {**(_without_sampling(held) if own.get("do_sample") is False else held), **own}
 
 
-def check_together(options: Mapping[str, Any], num_beams: int | None) -> None:
+def check_together(options: Mapping[str, Any], num_beams: int | None, drafted: bool = False) -> None:
     r"""
-    Raise if an option needs another one that is not there.
+    Raise if an option says something about a way of decoding that was not asked for.
 
     Args:
         options (`Mapping[str, Any]`): What [`read_options`] gave.
         num_beams (`int`, *optional*): The model's own, which holds where the options have none.
+        drafted (`bool`, *optional*, defaults to `False`): Whether a model drafts.
     """
+    without = []
     if options.get("num_beams", num_beams) in (None, 1):
-        for name in _BEAMS:
-            if name in options:
-                raise ValueError(f"`{name}` is for beams: give `num_beams`, 2 or more, as well")
+        without += [(name, "is for beams: give `num_beams`, 2 or more") for name in _BEAMS]
+    if not (drafted or "prompt_lookup_num_tokens" in options or "assistant_early_exit" in options):
+        without += [(name, "is for drafted tokens: give `prompt_lookup_num_tokens`, or let a model draft") for name in _DRAFTS]
+    if "cache_implementation" not in options:
+        without.append(("max_cache_len", "is for static caches: give `cache_implementation`"))
+    for name, remedy in without:
+        if name in options:
+            raise ValueError(f"`{name}` {remedy}, or leave it out")
 
 
 def _without_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,4 +177,6 @@ def _read(name: str, value: Any) -> Any:
         raise ValueError(f"`{name}` must be a number, got {shown(value)}")
     if name in _WHOLE and not float(value).is_integer():
         raise ValueError(f"`{name}` must be a whole number, got {shown(value)}")
+    if name in _WHOLE and value < 0:
+        raise ValueError(f"`{name}` must be 0 or more, got {shown(value)}")
     return int(value) if name in _WHOLE else value  # 20.0 is 20 in JSON: tables of numbers with gaps are written so

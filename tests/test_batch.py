@@ -65,6 +65,11 @@ def test_lines_of_json() -> None:
         ('{"prompt": "a", "messages": []}', "got `prompt` and `messages`"),
         ('{"prompt": 3}', "`prompt` must be a text, got 3"),
         ('{"prompt": " "}', "the prompt is empty"),
+        ('{"prompt": "a\\ud800"}', "`prompt` is no text"),
+        ('{"prompt": "a", "prompt": "b"}', 'the name "prompt" is there twice'),
+        ('{"prompt": null, "messages": null}', "expected either `prompt` or `messages`, got neither"),
+        ('{"messages": [{"role": "user", "content": null}]}', "messages[0]: `content` must be a text"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', '`content[0].type` must be "text", got "image_url"'),
         ('{"messages": "hello"}', '`messages` must be a list of {"role": ..., "content": ...}, got "hello"'),
         ('{"messages": []}', "`messages` must be a list"),
     ],
@@ -73,6 +78,40 @@ def test_a_bad_line_says_what_is_wrong(line: str, error: str) -> None:
     items = read_items(f'{{"prompt": "before"}}\n{line}\n{{"prompt": "after"}}'.encode())
     assert [item.prompt for item in items] == ["before", None, "after"]
     assert error in str(items[1].error)
+
+
+def test_lines_in_other_encodings_and_arrays() -> None:
+    """What editors, tables and shells write: one reader takes it, whatever is asked in it."""
+    lines = [{"prompt": "é\u2028\u0085"}, {"id": {"a": None}, "prompt": "b", "alpha": 0.5}]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    array = json.dumps(lines, indent=1)
+    for data in (text.encode("utf-16"), text.replace("\n", "\r").encode("utf-8-sig"), array.encode(), array.encode("utf-16")):
+        one, two = read_items(data)
+        assert (one.line, one.prompt, two.line, two.prompt, two.id) == (1, lines[0]["prompt"], 2, "b", {"a": None})
+        assert two.recipe == {"alpha": 0.5} and not (one.error or two.error)
+    assert [item.prompt for item in read_items("é\r\nb".encode("utf-16"))] == ["é", "b"]
+    assert [item.prompt for item in read_items(b"[1] one\n[2] two")] == ["[1] one", "[2] two"]
+    assert [item.error for item in read_items(b'["one", 2]')] == [
+        'the line is no JSON object but "one"',
+        "the line is no JSON object but 2",
+    ]
+    assert [item.prompt for item in read_items(array.encode(), as_json=False)] == array.splitlines()
+    for broken in (b'[{"prompt": "a"},\n', b'[\n{"prompt": "a"}\n{"prompt": "b"}\n]'):
+        with pytest.raises(ValueError, match="begins as a JSON array"):
+            read_items(broken)
+
+
+@pytest.mark.parametrize(
+    "name", ["alpha", "beta", "weights", "temperature", "stop_strings", "max_new_tokens", "seed", "messages", "id", "x"]
+)
+def test_null_is_absent(name: str) -> None:
+    assert read_items(json.dumps({"prompt": "a", name: None}).encode()) == read_items(b'{"prompt": "a"}')
+
+
+def test_no_weights_are_none() -> None:
+    for given in ({}, {"tuned": None}):
+        assert read_items(json.dumps({"prompt": "a", "weights": given}).encode()) == read_items(b'{"prompt": "a"}')
+    assert answers([{"prompt": "of", "weights": {"tuned": 0.5, "x": None}}], 1) == answers([{"prompt": "of", "alpha": 0.5}], 1)
 
 
 # Lines out, with answers that need no model -----------------------------------------------------------------------------
@@ -183,9 +222,16 @@ def combination(**recipe: Any) -> EFTForCausalLM:
     return EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("gpt2", 1), reference=shared("gpt2", 2), **recipe)
 
 
-def answers(lines: Sequence[Mapping[str, Any]], batch_size: int, model: Any = None, **options: Any) -> list[dict[str, Any]]:
+def answers(
+    lines: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    model: Any = None,
+    run: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """What a run of some options answers to lines."""
     items = read_items(b"\n".join(json.dumps(line).encode() for line in lines))
-    answerer = Answerer(model or combination(), Letters(), {"max_new_tokens": 6}, **options)
+    answerer = Answerer(model or combination(), Letters(), {"max_new_tokens": 6, **(run or {})}, **options)
     return [a for start in range(0, len(items), batch_size) for a in answerer(items[start : start + batch_size])]
 
 
@@ -380,7 +426,8 @@ def test_standard_input_to_standard_output() -> None:
         (["--input", "{folder}/nowhere"], 1, "No such file"),
         (["--input", "{folder}/empty"], 2, "there are no lines in"),
         (["--input", "-", "hello"], 2, "not both"),
-        (["--output", "x.jsonl", "hello"], 2, "need an --input"),
+        (["--output", "x.jsonl", "hello"], 2, "needs an --input"),
+        (["--batch-size", "2", "hello"], 2, "needs an --input"),
         (["--system", "Be kind.", "hello"], 2, "add --chat"),
         (["--input", "{folder}/one", "--output", "{folder}/one"], 2, "the results would be written over the input"),
     ],

@@ -194,6 +194,91 @@ def test_a_saved_conversation_is_not_written_over(session: ChatSession, tmp_path
         session.command(f"/save {path}")
 
 
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% elif m['role'] == 'user' %}{% if 'never' in m['content'] %}{{ m['content'] + 1 }}{% endif %}"
+    "Question: {{ m['content'] }}\nAnswer:{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def strict(session: ChatSession) -> ChatSession:
+    """A conversation whose template takes no system message, and breaks at a word."""
+    tokenizer = copy.deepcopy(session.tokenizer)
+    tokenizer.chat_template = NO_SYSTEM
+    return ChatSession(session.model, tokenizer, options={"max_new_tokens": 24})
+
+
+def test_a_template_that_refuses_a_message_leaves_the_conversation_as_it_is(strict: ChatSession) -> None:
+    expected = anew(strict).ask(WHO)
+    assert strict.ask(WHO) == expected
+    before, system = copy.deepcopy(strict.messages), strict.system
+    with pytest.raises(ValueError, match="the chat template does not take these messages: System role not supported"):
+        strict.command("/system Be kind.")
+    with pytest.raises(ValueError, match="the chat template does not take these messages: can only concatenate str"):
+        strict.ask("never")
+    with pytest.raises(ValueError, match="`content` is no text"):
+        strict.ask("caf\udce9")
+    assert strict.messages == before and strict.system is system
+    assert anew(strict).ask(WHERE) == strict.ask(WHERE)
+    with pytest.raises(ValueError, match="System role not supported"):
+        ChatSession(strict.model, strict.tokenizer, "Be kind.")
+
+
+@pytest.mark.parametrize("error", [KeyError("unforeseen"), RuntimeError("out of memory"), ValueError("too long")])
+def test_no_error_ends_the_talk(strict: ChatSession, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The reply that breaks off ends its line, the error is one line, and the next question is answered."""
+    reply = strict._reply
+
+    def failing(messages: Any, who: str, show: Any) -> str:
+        if messages[-1]["content"] != "fail":
+            return reply(messages, who, show)
+        show("half of")
+        raise error
+
+    monkeypatch.setattr(strict, "_reply", failing)
+    lines = iter([WHO, "/system Be kind.", "never", ValueError("not UTF-8"), "fail", WHERE, EOFError()])
+
+    def read() -> str:
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    console = Console(record=True, width=100, file=io.StringIO())
+    talk(strict, console, read)
+    shown = console.export_text().splitlines()
+    assert [line.split(" > ")[0] for line in shown] == ["combined"] * 3 and shown[1] == "combined > half of"
+    assert len(strict.messages) == 4
+    said = capsys.readouterr().err
+    assert said.count("Error: ") == 4 and "not read: not UTF-8" in said and str(error) in said and "Traceback" not in said
+
+
+def test_what_is_piped_is_utf_8_whatever_the_place_is_set_to() -> None:
+    given = "\ufeff".encode() + b"caf\xe9\n" + "Who is é?\n".encode() + WHO.encode()
+    done = CliRunner().invoke(app, ["chat", "--alpha", "0"], input=given)
+    assert done.exit_code == 0
+    assert "That line was not read: line 1: the line is not UTF-8" in done.stderr
+    assert done.stdout.count("combined > ") == 2
+
+
+def test_a_system_message_that_the_template_refuses_is_said_at_once(
+    strict: ChatSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizers = dict.fromkeys(strict.model.members, strict.tokenizer)
+    monkeypatch.setattr("hf_eft.cli.models.Models.load_all", lambda self: (strict.model, tokenizers))
+    (tmp_path / "in").write_text(WHO)
+    for arguments in (
+        ["chat"],
+        ["generate", "--chat", WHO],
+        ["generate", "--chat", "-i", str(tmp_path / "in")],
+        ["inspect", "--chat", WHO],
+    ):
+        done = CliRunner().invoke(app, [*arguments, "--system", "Be kind."], input=f"{WHO}\n")
+        assert done.exit_code in (1, 2) and not done.stdout
+        assert "does not take these messages: System role not supported" in " ".join(done.stderr.split())
+
+
 def test_the_terminal(session: ChatSession) -> None:
     """Ctrl-C between lines does nothing, errors are said and the talk goes on, the end of the input ends it."""
     lines = iter([KeyboardInterrupt(), WHO, "", "/compare", "/alpha x", "/help", "/alpha 0", EOFError()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import types
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from hf_eft import Combination, __version__, tiny
 from hf_eft.bench import bench
 from hf_eft.cli import app
+from hf_eft.cli.app import said
 from hf_eft.cli.options import named
 from hf_eft.shorthands import recipe
 
@@ -72,6 +74,16 @@ def test_version_and_no_command() -> None:
         (["generate", "--truncation", "keep", "hi"], 2, "expected a number"),
         (["generate", "--truncation", "most:0.5", "hi"], 2, "must be one of keep, drop, base, plausible"),
         (["generate", "--model", "x", "--base", "y", "hi"], 2, "not both"),
+        (["generate", "--member-prompts", "hi"], 2, "add --chat"),
+        (["generate", "--temperature", "0.7", "--do-sample", "false", "hi"], 2, "`do_sample` is false: leave one of them out"),
+        (
+            ["chat", "--max-length", "9"],
+            2,
+            "--max-length is no option here: it counts the prompt as well; say `max_new_tokens`",
+        ),
+        (["inspect", "--continuation", "a", "--num-beams", "2", "hi"], 2, "for a continuation that is generated"),
+        (["generate", "--chat", "caf\udce9"], 2, "messages[0]: `content` is no text"),
+        (["generate", "caf\udce9"], 2, "the prompt is no text: '\\udce9' at 3"),
         (["generate", "--num-beams", "2", "--speculative", "hi"], 2, "beams are not drafted"),
         (["chat", "hello"], 2, "what is said comes from the terminal or the standard input"),
         (["bench", "--input", "x", "hi"], 2, "not both"),
@@ -234,7 +246,7 @@ def test_check_as_json() -> None:
             "serve", "hf_eft.serving", "serve", ["--port", "0", "--continuous-batching", "--model-name", "m", "--api-key", "k"],
             {"host": "127.0.0.1", "port": 0, "model_name": "m", "continuous_batching": True, "api_key": "k"},
         ),
-        ("playground", "hf_eft.playground", "launch", ["--host", "0.0.0.0"], {"host": "0.0.0.0", "port": 7860}),
+        ("playground", "hf_eft.playground", "launch", ["--host", "0.0.0.0", "--port", "0"], {"host": "0.0.0.0", "port": 0}),
     ],
 )  # fmt: skip
 def test_what_is_served(
@@ -267,6 +279,55 @@ def test_a_missing_extra_is_said_before_models_are_loaded(
     monkeypatch.setattr("hf_eft.cli.models.load_members", lambda *_, **__: pytest.fail("models were loaded"))
     done = invoke(command)
     assert done.exit_code == 1 and f"pip install 'hf-eft[{extra}]'" in " ".join(done.stderr.split())
+
+
+UNWRITABLE = [
+    (["generate", "-i", "{folder}/in", "-o", "{folder}/none/out.jsonl"], 1, "{folder}/none/out.jsonl cannot be written: there is no folder"),
+    (["generate", "-i", "{folder}/in", "-o", "{folder}"], 1, "{folder} cannot be written: it is a folder"),
+    (["generate", "-i", "{folder}/in", "-o", "{folder}/in", "--restart"], 2, "the results would be written over the input"),
+    (["generate", "-i", "{folder}/in", "-o", "{folder}/other"], 1, "other.meta.json, which says what run it is of, cannot be read"),
+    (["generate", "-i", "{folder}/in", "-o", "{folder}/mine"], 1, "--batch-size was 3 and is 8"),
+    (["inspect", "--html", "{folder}/none/page.html", "hi"], 1, "{folder}/none/page.html cannot be written"),
+    (["card", "-o", "{folder}/none/card.md"], 1, "{folder}/none/card.md cannot be written"),
+    (["card", "-o", "{folder}/in"], 1, "{folder}/in is there already"),
+    (["compose", "{folder}/in/new"], 1, "{folder}/in/new cannot be written to: {folder}/in is a file"),
+    (["eval", "--output", "{folder}/in/new"], 1, "{folder}/in/new cannot be written to: {folder}/in is a file"),
+    (["serve", "--port", "{port}"], 1, "Cannot listen on 127.0.0.1:{port} (Address already in use)"),
+    (["playground", "--port", "{port}"], 1, "Cannot listen on 127.0.0.1:{port} (Address already in use)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, code, message", UNWRITABLE)
+def test_where_results_go_is_checked_before_models_are_loaded(
+    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes, for large ones; and nothing is written."""
+    for name, text in {"in": "hi", "other": "a letter", "mine": "{}\n", "mine.meta.json": '{"--batch-size": 3}'}.items():
+        (tmp_path / name).write_text(text)
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("hf_eft.cli.models.load_members", lambda *_, **__: pytest.fail("models were loaded"))
+    monkeypatch.setattr("hf_eft.hub.load_members", lambda *_, **__: pytest.fail("models were loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = {"folder": tmp_path, "port": taken.getsockname()[1]}
+        done = invoke(*(each.format(**where) for each in arguments))
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == code, done.output
+    assert message.format(**where) in said and "Errno" not in said
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (FileNotFoundError(2, "No such file", "/a/b"), "/a/b: No such file"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("as it is"), "as it is"),
+        (ValueError(""), "ValueError:  (`hf-eft --debug ...` shows where)"),
+        (TypeError("unforeseen"), "TypeError: unforeseen (`hf-eft --debug ...` shows where)"),
+    ],
+)
+def test_errors_of_the_system_are_said_without_their_numbers(error: Exception, line: str) -> None:
+    assert said(error) == line
 
 
 def test_compose_and_what_is_made_of_it(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ app = typer.Typer(
 
 def said(error: Exception) -> str:
     """An error as a user reads it. One that nobody foresaw is said with its type."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error} (`hf-eft --debug ...` shows where)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -48,13 +49,14 @@ def chat(
         session = ChatSession(model, tokenizer, system, {"max_new_tokens": max_new_tokens, **options})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    debug = bool(context.find_root().params.get("debug"))
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # not on Windows: no history of lines there
             import readline  # noqa: F401
         console.print(Text.assemble((str(model.combination), "bold"), "   /help lists the commands\n"))
-        talk(session, console, lambda: console.input(Text(_PROMPT, style="bold")))
+        talk(session, console, lambda: console.input(Text(_PROMPT, style="bold")), debug)
     else:
-        talk(session, console, _piped)
+        talk(session, console, _piped, debug)
 
 
 def _piped() -> str:
@@ -64,10 +66,11 @@ def _piped() -> str:
     return whole_text(line)
 
 
-def talk(session: ChatSession, console: Console, read: Callable[[], str]) -> None:
+def talk(session: ChatSession, console: Console, read: Callable[[], str], debug: bool = False) -> None:
     """
     Read lines, and answer them, until there are no more or one says `/quit`. Whatever is said, by a user or by a chat template, the talk
-    goes on: an error is one line, and the conversation is as it was.
+    goes on: an error is one line, and the conversation is as it was. `debug` shows where
+    errors come from.
     """
     while True:
         try:
@@ -89,6 +92,8 @@ def talk(session: ChatSession, console: Console, read: Callable[[], str]) -> Non
                 _turn(session, console, line)
         except Exception as error:  # templates and models are others', and raise what they like
             say_error(said(error))
+            if debug:
+                traceback.print_exception(error)
 
 
 def _turn(session: ChatSession, console: Console, line: str) -> None:

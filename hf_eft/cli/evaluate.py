@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..files import check_folder
-from .app import app, console, notes
+from .app import app, console, notes, said
 from .models import Models
 from .options import with_groups
 
@@ -80,7 +80,7 @@ def evaluate(
         if output is not None:
             evaluation_plot(found, output / "picture.png")
     except (ValueError, OSError, FloatingPointError) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(said(error)) from error
     if as_json:
         typer.echo(found.to_json(), nl=False)
     else:
@@ -100,7 +100,7 @@ def _tuned_large(where: str | None, dtype: str, device: Any) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True).to(device)
     except (OSError, ValueError) as error:
-        raise ValueError(f"the large tuned model cannot be loaded from {where}: {error}") from error
+        raise ValueError(f"the large tuned model cannot be loaded from {where}: {said(error)}") from error
 
 
 class _Bar:

@@ -130,10 +130,11 @@ def generate(
             raise typer.BadParameter(f"give a prompt or --input, not both: got {positional}")
         _run(models, asking, batch, options)
         return
-    if batch.output is not None or batch.restart:
-        raise typer.BadParameter(
-            "results of a batch run need an --input", param_hint="--output" if batch.output else "--restart"
-        )
+    for name, value in vars(Batch()).items():
+        if getattr(batch, name) != value:
+            raise typer.BadParameter("a batch run needs an --input", param_hint=f"--{name.replace('_', '-')}")
+    if asking.member_prompts and not asking.chat:
+        raise typer.BadParameter("members have their own prompts of a chat: add --chat", param_hint="--member-prompts")
     text, options = one_prompt(prompt, context.args)
     answerer = asking.answerer(models, options)
     try:

@@ -64,6 +64,8 @@ def inspect(
     from ..report import analysis_table
 
     text, options = one_prompt(prompt, context.args)
+    if continuation is not None and options:
+        raise typer.BadParameter(f"options of `generate` are for a continuation that is generated, got {options}")
     if html is not None:
         check_file(html)  # before models are loaded
     asking = Asking(chat=chat, system=system, max_new_tokens=max_new_tokens)

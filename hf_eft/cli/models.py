@@ -14,7 +14,7 @@ from ..combination import BASE, REFERENCE, TUNED, Combination, Truncation
 from ..folders.folder import root_tokenizer
 from ..hub import load as load_members
 from ..shorthands import recipe
-from .app import notes
+from .app import notes, said
 from .options import named, named_numbers, number
 
 _MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
@@ -146,7 +146,7 @@ class Models(Composition):
                     progress=status.update,
                 )
             except (OSError, ValueError) as error:
-                raise typer.BadParameter(str(error)) from error
+                raise typer.BadParameter(said(error)) from error
         if isinstance(where, str) and (chosen := self.recipe_for(model.members)) is not None:
             model.combination = chosen
         return model, tokenizers

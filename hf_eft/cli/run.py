@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from .app import app, console, notes
+from .app import Failure, app, console, notes
 from .models import Models
 from .options import with_groups
 
@@ -39,6 +40,7 @@ def serve(
     from ..serving import serve as run_server
 
     check_installed()  # before models are loaded
+    _check_address(host, port)
     model, tokenizer = models.load()
     run_server(
         model,
@@ -49,6 +51,14 @@ def serve(
         continuous_batching=continuous_batching,
         api_key=api_key,
     )
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise if there is no listening at an address, before models are loaded. (It may be taken until they are.)"""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise Failure(f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --port or --host.") from error
 
 
 @app.command()
@@ -62,6 +72,7 @@ def playground(
     from ..playground import check_installed, launch
 
     check_installed()
+    _check_address(host, port)
     model, tokenizer = models.load()
     launch(model, tokenizer, host=host, port=port)
 

@@ -14,7 +14,10 @@ import torch
 from ..analysis import analyse
 from ..combination import REFERENCE
 from ..heatmap import page
+from ..messages import read_text
 from ..modeling_eft import EFTForCausalLM
+from ..options import read_options
+from ..prompts import chat_ids
 from .dials import Dials, dials_of
 from .streaming import Answer
 
@@ -88,15 +91,22 @@ def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.B
                 text: str, as_chat: bool, chosen: str, longest: int, heat: float, number: int, *values: Any
             ) -> Iterator[Any]:
                 said, turned = values[: len(panels)], values[len(panels) :]
-                coefficients = _coefficients(model, ways, chosen, turned)
-                options = {"max_new_tokens": int(longest), "do_sample": heat > 0, **({"temperature": heat} if heat > 0 else {})}
                 try:
+                    coefficients = _coefficients(model, ways, chosen, turned)
+                    options = read_options({"max_new_tokens": longest, "temperature": heat})
                     ids = _prompt(tokenizer, text, as_chat)
                     yield from _answers(
-                        model, tokenizer, ids, coefficients, dict(zip(panels, said, strict=True)), only, int(number), options
+                        model,
+                        tokenizer,
+                        ids,
+                        coefficients,
+                        dict(zip(panels, said, strict=True)),
+                        only,
+                        int(number or 0),
+                        options,
                     )
-                except (ValueError, RuntimeError, FloatingPointError, NotImplementedError) as error:
-                    raise gr.Error(str(error), print_exception=False) from error
+                except Exception as error:  # templates and models are others', and raise what they like
+                    raise gr.Error(str(error) or type(error).__name__, print_exception=False) from error
 
             return answers
 
@@ -197,12 +207,8 @@ def _coefficients(model: EFTForCausalLM, ways: Sequence[Dials], chosen: str, val
 def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, as_chat: bool) -> torch.Tensor:
     if not text.strip():
         raise ValueError("The prompt is empty: write something to answer.")
-    if as_chat:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    else:
-        ids = tokenizer(text)["input_ids"]
+    read_text(text, "the prompt")
+    ids = chat_ids(tokenizer, [{"role": "user", "content": text}]) if as_chat else tokenizer(text)["input_ids"]
     return torch.tensor(ids)
 
 
