@@ -102,7 +102,7 @@ def test_lines_in_other_encodings_and_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["alpha", "beta", "weights", "temperature", "stop_strings", "max_new_tokens", "seed", "messages", "id", "x"]
+    "name", ["alpha", "beta", "weights", "temperature", "stop_strings", "max_new_tokens", "seed", "messages", "x"]
 )
 def test_null_is_absent(name: str) -> None:
     assert read_items(json.dumps({"prompt": "a", name: None}).encode()) == read_items(b'{"prompt": "a"}')

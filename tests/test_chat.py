@@ -268,12 +268,8 @@ def test_a_system_message_that_the_template_refuses_is_said_at_once(
     tokenizers = dict.fromkeys(strict.model.members, strict.tokenizer)
     monkeypatch.setattr("hf_eft.cli.models.Models.load_all", lambda self: (strict.model, tokenizers))
     (tmp_path / "in").write_text(WHO)
-    for arguments in (
-        ["chat"],
-        ["generate", "--chat", WHO],
-        ["generate", "--chat", "-i", str(tmp_path / "in")],
-        ["inspect", "--chat", WHO],
-    ):
+    batch = ["generate", "--chat", "-i", str(tmp_path / "in")]
+    for arguments in (["chat"], ["generate", "--chat", WHO], batch, ["inspect", "--chat", WHO]):
         done = CliRunner().invoke(app, [*arguments, "--system", "Be kind."], input=f"{WHO}\n")
         assert done.exit_code in (1, 2) and not done.stdout
         assert "does not take these messages: System role not supported" in " ".join(done.stderr.split())
