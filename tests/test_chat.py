@@ -251,7 +251,10 @@ def test_no_error_ends_the_talk(strict: ChatSession, error: Exception, monkeypat
     assert [line.split(" > ")[0] for line in shown] == ["combined"] * 3 and shown[1] == "combined > half of"
     assert len(strict.messages) == 4
     said = capsys.readouterr().err
-    assert said.count("Error: ") == 4 and "not read: not UTF-8" in said and str(error) in said and "Traceback" not in said
+    assert said.count("\n") == 4 and "not read: not UTF-8" in said and str(error) in said and "Traceback" not in said
+    lines = iter(["fail", EOFError()])
+    talk(strict, console, read, debug=True)
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_what_is_piped_is_utf_8_whatever_the_place_is_set_to() -> None:
