@@ -51,7 +51,7 @@ _NOT_TAKEN = {
         ("assistant_ensemble_weight", "assistant_lookbehind", "speculation_type", "target_lookbehind"),
         "a tuned member or the prompt drafts, in the members' own tokens, and what comes out is as without drafts",
     ),
-    "guidance_scale": "transformers' processor for it takes no notice of padding, so that a reply would depend on its batch",
+    "guidance_scale": "transformers' processor for it takes no notice of padding; guidance is a combination of prompts",
     "is_assistant": "the tuned model is told so itself",
     "max_length": "it counts the prompt as well; say `max_new_tokens`",
     "token_healing": "the tokens of a prompt stay as they are",

@@ -124,6 +124,36 @@ def test_an_error_is_raised_where_the_answer_is_read(model: EFTForCausalLM, fami
         list(Answer(model, family.tokenizer, ids, 0, coefficients=torch.ones(1, 7), max_new_tokens=4))
 
 
+# In a process of its own: Gradio leaves event loops behind.
+TYPED = """
+import gradio
+from hf_eft import EFTForCausalLM, playground, tiny
+
+base, tuned, reference, tokenizer = tiny.load()
+refuses = "{% if 'system' in messages[0]['content'] %}{{ raise_exception('no such') }}{% endif %}"
+tokenizer.chat_template = refuses + tokenizer.chat_template
+blocks = playground.build(EFTForCausalLM.from_models(base, tuned=tuned, reference=reference), tokenizer)
+answers = next(each.fn for each in blocks.fns.values() if each.name == "answers")
+for typed in ("system", "caf\\udce9", " ", "What does Oscar Palmer enjoy?"):
+    try:
+        print(list(answers(typed, True, STRENGTH, 24, 0, None, "", "", "", 1.0, 1.0))[-1][2])
+    except gradio.Error as error:
+        print(ascii(error.message))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+def test_what_goes_wrong_is_shown_and_the_next_prompt_is_answered() -> None:
+    """A template that raises what it likes, text that is none, and a seed that was deleted."""
+    script = TYPED.replace("STRENGTH", ascii(STRENGTH))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    refused, no_text, empty, answered = done.stdout.splitlines()
+    assert "the chat template does not take these messages: no such" in refused
+    assert "the prompt is no text" in no_text and "The prompt is empty" in empty
+    assert "hockey" in answered
+
+
 def test_without_gradio_it_says_what_to_install(model: EFTForCausalLM, family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_eft import playground
 

@@ -223,6 +223,22 @@ def test_prompts_from_messages() -> None:
         member_inputs([], {"tuned": chat})
 
 
+def test_messages_of_prompts_are_read_as_everywhere() -> None:
+    *_, chat = tiny.load()
+    plain = tokenizer()
+    plain.chat_template = None
+    parts = [{"role": "user", "content": [{"type": "text", "text": "w5"}, {"type": "text", "text": "w6"}], "name": None}]
+    built = member_inputs([parts], {"tuned": chat, "reference": plain})
+    expected = member_inputs([[{"role": "user", "content": "w5 w6"}]], {"tuned": chat, "reference": plain})
+    assert all(torch.equal(built[name]["input_ids"], expected[name]["input_ids"]) for name in built)
+    with pytest.raises(ValueError, match=r"messages\[0\]: `content` must be a text"):
+        member_inputs([[{"role": "user"}]], {"tuned": chat})
+    called = [{"role": "user", "content": "w5"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]
+    with pytest.raises(ValueError, match="no place for `tool_calls`"):
+        member_inputs([called], {"reference": plain})
+    member_inputs([called], {"reference": plain}, plain=lambda messages: messages[1]["tool_calls"][0]["name"])
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 def test_an_adapter_may_have_a_prompt_of_its_own() -> None:
     peft = pytest.importorskip("peft")
