@@ -1498,8 +1498,8 @@ FAULTS = [
     Fault(
         "a batch run goes on with another run's file",
         "batch.py",
-        "        if changed:\n",
-        "        if False:\n",
+        "    if changed:\n",
+        "    if False:\n",
         "tests/test_batch.py -k another_run",
     ),
     Fault(
@@ -1575,7 +1575,7 @@ FAULTS = [
     Fault(
         "a chat reads everything anew",
         "conversation.py",
-        "            self._cache = cache_of(out)\n",
+        "            self._cache = returned\n",
         "",
         "tests/test_chat.py -k reads_what_is_new",
     ),

@@ -92,4 +92,9 @@ def test_numbers_and_texts_are_as_they_are() -> None:
 
 
 def test_null_is_absent() -> None:
-    assert without_nulls({"a": None, "b": {"c": None}, "d": 0, "e": "", "f": False}) == {"b": {"c": None}, "d": 0, "e": "", "f": False}
+    assert without_nulls({"a": None, "b": {"c": None}, "d": 0, "e": "", "f": False}) == {
+        "b": {"c": None},
+        "d": 0,
+        "e": "",
+        "f": False,
+    }
