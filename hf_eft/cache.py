@@ -16,6 +16,7 @@ from transformers.cache_utils import (
     QuantizedCache,
     StaticCache,
     StaticLayer,
+    StaticSlidingWindowLayer,
     get_layer_types_and_kwargs,
 )
 
@@ -237,7 +238,14 @@ def sibling_cache(cache: Cache, name: str, model: PreTrainedModel, max_cache_len
                 f"How long should the static cache of the member {name!r} be? The main member's has sliding layers only, which "
                 "do not say. Call `generate`, which knows, or pass a dynamic cache."
             )
-        return StaticCache(config=config, max_cache_len=max([*lengths, max_cache_len or 0]), offloading=cache.offloading)
+        room = max([*lengths, max_cache_len or 0])
+        static = StaticCache(config=config, max_cache_len=room, offloading=cache.offloading)
+        # A window that holds all tokens never slides, but counts them in a number, for each of which a graph would be compiled.
+        static.layers = [
+            StaticLayer(room) if isinstance(layer, StaticSlidingWindowLayer) and layer.max_cache_len == room else layer
+            for layer in static.layers
+        ]
+        return static
     return DynamicCache(config=config, offloading=cache.offloading)
 
 

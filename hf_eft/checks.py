@@ -37,6 +37,11 @@ def check_model(name: str, model: Any) -> None:
     """Raise if a member is not a decoder-only language model of transformers that takes a cache."""
     if model is None:
         raise ValueError(f"The member {name!r} is missing: expected a causal language model, got None.")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError(
+            f"The member {name!r} is wrapped by `torch.compile`, so that it is no model of transformers. Compile it in place, "
+            "`model.compile()`, and give the model itself."
+        )
     config = getattr(model, "config", None)
     if not isinstance(model, torch.nn.Module) or config is None:
         raise TypeError(

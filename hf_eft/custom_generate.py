@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ._version import __version__
 from .combination import REFERENCE, TUNED, Coefficient, Combination
+from .devices import execution_device
 from .folders.repositories import check_repository, is_commit, is_repo_id
 from .modeling_eft import EFTForCausalLM
 
@@ -154,12 +155,13 @@ def _member(model: PreTrainedModel, name: str, place: Place) -> Any:
     if not isinstance(place, (str, Path, tuple, list)):
         return place
     where, commit = _checked(name, *place) if isinstance(place, (tuple, list)) else _checked(name, place)
-    kept, key = _loaded.setdefault(model, {}), (where, commit, model.device)
+    device = execution_device(model)
+    kept, key = _loaded.setdefault(model, {}), (where, commit, device)
     if key not in kept:
         folder = where if commit is None else snapshot_download(where, revision=commit, allow_patterns=_READ)
         if (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / "config.json").is_file():
             return folder  # transformers would load whatever repository the adapter names
-        kept[key] = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).to(model.device)
+        kept[key] = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).to(device)
     return kept[key]
 
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .devices import execution_device
+from .vocabulary import table_rows
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -27,7 +30,7 @@ def ids_from_embeds(model: PreTrainedModel, inputs_embeds: torch.Tensor) -> torc
         `ValueError`: If a vector is no row of the table, or more than one row: then only the caller knows the ids.
     """
     embedding = model.get_input_embeddings()
-    every_id = torch.arange(embedding.weight.shape[0], device=embedding.weight.device)
+    every_id = torch.arange(table_rows(model), device=execution_device(embedding))
     table = embedding(every_id)  # (vocab, hidden): through the module, which may scale
     vectors = inputs_embeds.reshape(-1, inputs_embeds.shape[-1]).to(table.device)
     ids = []

@@ -1,23 +1,26 @@
-"""What `generate` asks of a model, for a model of several members: caches, masks, inputs, and how drafts are decoded."""
+"""What `generate` asks of a model, for a model of several members: caches, ways of decoding, and how drafts are decoded."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import StaticCache
 from transformers.generation import GenerationMode
-from transformers.masking_utils import create_masks_for_generate
 
-from .cache import EFTCache, counts_tokens
+from .cache import EFTCache
+from .call import Call, PerThread, entered, innermost, refuse_while_running
 from .combination import Combination
 from .continuous import EFTContinuousMixin
+from .inputs import EFTInputsMixin
 from .members import Members
+from .modalities import KINDS, refuse_inputs
 from .prompts import MemberPrompts, positions_of, warn_of_templates
-from .releases import CACHE, cache_of, renamed, takes_cache
+from .releases import CACHE, cache_of, renamed
 from .roll_back import check_within
 from .speculative import Speculation
 from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
@@ -25,21 +28,24 @@ from .speculative.line import Line
 from .speculative.request import Request, refuse_what_cannot_be_speculated
 from .speculative.rows import Rows
 from .speculative.schedule import Automatic, Fixed, Report
+from .speculative.watchers import refuse_stateful, refuse_streamer
 from .vocabulary import Vocabulary
 
-_MASK_OF = "/"  # between a member's name and the kind of its layers
 
-
-class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
+class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     """The part of [`EFTForCausalLM`] that `generate` talks to."""
 
     _members: Members
     combination: Combination
-    speculation: Report | None  # what speculation did in the last `generate` call that speculated
-    _request: Request
+    _reports: PerThread
     _warned_of_templates = False
     _held_tokenizers: Mapping[str, Any] | None = None  # where they are not those that were compared
     config: Any
+
+    @property
+    def speculation(self) -> Report | None:
+        """What speculation did in the last `generate` call of this thread that speculated."""
+        return self._reports.value
 
     @property
     def vocab_size(self) -> int:
@@ -56,6 +62,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
 
     @tokenizers.setter
     def tokenizers(self, tokenizers: Mapping[str, Any]) -> None:
+        refuse_while_running(self, "`tokenizers`")
         self._members.vocabulary = Vocabulary(self._members.vocabulary.widths, tokenizers)
         self._held_tokenizers = None
         self.config.tokenizer_members = list(tokenizers)
@@ -72,7 +79,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         own = max(max_cache_length, getattr(self, "_previous_max_cache_length", 0))
         user_made = getattr(cache, "_is_user_defined", False)
         room = self._request.prompts.longest if self._request.prompts is not None else 0
-        EFTCache.attach(cache, self._members.distinct_models, room + (max_cache_length if user_made else own))
+        EFTCache.attach(cache, self._called_members.distinct_models, room + (max_cache_length if user_made else own))
         if generation_config.is_assistant:
             cache.activate_past_recording()
 
@@ -85,96 +92,11 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             mode_kwargs = {key: value for key, value in mode_kwargs.items() if key != "assistant_model"}
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
 
-    @takes_cache
-    def create_masks_for_generate(
-        self, config: Any, inputs_embeds: torch.Tensor, attention_mask: Any, cache: EFTCache, **kwargs: Any
-    ) -> dict[str, Any]:
-        """A mask for every member (they differ in window, cache length and dtype), as one flat dictionary for `generate`."""
-        flat = {}
-        for name, own_cache in cache.members.items():
-            model = self._members.models[name]
-            make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
-            own = self._request.own.get(name, {})
-            shape = (*own["input_ids"].shape, 0) if own else inputs_embeds.shape
-            if not counts_tokens(own_cache):  # state-space models take the mask as it is
-                flat[f"{name}{_MASK_OF}"] = own.get("attention_mask", attention_mask)
-                continue
-            masks = make(
-                config=model.config,
-                inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=model.device),
-                attention_mask=own.get("attention_mask", attention_mask),
-                **{CACHE: own_cache},
-                **{**kwargs, **({"position_ids": own["position_ids"]} if own else {})},
-            )
-            for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
-                flat[f"{name}{_MASK_OF}{kind}"] = mask
-        return flat
-
-    @takes_cache
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        next_sequence_length: int | None = None,
-        cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        fresh = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
-        self._request.own = own = self._own_inputs(input_ids, fresh, cache)
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **{CACHE: cache},
-            **kwargs,
-        )
-        if (embeds := inputs.get("inputs_embeds")) is not None and input_ids.shape[1] > 0:
-            given = cast(torch.Tensor, inputs_embeds).shape[1]
-            if input_ids.shape[1] != given:
-                raise ValueError(
-                    f"`inputs_embeds` stand for {given} tokens, but `input_ids` are {input_ids.shape[1]}: the "
-                    "other members read the ids. Pass as many ids as embeddings, or none."
-                )
-            inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
-        if own:
-            prepared = isinstance(inputs.get("attention_mask"), Mapping)  # masks for all members, these included
-            left_out = {"attention_mask"} if prepared else set()
-            inputs["member_inputs"] = {name: {k: v for k, v in x.items() if k not in left_out} for name, x in own.items()}
-        if self.combination.scheduled and inputs.get("coefficients") is None:
-            read = next(inputs[key] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None)
-            inputs["coefficients"] = self._scheduled(input_ids.shape[1], read.shape[1]).to(read.device)
-        return inputs
-
-    def _own_inputs(self, input_ids: torch.Tensor, fresh: int, cache: Cache | None) -> dict[str, dict[str, torch.Tensor]]:
-        """What members with a prompt of their own read next: all of prompt and continuation that their caches do not hold."""
-        prompts, start = self._request.prompts, self._request.prompt_length
-        if prompts is None:
-            return {}
-        if start is None:
-            raise ValueError("This way of decoding does not say where the prompt ends: it cannot have `member_inputs`.")
-        if input_ids.shape[1] < start:
-            raise ValueError("`prefill_chunk_size` cuts one prompt into pieces: it cannot be used with `member_inputs`.")
-        own = {}
-        for name in prompts.names:
-            ids, mask = prompts.followed_by(name, input_ids[:, start:])
-            read = cache.read_by(name, ids.shape[1] - fresh) if isinstance(cache, EFTCache) else 0
-            own[name] = {
-                "input_ids": ids[:, read:], "attention_mask": mask, "position_ids": positions_of(mask)[:, read:],
-            }  # fmt: skip
-        return own
-
-    def _scheduled(self, length: int, read: int) -> torch.Tensor:
-        """The coefficients at the last `read` of `length` tokens, each for the token after it: `(1, read, members)`."""
-        if self._request.prompt_length is None:
-            raise ValueError(
-                "This way of decoding does not say where the prompt ends, which a schedule of coefficients counts from. Use numbers."
-            )
-        generated = length - self._request.prompt_length
-        return self.combination.at((max(0, generated - back) for back in reversed(range(read))), self._members.names)[None]
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        taken = inspect.signature(self.forward).parameters
+        refuse_inputs({name: value for name, value in model_kwargs.items() if name not in taken})
+        # Zeros say that all is text, which is what processors of multimodal models give with it.
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name != KINDS})
 
     @torch.no_grad()
     def generate(
@@ -191,7 +113,8 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         With `assistant_model=model.tuned` (any member, or any model with the same vocabulary) or `prompt_lookup_num_tokens`, decoding is
         speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if that is given, by this call or by
         the assistant's generation configuration; otherwise it is chosen from the acceptance and the costs that are measured on the way.
-        What happened stands in `model.speculation` afterwards.
+        What happened stands in `model.speculation` afterwards, in the thread that called. Processors that may keep a state, and streamers
+        of several rows, are refused with it (docs/speculative.md).
 
         Args:
             coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*): See [`EFTForCausalLM.forward`].
@@ -217,28 +140,32 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         if member_inputs is None and not self._warned_of_templates:
             ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
             self._warned_of_templates = warn_of_templates(self.tokenizers, ids)
-        before = self._request, self._members
-        self._request = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs)
+        request, members = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs), self._members
         if member_inputs:
-            self._request.prompts = MemberPrompts(member_inputs, self._members.names[1:])
-            self._members = self._members.apart(self._request.prompts.names)
-        try:
+            request.prompts = MemberPrompts(member_inputs, members.names[1:])
+            members = members.apart(request.prompts.names)
+        with entered(Call(self, request, members)):
             return super().generate(*args, **renamed(kwargs))
-        finally:
-            self._request, self._members = before
+
+    def _begin(self, input_ids: torch.Tensor, generation_config: Any) -> None:
+        """A way of decoding says where the prompt ends and what fills rows that have ended."""
+        if (call := innermost(self)) is not None:
+            pad = generation_config._pad_token_tensor
+            call.request.prompt_length, call.pad = input_ids.shape[1], None if pad is None else int(pad)
 
     def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        self._request.prompt_length = input_ids.shape[1]
+        self._begin(input_ids, kwargs["generation_config"])
         return super()._beam_search(input_ids, **kwargs)
 
     def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        self._request.prompt_length = input_ids.shape[1]
+        self._begin(input_ids, kwargs["generation_config"])
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
             return super()._sample(input_ids, **kwargs)
         return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        self._request.prompt_length = input_ids.shape[1]
+        self._begin(input_ids, kwargs["generation_config"])
+        refuse_stateful(kwargs["logits_processor"])
         config, assistant = kwargs["generation_config"], kwargs.get("assistant_model")
         theirs = (
             isinstance(assistant, EFTGenerationMixin)
@@ -273,6 +200,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
     ) -> Any:
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
+        refuse_streamer(streamer, input_ids.shape[0])
         room = generation_config.max_length - input_ids.shape[1]
         rows = Rows(input_ids, room=2 * room)  # a row may draft beyond its end, while others are behind
         positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
@@ -280,13 +208,13 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
         )
         cache = cache_of(outputs)
-        for name, member in self._members.distinct.items():
+        for name, member in self._called_members.distinct.items():
             check_within(member, cache.members[name])
         cache.activate_past_recording()
         drafter = self._drafter(assistant, rows, cache, generation_config)
         drafter.prefill(input_ids, mask, positions)
         speculation = Speculation(
-            self._members,
+            self._called_members,
             self.combination,
             drafter,
             schedule,
@@ -304,7 +232,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         speculation.run(outputs.logits[:, -1].to(torch.float32))
         if streamer is not None:
             streamer.end()
-        self.speculation = speculation.report
+        self._reports.value = speculation.report
         return speculation.packed(generation_config)
 
     def _lines(
@@ -315,7 +243,7 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         common = Line(
             mask if padded else None, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1, room
         )
-        lines = dict.fromkeys(self._members.distinct, common)
+        lines = dict.fromkeys(self._called_members.distinct, common)
         prompts = self._request.prompts
         for name in prompts.names if prompts is not None else ():
             _, own = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, :0])
@@ -323,8 +251,9 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
         return lines
 
     def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
-        if (name := self._members.find(assistant)) is not None:
-            return MemberDrafter(name, self._members, cache)
+        members = self._called_members
+        if (name := members.find(assistant)) is not None:
+            return MemberDrafter(name, members, cache)
         if assistant is not None:
             return OutsideDrafter(assistant, self.vocab_size)
         if generation_config.prompt_lookup_num_tokens is None:
@@ -337,17 +266,3 @@ class EFTGenerationMixin(EFTContinuousMixin, GenerationMixin):
             # The assistant is handed our inputs, and only a combination knows coefficients.
             kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k != "coefficients"}
         return super()._get_candidate_generator(*args, **kwargs)
-
-
-def split_masks(attention_mask: Any) -> Any:
-    """Undo the flattening of `create_masks_for_generate`: masks by member."""
-    if not isinstance(attention_mask, Mapping):
-        return attention_mask
-    by_member: dict[str, Any] = {}
-    for key, mask in attention_mask.items():
-        name, kind = key.split(_MASK_OF, 1)
-        if kind:
-            by_member.setdefault(name, {})[kind] = mask
-        else:
-            by_member[name] = mask
-    return by_member

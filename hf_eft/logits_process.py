@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +12,13 @@ from transformers import LogitsProcessor, PreTrainedModel
 from . import prefix
 from .adapters import by_adapter
 from .bytes import in_vocabulary
+from .call import Lock, PerThread
 from .combination import BASE, Coefficient, Combination
 from .combine import combine
+from .given import Given, GivenByThread, goes_on
 from .members import Members, named_members
+from .modalities import placeholders, refuse_placeholders
+from .padding import filling, guessed
 from .prompts import MemberPrompts, warn_of_templates
 from .reader import Reader
 from .vocabulary import Vocabulary, end_tokens
@@ -31,8 +35,9 @@ class EFTLogitsProcessor(LogitsProcessor):
     - **Reuse**: the small models' states are keyed on content. Before each call they are reconciled with the `input_ids` of the
       call (append, roll back, permute rows, start again), so one object serves any number of `generate` calls, prompts and batch
       sizes, interleaved ones included (each change of prompt reads the prompt again).
-    - **Batching and padding**: left padding is recognised as the leading run of `pad_token_id`. Where that is ambiguous (the same id
-      also begins prompts), pass the call's `attention_mask`, which is repeated for beams and returned sequences.
+    - **Batching and padding**: left padding is recognised as the leading run of `pad_token_id`. Where ids alone do not say (no token is
+      named for padding, or the same id also begins or ends texts), the call's `attention_mask` is asked for, which is repeated for beams
+      and returned sequences. A batch that is padded with another token than the one that is named needs it as well.
     - **Beams**: yes. The result is normalised, so that beam scores equal those of [`EFTForCausalLM`].
     - **Assisted decoding, prompt lookup, early exit**: yes; the assistant's drafts pass through this object as well. For an assistant
       with another vocabulary, name its width in `assistant_vocab_size`.
@@ -45,8 +50,12 @@ class EFTLogitsProcessor(LogitsProcessor):
     - **`inputs_embeds`**: only with `input_ids`. Continuing from a returned cache: pass the full ids, not only the new ones.
     - **Continuous batching** (`generate_batch`, `cache_implementation="paged"`): not supported. **transformers drops logits processors
       there without a word**, and what you get is the base alone.
+    - **Images, sounds, films**: refused. A processor is not shown what else the model was given: prompts are refused that hold a
+      placeholder of a small model's configuration (`image_token_id` and its like), or a token that a small model has no row for. Small
+      models of text alone know no placeholders: do not give the base anything but text beside them.
     - **Forwards per token**: one of each distinct small model. **Memory**: a cache for each until [`EFTLogitsProcessor.reset`].
-    - **Threads**: calls from several threads are taken one after the other.
+    - **Threads**: calls from several threads are taken one step after the other. What `attention_mask` and `member_inputs` were set to in a
+      thread is for that thread's calls; a thread that set nothing takes what was set last, and refuses it where it may be another call's.
 
     Args:
         tuned (`PreTrainedModel` or `Mapping[str, PreTrainedModel]`):
@@ -92,6 +101,7 @@ class EFTLogitsProcessor(LogitsProcessor):
     """
 
     supports_continuous_batching = False
+    is_stateless = True  # what it answers depends on the tokens alone: its states are found by them
 
     def __init__(
         self,
@@ -107,41 +117,63 @@ class EFTLogitsProcessor(LogitsProcessor):
         tokenizers: Mapping[str, Any] | None = None,
         vocabulary: str | None = None,
     ) -> None:
-        self.combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        named = named_members(None, tuned, reference)
-        given = in_vocabulary(vocabulary, named, self.combination.coefficients, tokenizers)
-        self._members = Members(given, self.combination.coefficients)
+        recipe = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        given = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
+        self._members = Members(given, recipe.coefficients)
+        self.combination = recipe
         self._tokenizers = None if vocabulary == "bytes" else tokenizers
         self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
-        self.combination.check_names((BASE, *self._members.names))
-        self.attention_mask = attention_mask
+        self._placeholders = placeholders(model.config for model in self._members.models.values())
+        self._given = GivenByThread(Given(attention_mask, member_inputs, self._prompts_of(member_inputs)))
+        self._begun = PerThread()  # how the call that is running here began
         self.pad_token_id = pad_token_id
         self.assistant_vocab_size = assistant_vocab_size
-        self.member_inputs = member_inputs
         self._readers: dict[str, Reader] = {}  # by the first of the members that read one prompt
-        self._lock = threading.Lock()
+        self._lock = Lock()
+
+    @property
+    def combination(self) -> Combination:
+        """The recipe. May be replaced between calls."""
+        return self._combination
+
+    @combination.setter
+    def combination(self, combination: Combination) -> None:
+        combination.check_names((BASE, *self._members.names))
+        self._combination = combination
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """The mask of the prompts of this thread's next call."""
+        return self._given.current.attention_mask
+
+    @attention_mask.setter
+    def attention_mask(self, mask: torch.Tensor | None) -> None:
+        with self._lock:
+            self._given.replace("attention_mask", mask)
 
     @property
     def member_inputs(self) -> Mapping[str, Mapping[str, torch.Tensor]] | None:
-        """The prompts of members that have their own."""
-        return self._member_inputs
+        """The prompts of members that have their own, in this thread's next call."""
+        return self._given.current.member_inputs
 
     @member_inputs.setter
     def member_inputs(self, given: Mapping[str, Mapping[str, torch.Tensor]] | None) -> None:
-        self._prompts = MemberPrompts(given or {}, self._members.names)
-        self._member_inputs = given
+        prompts = self._prompts_of(given)
+        with self._lock:
+            self._given.replace("member_inputs", given, prompts=prompts)
+
+    def _prompts_of(self, given: Mapping[str, Mapping[str, torch.Tensor]] | None) -> MemberPrompts:
+        return MemberPrompts(given or {}, self._members.names)
 
     def reset(self) -> None:
         """Free the small models' states."""
-        self._readers.clear()
+        with self._lock:
+            self._readers.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+        own = {"_readers": {}, "_lock": Lock(), "_begun": PerThread(), "_given": self._given.apart()}
+        return {**self.__dict__, **own}
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -160,28 +192,34 @@ class EFTLogitsProcessor(LogitsProcessor):
             self._looked_at_templates = True
             if self.member_inputs is None and self._tokenizers:
                 warn_of_templates(self._tokenizers, input_ids)
+        combination = self.combination
         with self._lock:
-            small = self._read(input_ids)
-        vocabulary = self._vocabulary(scores.shape[-1])
+            given = self._given.take(input_ids)
+            small = self._read(input_ids, given)
+            vocabulary = self._vocabulary(scores.shape[-1])
         logits = {BASE: scores.unsqueeze(1), **{name: small[name].to(scores.device) for name in self._members.names}}
         distinct = {id(x): vocabulary.cut(x) for x in logits.values()}  # members that share logits go on sharing them
         logits = {name: distinct[id(x)] for name, x in logits.items()}
-        combined = combine(logits, self.combination, self._scheduled(input_ids.shape[1], list(logits))).squeeze(
-            1
-        )  # (rows, vocab)
+        coefficients = _scheduled(combination, given, input_ids.shape[1], list(logits))
+        combined = combine(logits, combination, coefficients).squeeze(1)  # (rows, vocab)
         combined = vocabulary.widen(combined, scores.shape[-1])
         combined.masked_fill_(scores == -torch.inf, -torch.inf)
         return combined.log_softmax(-1).to(scores.dtype)
 
-    def _read(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _read(self, input_ids: torch.Tensor, given: Given) -> dict[str, torch.Tensor]:
         """Every member's logits for the next token, each after its own prompt."""
-        own = self._prompts.names
+        own = given.prompts.names
         common = [name for name in self._members.names if name not in own]
-        answers = self._reader(common).read(input_ids, self._mask(input_ids)) if common else {}
+        mask = self._mask(input_ids, given)
+        answers = self._reader(common).read(*_read_as(input_ids, mask, self._rows(common))) if common else {}
         for name in own:
-            ids, mask = self._prompts.followed_by(name, input_ids[:, self._prompt_length("A prompt of its own") :])
-            answers |= self._reader([name]).read(ids, None if bool(mask.all()) else mask)
+            prompt = _prompt_length(given, "A prompt of its own")
+            ids, mask = given.prompts.followed_by(name, input_ids[:, prompt:])
+            answers |= self._reader([name]).read(*_read_as(ids, mask, self._rows([name])))
         return answers
+
+    def _rows(self, names: list[str]) -> int:
+        return min(self._members.distinct[self._members.owner[name]].rows for name in names)
 
     def _reader(self, names: list[str]) -> Reader:
         """The reader of members that read one prompt; its states are kept while the same members do."""
@@ -189,20 +227,6 @@ class EFTLogitsProcessor(LogitsProcessor):
         if reader is None or list(reader.members.names) != names:
             reader = self._readers[names[0]] = Reader(self._members.only(names))
         return reader
-
-    def _prompt_length(self, what: str) -> int:
-        if self.attention_mask is None:
-            raise ValueError(
-                f"{what} counts from the end of the call's prompt, which the add-on is not told. Give the prompt's mask: "
-                "`EFTLogitsProcessor(..., attention_mask=inputs['attention_mask'])`."
-            )
-        return self.attention_mask.shape[1]
-
-    def _scheduled(self, length: int, names: list[str]) -> torch.Tensor | None:
-        """The coefficients of a recipe with a schedule, `(1, members)`."""
-        if not self.combination.scheduled:
-            return None
-        return self.combination.at([length - self._prompt_length("A schedule of coefficients")], names)
 
     def _check(self, input_ids: torch.Tensor, scores: torch.Tensor) -> None:
         if input_ids.dim() != 2 or scores.dim() != 2 or input_ids.shape[0] != scores.shape[0]:
@@ -228,38 +252,71 @@ class EFTLogitsProcessor(LogitsProcessor):
                 ) from error
         return self._vocabularies[width]
 
-    def _mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
-        """0 where a token is padding on the left, or `None` if none is. Pads after a finished row are tokens like any other."""
+    def _mask(self, input_ids: torch.Tensor, given: Given) -> torch.Tensor:
+        """0 where a token is padding on the left. Pads after a finished row are tokens like any other."""
+        begun = self._begun.value
+        if begun is None or not begun.leads_to(input_ids, given, self.pad_token_id):
+            refuse_placeholders(input_ids, self._placeholders)
+            mask = self._mask_of_prompts(input_ids, given)
+            begun = self._begun.value = Begun(input_ids.clone(), given, self.pad_token_id, mask)
+        begun.longest = max(begun.longest, input_ids.shape[1])
+        return torch.nn.functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)
+
+    def _mask_of_prompts(self, input_ids: torch.Tensor, given: Given) -> torch.Tensor:
         rows, length = input_ids.shape
-        if self.attention_mask is not None:
-            given = self.attention_mask.to(input_ids.device)
-            if given.dim() != 2 or rows % given.shape[0] or length < given.shape[1]:
+        if given.attention_mask is not None:
+            mask = given.attention_mask.to(input_ids.device)
+            if mask.dim() != 2 or rows % mask.shape[0] or length < mask.shape[1]:
                 raise ValueError(
-                    f"`attention_mask` has shape {tuple(given.shape)}, but `generate` asks for {rows} rows of {length} tokens. The mask "
+                    f"`attention_mask` has shape {tuple(mask.shape)}, but `generate` asks for {rows} rows of {length} tokens. The mask "
                     "must be that of this call's prompts; set `processor.attention_mask` anew for each call."
                 )
-            given = given.repeat_interleave(rows // given.shape[0], dim=0)
-            mask = torch.cat([given, given.new_ones(rows, length - given.shape[1])], dim=1)
-        elif self.pad_token_id is not None:
-            mask = 1 - prefix.leading_run(input_ids, self.pad_token_id)
-        else:
-            mask = 1 - self._guessed_padding(input_ids)
-        return None if bool(mask.all()) else mask
-
-    def _guessed_padding(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The leading run of the tuned model's pad token. If that also begins or ends texts, a guess that matters is refused."""
+            mask = mask.repeat_interleave(rows // mask.shape[0], dim=0)
+            return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+        if self.pad_token_id is not None:
+            return 1 - prefix.leading_run(input_ids, self.pad_token_id)
         config = self._members.models[self._members.main].generation_config
-        pad = config.pad_token_id
-        if pad is None:
-            return torch.zeros_like(input_ids)
-        run = prefix.leading_run(input_ids, pad)
-        special = {config.bos_token_id, *end_tokens(config)}
-        if pad not in special:
-            return run
-        lengths = run.sum(-1)
-        if bool((lengths != lengths[0]).any()):
-            raise ValueError(
-                f"Some rows begin with more tokens {pad} than others, and {pad} both pads and begins or ends texts: is that padding? "
-                "Say so: `EFTLogitsProcessor(..., attention_mask=inputs['attention_mask'])`, or `pad_token_id=`."
-            )
-        return torch.zeros_like(input_ids)
+        return 1 - guessed(input_ids, config.pad_token_id, config.bos_token_id, end_tokens(config))
+
+
+@dataclass
+class Begun:
+    """The first tokens that a call asked about, what was given for it, where those tokens are padding, and how far it has come."""
+
+    input_ids: torch.Tensor
+    given: Given
+    pad: int | None
+    mask: torch.Tensor
+    longest: int = 0
+
+    def leads_to(self, input_ids: torch.Tensor, given: Given, pad: int | None) -> bool:
+        """Whether these tokens are of the same call: one step further at most. What follows a prompt is no padding, whatever it is."""
+        return (
+            given is self.given
+            and pad == self.pad
+            and input_ids.shape[1] <= self.longest + 1
+            and goes_on(input_ids, self.input_ids)
+        )
+
+
+def _read_as(input_ids: torch.Tensor, mask: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tokens and mask for a reader. Rows that have ended go on with a token that all have, where what fills them has no row in a table."""
+    if bool((input_ids[:, -1] >= rows).any()):
+        input_ids = input_ids.masked_fill(filling(input_ids, rows).bool(), 0)
+    return input_ids, None if bool(mask.all()) else mask
+
+
+def _scheduled(combination: Combination, given: Given, length: int, names: list[str]) -> torch.Tensor | None:
+    """The coefficients of a recipe with a schedule, `(1, members)`."""
+    if not combination.scheduled:
+        return None
+    return combination.at([length - _prompt_length(given, "A schedule of coefficients")], names)
+
+
+def _prompt_length(given: Given, what: str) -> int:
+    if given.attention_mask is None:
+        raise ValueError(
+            f"{what} counts from the end of the call's prompt, which the add-on is not told. Give the prompt's mask: "
+            "`EFTLogitsProcessor(..., attention_mask=inputs['attention_mask'])`."
+        )
+    return given.attention_mask.shape[1]

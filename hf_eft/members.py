@@ -3,134 +3,24 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache
 
 from .adapters import by_adapter, resolve
 from .adapters.joint import Joint
 from .adapters.stack import Stack
-from .cache import EFTCache, counts_tokens
+from .cache import EFTCache
 from .checks import check_finite, check_model
 from .combination import BASE, REFERENCE, TUNED
-from .recurrent import forget_rows, has_read, linear_layers, rows_of_padding
-from .releases import cache_argument
-from .roll_back import goes_on
+from .member import Member
+from .padding import readable
 from .vocabulary import Vocabulary, width
 
 # What only the main member is asked for: outputs of the others that nobody would see.
 _MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits", "return_shared_kv_states")
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model and what its `forward` takes."""
-
-    name: str
-    model: PreTrainedModel
-    accepts: frozenset[str]
-    takes_any: bool
-
-    @classmethod
-    def of(cls, name: str, model: PreTrainedModel) -> Member:
-        parameters = inspect.signature(model.forward).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return cls(name, model, frozenset(parameters), takes_any)
-
-    @property
-    def cache_argument(self) -> str:
-        return str(cache_argument(self.accepts))
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def is_stateful(self) -> bool:
-        """Whether it has recurrent states."""
-        return bool(getattr(self.model, "_is_stateful", False))
-
-    def forward(
-        self,
-        *,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: Any,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        use_cache: bool,
-        logits_to_keep: int | torch.Tensor,
-        extra: Mapping[str, Any],
-    ) -> Any:
-        """One step of this model alone, its inputs moved to its device."""
-        tokens = inputs_embeds if input_ids is None else input_ids
-        length = 0 if tokens is None else tokens.shape[1]
-        given = {
-            "input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids,
-        }  # fmt: skip
-
-        def read(cache: Cache | None, inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> Any:
-            return self._read(**inputs, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, extra=extra)
-
-        if not self.is_stateful or length < 2 or cache is None or not has_read(cache):
-            return read(cache, given, logits_to_keep)
-        if goes_on(self.model, lambda other: read(other, given, 1), cache):
-            return read(cache, given, logits_to_keep)
-        steps = [
-            read(
-                cache,
-                {
-                    "input_ids": _column(input_ids, i),
-                    "inputs_embeds": _column(inputs_embeds, i),
-                    "attention_mask": _up_to(attention_mask, length - 1 - i),
-                    "position_ids": _column(position_ids, i),
-                },
-                0,
-            )
-            for i in range(length)
-        ]
-        steps[-1].logits = keep(torch.cat([step.logits for step in steps], dim=1), logits_to_keep)
-        return steps[-1]
-
-    def _read(
-        self,
-        *,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: Any,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        use_cache: bool,
-        logits_to_keep: int | torch.Tensor,
-        extra: Mapping[str, Any],
-    ) -> Any:
-        """Call the model."""
-        tokens = inputs_embeds if input_ids is None else input_ids
-        padding = rows_of_padding(attention_mask) if cache is not None and linear_layers(cache) else None
-        if cache is not None and not counts_tokens(cache) and isinstance(attention_mask, torch.Tensor) and tokens is not None:
-            # State-space models multiply the mask into the tokens they read, not into those they have read.
-            attention_mask = attention_mask[:, -tokens.shape[1] :]
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids if "position_ids" in self.accepts else None,
-            "logits_to_keep": logits_to_keep if "logits_to_keep" in self.accepts else None,
-            self.cache_argument: cache,
-            **{key: value for key, value in extra.items() if self.takes_any or key in self.accepts},
-        }
-        inputs = {key: _to(value, self.device) for key, value in inputs.items() if value is not None}
-        outputs = self.model(**inputs, use_cache=use_cache, return_dict=True)
-        if padding is not None:
-            forget_rows(cast(Cache, cache), padding)
-        if "logits_to_keep" not in self.accepts:
-            outputs.logits = keep(outputs.logits, logits_to_keep)
-        return outputs
 
 
 def named_members(base: Any, tuned: Any, reference: Any) -> dict[str, Any]:
@@ -184,7 +74,8 @@ class Members:
         self.main = next(iter(self.distinct))
         self.adapters = resolved.adapted
         self.stacks = [Stack(names, Member.of(names[0], model)) for names, model in resolved.stacks]
-        self._given = dict(given)
+        self.given = dict(given)
+        self._kept_apart: dict[frozenset[str], Members] = {}
         self.vocabulary = Vocabulary({name: width(member.model) for name, member in self.distinct.items()}, tokenizers)
 
     @property
@@ -200,6 +91,9 @@ class Members:
         """The same members, in which those of `names` have states of their own though they share another's model."""
         if set(names) <= self.distinct.keys():
             return self
+        return self._kept_apart.get(frozenset(names)) or self._parted(names)
+
+    def _parted(self, names: Collection[str]) -> Members:
         first: dict[tuple[int, str | None], str] = {}
         keys = {name: (id(model), name if name in names else None) for name, model in self.models.items()}
         for name, key in keys.items():
@@ -207,6 +101,7 @@ class Members:
         other = copy.copy(self)
         other.owner = {name: first[key] for name, key in keys.items()}
         other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
+        self._kept_apart[frozenset(names)] = other
         return other
 
     def only(self, names: Sequence[str]) -> Members:
@@ -214,6 +109,7 @@ class Members:
         if tuple(names) == self.names:
             return self
         other = copy.copy(self)
+        other._kept_apart = {}
         other.models = {name: self.models[name] for name in names}
         first: dict[int, str] = {}
         other.owner = {name: first.setdefault(id(model), name) for name, model in other.models.items()}
@@ -225,7 +121,7 @@ class Members:
         """The distinct member that an object is: its model, or what was given for it."""
         if model is None:
             return None
-        names = [name for name in self.names if model is self.models[name] or model is self._given.get(name)]
+        names = [name for name in self.names if model is self.models[name] or model is self.given.get(name)]
         active = getattr(model, "active_adapter", None)  # which of its adapters a `PeftModel` of several stands for
         return self.owner[active if active in names else names[0]] if names else None
 
@@ -236,7 +132,7 @@ class Members:
     @property
     def adapted(self) -> list[str]:
         """Names of the members that are views of a model with or without an adapter."""
-        return [name for name, model in self.models.items() if model is not self._given.get(name)]
+        return [name for name, model in self.models.items() if model is not self.given.get(name)]
 
     @property
     def stateful(self) -> list[str]:
@@ -282,7 +178,10 @@ class Members:
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
         """
-        asked, own = set(self.distinct if only is None else only), own or {}
+        asked = set(self.distinct if only is None else only)
+        input_ids, own = self._readable(
+            input_ids, attention_mask, asked - {self.main} if inputs_embeds is not None else asked, own or {}
+        )
         caches = cache.members if cache is not None else {}
         outputs: dict[str, Any] = {}
         for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none
@@ -324,6 +223,20 @@ class Members:
             cache.count(tokens.shape[1] if tokens is not None else 0)
         return outputs
 
+    def _readable(
+        self, input_ids: torch.Tensor | None, mask: Any, asked: Collection[str], own: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[torch.Tensor | None, Mapping[str, Mapping[str, Any]]]:
+        """What members read, with padding that all of those have a row for who read it."""
+        rows = {name: member.rows for name, member in self.distinct.items() if name in asked}
+        own = {
+            name: {**inputs, "input_ids": readable(inputs["input_ids"], inputs.get("attention_mask"), {name: rows[name]})}
+            if name in rows and "input_ids" in inputs
+            else inputs
+            for name, inputs in own.items()
+        }
+        common = {name: count for name, count in rows.items() if "input_ids" not in own.get(name, {})}
+        return (readable(input_ids, mask, common) if input_ids is not None and common else input_ids), own
+
     def logits(self, outputs: Mapping[str, Any], attention_mask: Any = None) -> dict[str, torch.Tensor]:
         """
         The members' logits of the tokens that all have, by name, on the main member's device: members that share a model share the tensor.
@@ -345,25 +258,3 @@ class Members:
                 for name, values in distinct.items():
                     check_finite(values, name, attention_mask)
         return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}
-
-
-def _column(values: torch.Tensor | None, i: int) -> torch.Tensor | None:
-    return None if values is None else values[:, i : i + 1]
-
-
-def _up_to(attention_mask: Any, left_out: int) -> Any:
-    """A mask without its last columns."""
-    if not isinstance(attention_mask, torch.Tensor):
-        return attention_mask
-    return attention_mask[:, : attention_mask.shape[1] - left_out]
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
-
-
-def keep(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions, `(batch, positions, ...)`, that `logits_to_keep` asks for; 0 for all."""
-    if isinstance(logits_to_keep, int):
-        return values[:, -logits_to_keep:] if logits_to_keep else values
-    return values[:, logits_to_keep]

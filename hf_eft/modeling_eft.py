@@ -16,24 +16,27 @@ from transformers.utils.generic import merge_with_config_defaults
 from .adapters import by_adapter
 from .bytes import in_vocabulary
 from .cache import EFTCache
+from .call import PerThread
 from .checks import check_coefficients, check_mask, check_rows
 from .combination import BASE, REFERENCE, Coefficient, Combination
 from .combine import combine
 from .configuration_eft import EFTConfig
 from .embeds import ids_from_embeds
-from .folders.parts import Parts
 from .folders.saving import EFTSavingMixin
-from .generation import EFTGenerationMixin, split_masks
-from .members import Members, keep, named_members
+from .generation import EFTGenerationMixin
+from .inputs import split_masks
+from .member import keep
+from .members import Members, named_members
+from .membership import EFTMembersMixin, describe
+from .modalities import refuse_inputs
 from .prompts import positions_in_common
 from .releases import CACHE, takes_cache
-from .speculative.request import Request
 from .vocabulary import end_tokens
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
 
-class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
+class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
     r"""
     Several language models that predict as one: `softmax(sum_k c_k log p_k)`, by default emulated fine-tuning, `base + tuned -
     reference` (EFT paper, equation 4). Negative weights on a safety-tuned delta undo its safety training.
@@ -50,7 +53,9 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
       the logits.
     - **Members**: stay usable alone; their configurations and generation configurations are left as they are. Moving or casting
       this model moves and casts them.
-    - **Threads**: one call at a time, as for any model.
+    - **Threads**: any number may call at a time: what a call asks for is that call's alone. The recipe and the members cannot be replaced
+      while one runs.
+    - **Images, sounds, films**: refused by name; multimodal models are members for text.
 
     Make it from live models with [`EFTForCausalLM.from_models`].
 
@@ -104,17 +109,9 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         for name in members.distinct:
             if not name.isidentifier() or hasattr(self, name):
                 raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
-        self._members = members
-        self._sharing = frozenset(members.names) - members.distinct.keys()
+        self._reports = PerThread()
+        self._hold(members)
         self.combination = Combination.from_dict(config.combination) if combination is None else combination
-        for name, model in members.distinct_models.items():
-            self.add_module(name, model)
-        self.base_model_prefix = self._members.main
-        models = self._members.distinct_models.values()
-        self._request = Request()
-        self.speculation = None
-        for flag in ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn"):
-            setattr(self, flag, all(getattr(model, flag, False) for model in models))
         self.post_init()
 
     @classmethod
@@ -161,13 +158,8 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
         members = Members(given, combination.coefficients, None if vocabulary == "bytes" else tokenizers)
         combination.check_names(members.names)
-        parts = Parts.of(members)
-        configs = {name: model.config for name, model in parts.models.items()}
-        config = EFTConfig.from_members(
-            members.names, configs, combination, parts.shared, parts.adapters, list(members.vocabulary.tokenizers)
-        )
         models = members.models
-        model = cls(config, members, combination)
+        model = cls(describe(members, combination), members, combination)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -177,70 +169,9 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
         model.training = any(m.training for m in models.values())  # not `train()`, which would change the members' modes
         return model
 
-    # Members ------------------------------------------------------------------------------------------------------------
-
-    @property
-    def members(self) -> dict[str, PreTrainedModel]:
-        """Every member's model, by name. Members that share a model share the object."""
-        return dict(self._members.models)
-
-    @property
-    def combination(self) -> Combination:
-        """The recipe. May be replaced between calls."""
-        return self._combination
-
-    @combination.setter
-    def combination(self, combination: Combination) -> None:
-        combination.check_names(self._members.names)
-        self._combination = combination
-        self.config.combination = combination.to_dict()
-
-    def __getattr__(self, name: str) -> Any:
-        # A member that shares another's model is no submodule of its own: the weights are there once.
-        if name in self.__dict__.get("_sharing", ()):
-            return self._members.models[name]
-        return super().__getattr__(name)
-
-    @property
-    def _main_model(self) -> Any:
-        return self._members.models[self._members.main]
-
     def init_weights(self) -> None:
         if not self._adopted:  # live models have their weights
             super().init_weights()
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self._main_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: torch.nn.Module) -> None:
-        self._main_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> torch.nn.Module:
-        return self._main_model.get_output_embeddings()
-
-    def set_output_embeddings(self, value: torch.nn.Module) -> None:
-        self._main_model.set_output_embeddings(value)
-
-    def get_decoder(self) -> PreTrainedModel:
-        return self._main_model.get_decoder()
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        """Resize every member's."""
-        if self._members.adapted:
-            raise ValueError(
-                f"The members {self._members.adapted} share their weights with the model under the adapter. Resize that model before the "
-                "adapter is put on it."
-            )
-        for name, model in self._members.distinct_models.items():
-            model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
-            self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
-        self._members = Members(self._members.models, tokenizers=self._members.vocabulary.tokenizers)
-        return self.get_input_embeddings()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for stack in self._members.stacks:
-            stack.member.model._apply(fn, recurse)  # no submodule: its weights are the members'
-        return super()._apply(fn, recurse)
 
     # Forward ------------------------------------------------------------------------------------------------------------
 
@@ -304,6 +235,7 @@ class EFTForCausalLM(EFTGenerationMixin, EFTSavingMixin, PreTrainedModel):
             coefficients = self.combination.at(range(start, start + tokens.shape[1]), self._members.names)[None]
         check_coefficients(coefficients, tokens, members.names)
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_ONLY if key in kwargs}
+        refuse_inputs(kwargs)
 
         outputs = members.step(
             tokens,

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 from .recurrent import is_recurrent
 
 if TYPE_CHECKING:
-    from .members import Member
+    from .member import Member
     from .speculative.line import Line
 
 

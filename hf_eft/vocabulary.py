@@ -20,10 +20,19 @@ def width(model: PreTrainedModel) -> int:
     """How many logits a model returns for a position."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
-    # Packed (quantised) weights do not have one row per token: the configuration says what the logits will be.
-    if weight is not None and weight.dim() == 2 and weight.is_floating_point():
+    # Packed (quantised) weights do not have one row per token, and layers that are quantised on the way have a method of that name.
+    if isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.is_floating_point():
         return int(weight.shape[0])
-    return int(model.config.get_text_config(decoder=True).vocab_size)
+    return int(getattr(head, "out_features", model.config.get_text_config(decoder=True).vocab_size))
+
+
+def table_rows(model: PreTrainedModel) -> int:
+    """How many ids a model can look up."""
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:
+        table = None
+    return int(getattr(table, "num_embeddings", model.config.get_text_config(decoder=True).vocab_size))
 
 
 def end_tokens(generation_config: Any) -> list[int]:

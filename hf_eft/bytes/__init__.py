@@ -13,8 +13,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..adapters import resolve
+from ..call import Lock, PerThread
 from ..checks import check_model
-from ..members import keep
+from ..devices import execution_device
+from ..member import keep
+from ..padding import readable
 from ..releases import CACHE, takes_cache
 from ..vocabulary import end_tokens, width
 from .covers import END, Cost, Covers, Missing, State, log_sum
@@ -64,6 +67,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
     - **Decoding**: every strategy of `generate` with a cache that grows; static and quantized caches, `inputs_embeds` and gradients are
       refused or not there. `max_new_tokens` counts bytes. The model's own sampling defaults, which were chosen for tokens, are not taken.
     - **State**: the cache holds the ids that were read, and nothing else; the model's states are kept beside it, keyed on them.
+    - **Threads**: calls from several threads are taken one step after the other.
     - **Cost**: about one forward of the model a token for `covers=1`, and more for more; counted in `cost`.
 
     Args:
@@ -129,7 +133,8 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         self._covers = Covers(model, Lexicon(tokens, ends, width(model)), covers, threshold)
         self._as_tokens = prompt == "tokens"
         self._reader = ByteReader(self._covers, PromptReader(tokenizer, tokens, self._covers, self._as_tokens))
-        self._missing: list[Missing] = []
+        self._missing = PerThread()
+        self._lock = Lock()
         self.training = model.training  # not `train()`, which would change the model's mode
 
     @property
@@ -143,12 +148,18 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
 
     @property
     def missing(self) -> list[Missing]:
-        """How much of its text's probability was left out since the prompt, for each row of the last forward."""
-        return list(self._missing)
+        """How much of its text's probability was left out since the prompt, for each row of this thread's last forward."""
+        return list(self._missing.value or [])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return execution_device(self.model)
 
     def reset(self) -> None:
         """Free the states."""
-        self._reader.reset()
+        with self._lock:
+            self._reader.reset()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.reset()  # the states are of the weights that were
@@ -174,10 +185,11 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         Returns:
             [`LogProb`]: Natural logs. They differ by what was left out since the prompt's last settled token.
         """
-        self.reset()
         before, after = (part.encode() if isinstance(part, str) else part for part in (prompt, text))
         ids = torch.tensor([byte + OFFSET for byte in before + after], dtype=torch.long)
-        [[first, last]] = self._read([Asked(ids, len(before) if self._as_tokens else 0, [len(before), len(ids)])])
+        with self._lock:
+            self.reset()
+            [[first, last]] = self._read([Asked(ids, len(before) if self._as_tokens else 0, [len(before), len(ids)])])
         reached = float(last.joint[END]) if end else last.log_prob
         return LogProb(reached - _most(first.log_prob, first), _most(reached, last) - first.log_prob)
 
@@ -210,9 +222,9 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         cache = _growing(cache)
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
-        asked = self._asked(input_ids, attention_mask, cache, logits_to_keep)
-        states = self._read(asked)
-        self._missing = [row[-1].missing for row in states]
+        with self._lock:
+            states = self._read(self._asked(input_ids, attention_mask, cache, logits_to_keep))
+        self._missing.value = [row[-1].missing for row in states]
         logits = {id(state): _as_logits(state) for row in states for state in row}
         stacked = torch.stack([torch.stack([logits[id(state)] for state in row]) for row in states])  # (rows, positions, 259)
         return CausalLMOutputWithPast(logits=stacked.to(self.device), **{CACHE: cache if use_cache else None})
@@ -226,6 +238,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         if cached == 0:
             self.reset()  # the model may have changed since, been moved or given other weights
         mask = _checked_mask(attention_mask, rows, cached + new)
+        input_ids = readable(input_ids, mask, {"bytes": self.config.vocab_size})
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
         lengths = mask.cumsum(-1)  # (rows, cached + new): how many ids a row has read
         prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..checks import check_finite
-from ..members import Member
+from ..member import Member
 from .states import apart, together
 from .tokens import BYTES, Lexicon, Node
 

@@ -11,7 +11,7 @@ import torch
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 
-from ..members import Member
+from ..member import Member
 from .options import refusal
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
 from ..combine import combine
-from ..members import Member, Members
+from ..member import Member
+from ..members import Members
 from .limits import FULL, SLIDING, layer_types
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from ..devices import execution_device
+
 
 class _Stopped(StoppingCriteria):
     """Ends every row once it is told to."""
@@ -59,7 +61,7 @@ class Answer:
     def _generate(self) -> None:
         try:
             torch.manual_seed(self._seed)
-            ids = self._prompt[None].to(self._model.device)
+            ids = self._prompt[None].to(execution_device(self._model))
             out = self._model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),

@@ -1,0 +1,65 @@
+"""Images, sounds and films: members read text, and what else a call is given is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+# Tensors that describe text. Whatever else a model is given beside tokens stands for something that only it would see.
+_TEXT = {
+    *("token_type_ids", "cache_position", "position_ids", "seq_idx"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+}
+KINDS = "mm_token_type_ids"  # 0 for text
+_PLACEHOLDER = re.compile(
+    r"(image|video|audio|speech|vision|visual|frame|boi|eoi|boa|eoa|codec|tts)\w*_(token_id|token_index|token_ids)$"
+)
+_REMEDY = "Members read text alone: leave it out, or use the model that sees it by itself."
+
+
+def refuse_inputs(given: Mapping[str, Any]) -> None:
+    """Raise if a call is given more than text."""
+    for name, value in given.items():
+        if name in _TEXT or not _holds_data(value):
+            continue
+        if name == KINDS and not bool(torch.as_tensor(value).any()):
+            continue
+        raise ValueError(f"`{name}` is not text, and the other members of the combination would not see it. {_REMEDY}")
+
+
+def _holds_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_data, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_data, value))
+    return isinstance(value, torch.Tensor) or hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+
+
+def placeholders(configs: Iterable[Any]) -> dict[int, str]:
+    """The ids that stand for images, sounds or films in prompts of multimodal models, and what each configuration calls them."""
+    found: dict[int, str] = {}
+    for config in configs:
+        if config.get_text_config(decoder=True) is config:
+            continue  # of text alone
+        for key, value in config.to_dict().items():
+            if _PLACEHOLDER.search(key):
+                found |= {
+                    i: key for i in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(i, int) and i >= 0
+                }
+    return found
+
+
+def refuse_placeholders(input_ids: torch.Tensor, known: Mapping[int, str]) -> None:
+    """Raise if prompts, `(rows, length)`, hold the place of something that is not text."""
+    if not known:
+        return
+    places = torch.isin(input_ids, torch.tensor(list(known), device=input_ids.device))
+    if bool(places.any()):
+        token = int(input_ids[places][0])
+        raise ValueError(
+            f"The prompt has the token {token} (`{known[token]}`), which holds the place of something that is no text, and that the small "
+            f"models of the add-on would not see. {_REMEDY}"
+        )
