@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import prompts, shared
+from families import build, prompts, shared
 from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import QuantizedCache
 
@@ -25,6 +25,32 @@ def trio(base_family: str = "llama", tuned_family: str = "qwen3") -> tuple[Any, 
 
 def tokens(model: Any, inputs: dict[str, Any], **options: Any) -> list[list[int]]:
     return model.generate(**inputs, **{"max_new_tokens": 10, **options}).tolist()
+
+
+def graphs_of(model: Any) -> int:
+    """How many graphs two calls compile."""
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        model.generate(
+            torch.tensor([[5, 6, 7]]),
+            cache_implementation="static",
+            compile_config=compiled,
+            max_new_tokens=7,
+            min_new_tokens=7,
+        )
+    torch.compiler.reset()
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_a_window_is_compiled_no_oftener_than_in_a_plain_model() -> None:
+    """A small member whose window never slides needs no graph more than the main member; one whose window slides those that it needs."""
+    base = build("llama", 0, num_hidden_layers=1)
+    wide, narrow = (build("mistral", 1, num_hidden_layers=1, sliding_window=window) for window in (64, 5))
+    assert graphs_of(EFTForCausalLM.from_models(base, tuned=wide, reference=base)) == 1
+    assert graphs_of(EFTForCausalLM.from_models(base, tuned=narrow, reference=base)) == graphs_of(narrow)
 
 
 @pytest.mark.parametrize(
