@@ -207,8 +207,8 @@ FAULTS = [
     Fault(
         "the cache keeps what was drafted behind the end",
         "speculative/__init__.py",
-        "self._bring_into_line([n - 1 for n in appended], block, read_all)",
-        "self._bring_into_line(kept, block, read_all)",
+        "self._bring_into_line([n - 1 for n in appended], tokens, read_all, marks)",
+        "self._bring_into_line(kept, tokens, read_all, marks)",
         "tests/test_speculative.py -k goes_on",
     ),
     Fault(
@@ -1589,7 +1589,7 @@ FAULTS = [
     Fault(
         "an error at the command line is a traceback",
         "cli/app.py",
-        "            raise Failure(said) from error",
+        "            raise Failure(said(error)) from error",
         "            raise",
         "tests/test_cli.py -k errors_are_one_line",
     ),
