@@ -2,17 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH := $(VENV)/.torch
 CLI := $(VENV)/.cli
 DEV := $(VENV)/.dev
+# The oldest versions that pyproject.toml allows, all together, and the newest that there are, beyond what it allows.
+FLOOR ?= .venv-floor
+NEWEST ?= .venv-newest
+PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo test lint docs nightly mutations clean
+.PHONY: demo test lint docs nightly mutations floor rooms newest installed clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python $(PYTEST)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -24,27 +27,44 @@ docs: $(DEV)
 	@echo "open site/index.html"
 
 nightly: $(DEV)
-	$(BIN)/python -m pytest -n 2 -q -m nightly
+	$(BIN)/python $(PYTEST) -m nightly
 
 mutations: $(DEV)
 	$(BIN)/python tests/mutations.py
 
-# Where there is no GPU, the CPU build of torch is taken if the package index that pip is set up with has one
-# (PIP_EXTRA_INDEX_URL adds an index), since the default build downloads gigabytes of CUDA libraries.
-$(TORCH): constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	torch=$$(sed -n 's/^torch==//p' constraints.txt); \
-	{ command -v nvidia-smi >/dev/null || $(BIN)/pip install -q "torch==$$torch+cpu" 2>/dev/null; } \
-	&& $(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install "torch==$$torch"
-	touch $@
+# The whole suite on the oldest versions, and one test for every room of the package there.
+floor: $(FLOOR)/.dev
+	$(FLOOR)/bin/python $(PYTEST)
 
-$(CLI): $(TORCH) pyproject.toml
+rooms: $(FLOOR)/.dev
+	$(FLOOR)/bin/python -m pytest -q -p rooms -m floor
+
+# What will break: prints a table.
+newest:
+	rm -rf $(NEWEST)
+	$(PYTHON) tests/environment.py $(NEWEST)
+	$(PYTHON) tests/newest.py $(NEWEST)
+
+# The wheel in a bare environment without constraints, as users install it.
+installed: $(DEV)
+	$(BIN)/python -m pytest -q -m installed
+
+# A rule's first step makes the environment with the CPU build of torch where there is no GPU and the package index has one.
+$(CLI): constraints.txt pyproject.toml
+	$(PYTHON) tests/environment.py $(VENV) "$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install -q -c constraints.txt -e ".[cli]"
 	touch $@
 
-$(DEV): $(TORCH) pyproject.toml
+$(DEV): constraints.txt pyproject.toml
+	$(PYTHON) tests/environment.py $(VENV) "$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@ $(CLI)
 
+$(FLOOR)/.dev: constraints.txt pyproject.toml
+	$(PYTHON) tests/environment.py $(FLOOR) "$$($(PYTHON) tests/floors.py torch)"
+	$(PYTHON) tests/floors.py > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/pip install -q -c $(FLOOR)/constraints.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) build dist site *.egg-info

@@ -89,7 +89,7 @@ class Members:
 
     def apart(self, names: Collection[str]) -> Members:
         """The same members, in which those of `names` have states of their own though they share another's model."""
-        if set(names) <= self.distinct.keys():
+        if all(name in self.distinct for name in names):
             return self
         return self._kept_apart.get(frozenset(names)) or self._parted(names)
 

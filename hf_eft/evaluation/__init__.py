@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ def evaluate(
             result = {"fingerprint": prints[name, system], "scores": scores, "replies": replies}
             store.keep(name, system, result)
             results[name, system] = result
-    made = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    made = datetime.now(UTC).isoformat(timespec="seconds")
     evaluation = _gathered(
         results, settings | {"batch_size": batch_size, "length": length, "made": made} | {"versions": versions()}
     )

@@ -1,9 +1,7 @@
 """A folder, beside the recipe, that is called as the repository that the recipe names: transformers would read it in its place."""
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from common import NAMES, plain, refused, run
@@ -19,18 +17,8 @@ def attack(folder: Path) -> str:
             online.add(f"someone/{name}", place)
         hub.compose({name: f"someone/{name}" for name in NAMES}, folder / "recipe", references=True)
         shutil.copytree(members["base"], folder / "someone/tuned")
-        with _inside(folder):
+        with contextlib.chdir(folder):
             return refused("folder 'someone/tuned' .*in place of the repository", hub.load, "recipe", allow_references=True)
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:  # contextlib.chdir is not in Python 3.10
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 if __name__ == "__main__":
