@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from hf_eft import Combination, __version__, tiny
 from hf_eft.bench import bench
-from hf_eft.cli import app
+from hf_eft.cli import app, main
 from hf_eft.cli.app import said
 from hf_eft.cli.options import named
 from hf_eft.shorthands import recipe
@@ -126,6 +127,14 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "hf_eft.cli", "--version"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"hf-eft {__version__}\n", "")
+
+
+def test_the_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["hf-eft", "--version"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # `main` sets another
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert capsys.readouterr().out == f"hf-eft {__version__}\n"
 
 
 def test_warnings_are_lines() -> None:

@@ -1,0 +1,167 @@
+"""
+The short run on the oldest versions (`make rooms`): one test for every room of the package, and a look at whether each was entered.
+
+A room is a file with functions; it was entered when a line inside one of them ran. `conftest.py` marks the tests of the table
+with `floor`, and with `-p rooms` a run ends in an error if a room stayed empty. `test_rooms.py` sees to it that the table has
+a line for every room.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hf_eft
+
+PACKAGE = Path(hf_eft.__file__).parent
+
+# Of a test with parameters the first set that is named so is run.
+TESTS: dict[str, str] = {
+    "__init__.py": "test_errors.py::test_a_misspelt_option_is_refused",
+    "adapters/__init__.py": "test_adapters.py::test_an_adapter_gives_what_full_models_give",
+    "adapters/joint.py": "test_adapters.py::test_an_adapter_gives_what_full_models_give",
+    "adapters/stack.py": "test_adapters.py::test_an_adapter_gives_what_full_models_give",
+    "adapters/views.py": "test_adapters.py::test_an_adapter_gives_what_full_models_give",
+    "analysis/__init__.py": "test_analysis.py::test_records_are_sums_over_independent_forwards",
+    "analysis/effects.py": "test_analysis.py::test_who_changed_the_choice",
+    "analysis/passage.py": "test_analysis.py::test_records_are_sums_over_independent_forwards",
+    "analysis/records.py": "test_analysis.py::test_the_table",
+    "analysis/token_text.py": "test_analysis.py::test_texts_of_tokens_are_the_text",
+    "answer.py": "test_batch.py::test_lines_of_text",
+    "batch.py": "test_batch.py::test_lines_of_text",
+    "bench.py": "test_cli.py::test_bench_counts_right",
+    "bytes/__init__.py": "test_bytes.py::test_greedy_is_that_of_the_enumeration",
+    "bytes/covers.py": "test_bytes.py::test_greedy_is_that_of_the_enumeration",
+    "bytes/prompts.py": "test_bytes.py::test_greedy_is_that_of_the_enumeration",
+    "bytes/reader.py": "test_bytes.py::test_greedy_is_that_of_the_enumeration",
+    "bytes/states.py": "test_bytes.py::test_greedy_is_that_of_the_enumeration",
+    "bytes/tokens.py": "test_bytes.py::test_bytes_of_tokens_make_up_the_text",
+    "cache.py": "test_caches.py::test_caller_made_caches_are_used_in_place",
+    "card.py": "test_card.py::test_the_card_of_a_saved_combination",
+    "card_text.py": "test_card.py::test_the_card_of_a_saved_combination",
+    "checks.py": "test_errors.py::test_bad_members_and_recipes",
+    "cli/__init__.py": "test_cli.py::test_the_entry_point",
+    "cli/app.py": "test_cli.py::test_the_commands_are_there",
+    "cli/chat.py": "test_chat.py::test_piped",
+    "cli/evaluate.py": "test_evaluation_use.py::test_command",
+    "cli/generate.py": "test_batch.py::test_standard_input_to_standard_output",
+    "cli/look.py": "test_cli.py::test_inspect",
+    "cli/models.py": "test_cli.py::test_several_tuned_members",
+    "cli/options.py": "test_cli.py::test_several_tuned_members",
+    "cli/publish.py": "test_cli.py::test_card",
+    "cli/run.py": "test_tiny_and_cli.py::test_demo",
+    "combination.py": "test_combination.py::test_presets",
+    "combine.py": "test_combination.py::test_plain_sum_of_raw_logits",
+    "compatibility.py": "test_vocabulary.py::test_what_will_be_refused_is_said_beforehand",
+    "configuration_eft.py": "test_saving.py::test_the_folder_brings_it_back",
+    "continuous/__init__.py": "test_paged.py::test_members_of_any_shape_give_the_tokens_of_generate",
+    "continuous/limits.py": "test_paged.py::test_other_attentions_are_refused",
+    "continuous/paged.py": "test_paged.py::test_members_of_any_shape_give_the_tokens_of_generate",
+    "conversation.py": "test_chat.py::test_a_conversation_reads_what_is_new_and_says_what_it_would_have_said_anyway",
+    "custom_generate.py": "test_custom_generate.py::test_it_is_the_wrapper",
+    "demo.py": "test_tiny_and_cli.py::test_demo",
+    "embeds.py": "test_features.py::test_inputs_embeds_that_are_no_tokens_are_refused",
+    "evaluation/__init__.py": "test_evaluation_use.py::test_command",
+    "evaluation/custom_data.py": "test_evaluation_use.py::test_your_own_data",
+    "evaluation/harness.py": "test_evaluation_use.py::test_command",
+    "evaluation/intervals.py": "test_intervals.py::test_gap_recovered",
+    "evaluation/report.py": "test_evaluation_use.py::test_command",
+    "evaluation/resume.py": "test_evaluation.py::test_fingerprints_see_weights_recipes_and_schedules",
+    "evaluation/scores.py": "test_evaluation_use.py::test_command",
+    "files.py": "test_batch.py::test_lines_of_text",
+    "folders/folder.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/loading.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/options.py": "test_options.py::test_dtypes",
+    "folders/parts.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/places.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/recipe.py": "test_hub.py::test_a_recipe_refers_to_commits",
+    "folders/repositories.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/saving.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/trust.py": "test_saving.py::test_the_folder_brings_it_back",
+    "folders/written.py": "test_written.py::test_what_is_left_out_is_named_once",
+    "generation.py": "test_generate.py::test_base_equal_to_reference_gives_the_tuned_model",
+    "heatmap.py": "test_heatmap.py::test_the_data_are_the_records",
+    "hub.py": "test_hub.py::test_members_by_id",
+    "logits_process.py": "test_logits_process.py::test_one_object_serves_any_sequence_of_calls",
+    "members.py": "test_oracle.py::test_every_step_equals_the_oracle",
+    "modeling_eft.py": "test_oracle.py::test_forward_equals_the_oracle_at_every_position",
+    "pipeline.py": "test_pipeline.py::test_each_member_reads_its_own_prompt",
+    "playground/__init__.py": "test_playground.py::test_without_gradio_it_says_what_to_install",
+    "playground/dials.py": "test_playground.py::test_dials",
+    "playground/streaming.py": "test_playground.py::test_an_answer_streams",
+    "plots.py": "test_evaluation_use.py::test_picture_and_its_data",
+    "prefix.py": "test_prefix.py::test_match",
+    "prompts.py": "test_prompts.py::test_the_tuned_model_on_its_own_prompt",
+    "reader.py": "test_oracle.py::test_every_step_equals_the_oracle",
+    "recurrent.py": "test_recurrent.py::test_rows_of_padding_one_by_one",
+    "releases.py": "test_caches.py::test_caller_made_caches_are_used_in_place",
+    "report.py": "test_caches.py::test_caller_made_caches_are_used_in_place",
+    "serving/__init__.py": "test_serving.py::test_a_completion_is_what_generate_gives",
+    "serving/dispatch.py": "test_serving.py::test_a_completion_is_what_generate_gives",
+    "serving/endpoints.py": "test_serving.py::test_a_completion_is_what_generate_gives",
+    "shorthands.py": "test_caches.py::test_caller_made_caches_are_used_in_place",
+    "speculative/__init__.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "speculative/coupling.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "speculative/drafting.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "speculative/line.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "speculative/request.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "speculative/rows.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "speculative/schedule.py": "test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "tasks/embedded.py": "test_evaluation.py::test_base_equal_to_reference_is_the_tuned_model_to_the_last_digit",
+    "timing.py": "test_cli.py::test_bench",
+    "tiny/__init__.py": "test_tiny_and_cli.py::test_facts_come_from_the_base_and_the_style_from_the_tuned_member",
+    "vocabulary.py": "test_vocabulary.py::test_padding_changes_nothing_and_is_never_generated",
+}
+
+
+def rooms(package: Path = PACKAGE) -> dict[str, set[int]]:
+    """Each room, and the lines of the bodies of its functions."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        functions = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        lines = {line for node in functions for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1)}
+        if lines:
+            found[path.relative_to(package).as_posix()] = lines
+    return found
+
+
+def empty(lines: dict[str, set[int]], package: Path = PACKAGE) -> list[str]:
+    """The rooms of which no function ran, by the lines that ran in each file."""
+    return [room for room, inside in rooms(package).items() if not inside & lines.get(str(package / room), set())]
+
+
+def chosen(names: list[str]) -> set[str]:
+    """The tests of the table among these names of collected ones."""
+    return {
+        next((name for name in names if name.removeprefix("tests/").startswith(wanted)), "") for wanted in TESTS.values()
+    } - {""}
+
+
+class Watch:
+    """As a plugin: notes what runs, from the start of the session to its end."""
+
+    def __init__(self) -> None:
+        import coverage  # only here: every run of the tests reads the table
+
+        self._seen = coverage.Coverage(data_file=None, include=[f"{PACKAGE}/*"])
+        self._seen.set_option("run:disable_warnings", ["no-data-collected"])  # it is an error here, and said at the end
+        self._seen.start()
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self._seen.stop()
+        data = self._seen.get_data()
+        self._missed = empty({file: set(data.lines(file) or ()) for file in data.measured_files()})
+        if self._missed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.write_line(f"rooms that were not entered: {', '.join(self._missed) or 'none'}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch, where this file is given as a plugin."""
+    config.pluginmanager.register(Watch(), "rooms-watch")
