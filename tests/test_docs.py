@@ -10,13 +10,13 @@ import pkgutil
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import environment
 import pytest
 
 import hf_eft
@@ -82,18 +82,12 @@ def test_the_first_block_of_the_readme_runs_from_the_wheel(tmp_path: Path) -> No
     """What is built holds all that a newcomer needs: the block, no longer than 12 lines, in a folder of its own."""
     block = blocks(ROOT / "README.md", "python")[0]
     assert block.count("\n") <= 12
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "hf_eft", source / "hf_eft", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    build = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
-    subprocess.run([sys.executable, *build], check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+    with zipfile.ZipFile(environment.wheel(tmp_path, "--no-build-isolation")) as wheel:
         wheel.extractall(tmp_path / "installed")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     where = f"import hf_eft; assert hf_eft.__file__.startswith({str(tmp_path)!r})\n"
     code = [sys.executable, "-c", where + block]
-    done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(code, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
     assert re.findall(r"^# prints: (.*)$", block, flags=re.M)[0] in done.stdout
 
 
