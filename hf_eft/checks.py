@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from .releases import cache_argument
 
@@ -62,6 +63,43 @@ def check_model(name: str, model: Any) -> None:
             f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
             "be carried along. Give a model that takes `cache` (`past_key_values` before transformers 5.24)."
         )
+
+    _check_cache(name, model)
+
+
+def _check_cache(name: str, model: PreTrainedModel) -> None:
+    """Raise if what a member keeps of a text is not what `generate` keeps, or if it is not told positions as `generate` tells them."""
+    who = f"The member {name!r} ({type(model).__name__})"
+    if not model._supports_default_dynamic_cache():
+        raise ValueError(
+            f"{who} keeps its states in a cache of its own, which `generate` cannot carry along with those of other members. Give a model "
+            "that takes the `DynamicCache` of transformers."
+        )
+    try:
+        DynamicCache(config=model.config.get_text_config(decoder=True))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{who} has a configuration that no cache can be made from ({error}). Give a model that `generate` can run with a cache."
+        ) from error
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()) and (
+        "position_ids" in inspect.signature(model.forward).parameters
+    ):
+        raise ValueError(
+            f"{who} makes its positions itself, out of the ids, and does not count them from 0 as `generate` does, which therefore reads "
+            "other positions than the model was trained with. Give a model whose positions begin at 0."
+        )
+
+
+def check_static(models: Mapping[str, PreTrainedModel]) -> None:
+    """Raise if a member has layers whose states a static cache cannot hold."""
+    for name, model in models.items():
+        try:
+            StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=1)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The member {name!r} ({type(model).__name__}) has layers whose states no static cache holds ({error}). Use a "
+                "dynamic cache."
+            ) from error
 
 
 def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, names: tuple[str, ...]) -> None:

@@ -11,9 +11,11 @@ import torch
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import StaticCache
 from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from .cache import EFTCache
 from .call import Call, PerThread, entered, innermost, refuse_while_running
+from .checks import check_static
 from .combination import Combination
 from .continuous import EFTContinuousMixin
 from .inputs import EFTInputsMixin
@@ -29,6 +31,7 @@ from .speculative.request import Request, refuse_what_cannot_be_speculated
 from .speculative.rows import Rows
 from .speculative.schedule import Automatic, Fixed, Report
 from .speculative.watchers import refuse_stateful, refuse_streamer
+from .trial import check_moving
 from .vocabulary import Vocabulary
 
 
@@ -70,6 +73,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
+        if generation_config.cache_implementation in ALL_STATIC_CACHE_IMPLEMENTATIONS:
+            check_static(self._called_members.distinct_models)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         cache = model_kwargs.get(CACHE)
         if cache is None:
@@ -201,6 +206,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
         refuse_streamer(streamer, input_ids.shape[0])
+        for name, member in self._called_members.distinct.items() if len(input_ids) > 1 else ():
+            check_moving(name, member.model, member.device)
         room = generation_config.max_length - input_ids.shape[1]
         rows = Rows(input_ids, room=2 * room)  # a row may draft beyond its end, while others are behind
         positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")

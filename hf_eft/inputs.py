@@ -19,6 +19,7 @@ from .padding import readable, unfilled
 from .prompts import positions_of
 from .releases import CACHE, takes_cache
 from .speculative.request import Request
+from .trial import check_trial
 
 _MASK_OF = "/"  # between a member's name and the kind of its layers
 
@@ -52,13 +53,15 @@ class EFTInputsMixin(GenerationMixin):
             make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = self._request.own.get(name, {})
             shape = (*own["input_ids"].shape, 0) if own else inputs_embeds.shape
+            given, device = own.get("attention_mask", attention_mask), execution_device(model)
+            check_trial(name, model, device, given, cached=True)  # masks that are made no longer say where padding is
             if not counts_tokens(own_cache):  # state-space models take the mask as it is
-                flat[f"{name}{_MASK_OF}"] = own.get("attention_mask", attention_mask)
+                flat[f"{name}{_MASK_OF}"] = given
                 continue
             masks = make(
                 config=model.config,
-                inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=execution_device(model)),
-                attention_mask=own.get("attention_mask", attention_mask),
+                inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=device),
+                attention_mask=given,
                 **{CACHE: own_cache},
                 **{**kwargs, **({"position_ids": own["position_ids"]} if own else {})},
             )

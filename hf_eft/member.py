@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from . import states
 from .cache import counts_tokens
 from .devices import execution_device
 from .recurrent import forget_rows, has_read, linear_layers, rows_of_padding
@@ -119,7 +120,7 @@ class Member:
         }
         device = self.device
         inputs = {key: _to(value, device) for key, value in inputs.items() if value is not None}
-        outputs = self.model(**inputs, use_cache=use_cache, return_dict=True)
+        outputs = states.read(self.name, self.model, inputs, cache, use_cache)
         if padding is not None:
             forget_rows(cast(Cache, cache), padding)
         if "logits_to_keep" not in self.accepts:

@@ -34,6 +34,11 @@ def cache_of(outputs: Any) -> Any:
     return getattr(outputs, CACHE)
 
 
+def returned_cache(outputs: Mapping[str, Any]) -> Any:
+    """The cache in what one model returned, which calls it as its `forward` does."""
+    return next((outputs[name] for name in _NAMES if outputs.get(name) is not None), None)
+
+
 def renamed(kwargs: Mapping[str, Any], name: str = CACHE) -> dict[str, Any]:
     """
     Arguments with the cache, whichever of its names it came under, under one.
