@@ -13,9 +13,7 @@ from .releases import returned_cache
 from .trial import check_trial
 
 
-def read(
-    name: str, model: Any, inputs: Mapping[str, Any], *, cache: Cache | None, use_cache: bool, length: int, device: torch.device
-) -> Any:
+def read(name: str, model: Any, inputs: Mapping[str, Any], cache: Cache | None, use_cache: bool) -> Any:
     r"""
     Let a member read.
 
@@ -25,8 +23,6 @@ def read(
         inputs (`Mapping[str, Any]`): What its `forward` is given, the cache included.
         cache (`Cache`, *optional*): The states of the tokens before; extended in place.
         use_cache (`bool`): Whether states are kept.
-        length (`int`): How many tokens are read.
-        device (`torch.device`): Where it reads.
 
     Returns:
         `ModelOutput`: Its output.
@@ -34,7 +30,9 @@ def read(
     Raises:
         `ValueError`: If what follows would be read wrongly, or the cache cannot be read from.
     """
-    check_trial(name, model, device, inputs.get("attention_mask"), cached=cache is not None)
+    tokens = next(inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs)
+    length = tokens.shape[1]
+    check_trial(name, model, tokens.device, inputs.get("attention_mask"), cached=cache is not None)
     if isinstance(cache, StaticCache) and counts_tokens(cache) and not model._can_compile_fullgraph:
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) does not say that it can read from a static cache "
