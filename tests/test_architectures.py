@@ -151,6 +151,19 @@ def test_rounding_is_not_taken_for_other_positions(dtype: torch.dtype) -> None:
     trial.check_trial("tuned", model, model.device, prompts("left")["attention_mask"], cached=True)
 
 
+def test_tokens_that_are_ruled_out_are_not_taken_for_other_positions() -> None:
+    class Ruling(type(build("bloom", 1))):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits[..., :5] = -torch.inf
+            return outputs
+
+        forward.__signature__ = inspect.signature(type(build("bloom", 1)).forward)  # type: ignore[attr-defined]
+
+    model = Ruling(build("bloom", 1).config).eval()
+    trial.check_trial("tuned", model, model.device, prompts("left")["attention_mask"], cached=True)
+
+
 def test_a_model_is_not_tried_while_its_dropout_is_on() -> None:
     model = build("bart", 1).train()
     trial.check_trial("tuned", model, model.device, prompts("left")["attention_mask"], cached=True)
