@@ -37,7 +37,7 @@ def served() -> Iterator[tuple[EFTServer, Any, openai.OpenAI]]:
     server.start()
     try:
         with client:
-            yield server, server._generation.manager._cb, client
+            yield server, server._generator._manager, client
     finally:
         server._server.force_exit = True  # who was not answered is not waited for
         server.stop()

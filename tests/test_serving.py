@@ -6,7 +6,6 @@ import copy
 import itertools
 import threading
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,24 +13,19 @@ import openai
 import pytest
 import torch
 from families import build
-from openai import OpenAI
-from transformers import ContinuousBatchingConfig
+from served import BATCHED, BOTH, complete, connect, family, fixtures, generated, post
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.continuous.paged import PagedMembers
-from hf_eft.releases import CACHE
 from hf_eft.serving import EFTServer, serve
+
+one_by_one, batched, served = fixtures()
 
 QUESTIONS = tiny.questions()
 LONG = "Question: Tell me all about it.\nAnswer: Of course! "
 SHORT = {"max_tokens": 6}
 ALPHAS = [-1.5 + i / 8 for i in range(32)]
-
-
-def family(**recipe: Any) -> tuple[EFTForCausalLM, Any]:
-    base, tuned, reference, tokenizer = tiny.load()
-    return EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, **recipe), tokenizer
 
 
 def steered() -> tuple[EFTForCausalLM, Any]:
@@ -46,50 +40,6 @@ def steered() -> tuple[EFTForCausalLM, Any]:
         base, {"helpful": tuned, "harmless": other}, reference, combination=Combination.steer({"helpful": 0.5, "harmless": 0.5})
     )
     return model, tokenizer
-
-
-def generated(model: EFTForCausalLM, tokenizer: Any, prompt: str, **options: Any) -> str:
-    """What `generate` says."""
-    inputs = tokenizer(prompt, return_tensors="pt")
-    ids = model.generate(**inputs, tokenizer=tokenizer, **{"max_new_tokens": 12, **options})[0, inputs["input_ids"].shape[1] :]
-    return tokenizer.decode(ids, skip_special_tokens=True)
-
-
-ONE_BY_ONE: dict[str, Any] = {}
-BATCHED: dict[str, Any] = {
-    "continuous_batching": True,
-    "continuous_batching_config": ContinuousBatchingConfig(page_size=16, num_blocks=128, max_batch_tokens=64),
-}
-BOTH = pytest.mark.parametrize("options", [ONE_BY_ONE, BATCHED], ids=["one_by_one", "batched"])
-
-
-def serving(options: dict[str, Any]) -> Iterator[tuple[EFTForCausalLM, Any, OpenAI]]:
-    model, tokenizer = family()
-    with EFTServer(model, tokenizer, port=0, **options) as server, connect(server) as client:
-        yield model, tokenizer, client
-
-
-@pytest.fixture(scope="module")
-def one_by_one() -> Iterator[tuple[EFTForCausalLM, Any, OpenAI]]:
-    yield from serving(ONE_BY_ONE)
-
-
-@pytest.fixture(scope="module")
-def batched() -> Iterator[tuple[EFTForCausalLM, Any, OpenAI]]:
-    yield from serving(BATCHED)
-
-
-@pytest.fixture(params=["one_by_one", "batched"])
-def served(request: pytest.FixtureRequest) -> tuple[EFTForCausalLM, Any, OpenAI]:
-    return request.getfixturevalue(request.param)
-
-
-def connect(server: EFTServer, **options: Any) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", **{"api_key": "none", "max_retries": 0, **options})
-
-
-def complete(client: OpenAI, prompt: str, **options: Any) -> str:
-    return client.completions.create(**{"model": "eft", "prompt": prompt, "max_tokens": 12, **options}).choices[0].text
 
 
 def test_a_completion_is_what_generate_gives(served: Any) -> None:
@@ -120,7 +70,7 @@ def test_chat_uses_the_template(served: Any) -> None:
     assert answer.usage.total_tokens == ids["input_ids"].shape[1] + len(new)
     parts = list(client.chat.completions.create(model="eft", messages=messages, max_tokens=12, stream=True))
     assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
-    assert parts[-1].usage.completion_tokens == len(new)
+    assert parts[0].choices[0].delta.role == "assistant" and all(part.usage is None for part in parts)
 
 
 def test_responses_are_what_generate_gives(served: Any) -> None:
@@ -138,14 +88,6 @@ def test_the_reason_of_an_end_is_told(served: Any) -> None:
     cut = client.completions.create(model="eft", prompt=LONG, max_tokens=3)
     assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 3)
     assert client.completions.create(model="eft", prompt=QUESTIONS[0].prompt, max_tokens=99).choices[0].finish_reason == "stop"
-
-
-def test_stop_strings_end_an_answer(one_by_one: Any) -> None:
-    model, tokenizer, client = one_by_one
-    word = generated(model, tokenizer, LONG).split()[1]
-    stopped = complete(client, LONG, stop=word)
-    assert stopped == generated(model, tokenizer, LONG, stop_strings=word)
-    assert len(stopped) < len(complete(client, LONG))
 
 
 def test_32_requests_at_once_each_with_its_own_alpha(served: Any) -> None:
@@ -238,50 +180,43 @@ def test_members_do_not_read_token_types(options: dict[str, Any]) -> None:
         ({"extra_body": {"weights": {"base": 1.0}}}, "tuned members"),
         ({"extra_body": {"weights": {}}}, "at least 1"),
         ({"extra_body": {"gamma": 1.0}}, "gamma"),
-        ({"extra_body": {"generation_config": "{"}}, "double quotes"),
+        ({"extra_body": {"generation_config": "{"}}, "generation_config"),
         ({"extra_body": {"messages": []}}, "messages"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 2.0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"model": "another"}, "another"),
         ({"prompt": ""}, "no tokens"),
-        ({"prompt": [1, 2]}, "string"),
+        ({"prompt": [1, 10**6]}, "must be from 0 to"),
     ],
     ids=str,
 )
 def test_bad_requests_are_told_why_and_the_server_lives_on(served: Any, options: dict[str, Any], reason: str) -> None:
     model, tokenizer, client = served
     for stream in (False, True):
-        with pytest.raises((openai.BadRequestError, openai.UnprocessableEntityError), match=reason):
+        with pytest.raises(openai.BadRequestError, match=reason):
             complete(client, **{"prompt": LONG, "stream": stream, **options})
     assert complete(client, LONG) == generated(model, tokenizer, LONG)
 
 
 def test_numbers_that_are_none_are_refused(served: Any) -> None:
     _, _, client = served
-    numbers = (b"NaN", b"Infinity", b"1e999")
+    numbers = {b"NaN": b"NaN is no JSON", b"Infinity": b"Infinity is no JSON", b"1e999": b"too large"}
     for name, number in itertools.product((b"alpha", b"temperature", b"frequency_penalty"), numbers):
         body = b'{"model": "eft", "prompt": "a", "' + name + b'": ' + number + b"}"
         with pytest.raises(urllib.error.HTTPError, match="400") as raised:
             post(f"{client.base_url}completions", body)
-        assert b"finite number" in raised.value.read()
+        assert numbers[number] in raised.value.read()
         raised.value.close()
-
-
-def post(url: str, body: bytes, **headers: str) -> bytes:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers})
-    with urllib.request.urlopen(request) as answer:
-        return answer.read()
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         (b'{"model": "eft"}', b"`messages`"),
-        (b'{"messages": [{"content": "a"}]}', b"messages.0.role"),
-        (b'{"messages": [{"role": "user", "content": 1}]}', b"messages.0.content"),
+        (b'{"messages": [{"content": "a"}]}', b"messages[0]: `role`"),
+        (b'{"messages": [{"role": "user", "content": 1}]}', b"messages[0]: `content`"),
         (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": 1}', b"logit_bias"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"a": 1}}', b"invalid literal"),
+        (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"a": 1}}', b"ids of tokens"),
         (b'{"messages": [{"role": "judge", "content": "a"}]}', b"judge"),
     ],
     ids=str,
@@ -306,9 +241,8 @@ def test_errors_while_generating_are_answered(one_by_one: Any, monkeypatch: pyte
         patched.setattr(model, "generate", fail)
         with pytest.raises(openai.BadRequestError, match='this "cannot" be done'):
             complete(client, LONG)
-        with pytest.raises(openai.APIError) as raised:
+        with pytest.raises(openai.BadRequestError, match='this "cannot" be done'):
             list(client.completions.create(model="eft", prompt=LONG, max_tokens=12, stream=True))
-        assert raised.value.body == 'this "cannot" be done'
     assert complete(client, LONG) == generated(model, tokenizer, LONG)
 
 
@@ -319,21 +253,20 @@ def test_a_client_that_goes_away_does_not_stop_the_others(one_by_one: Any, monke
     forward, generate = model.forward, model.generate
 
     def wait_at_the_second_token(*args: Any, **kwargs: Any) -> Any:
-        if kwargs[CACHE].get_seq_length() > 0:
+        if kwargs["input_ids"].shape[1] == 1:
             assert gone.wait(60)
         return forward(*args, **kwargs)
 
     def watched(**inputs: Any) -> Any:
-        try:
-            return generate(**inputs)
-        except Exception:
+        sequences = generate(**inputs)
+        if sequences.shape[1] < inputs["input_ids"].shape[1] + inputs["generation_config"].max_new_tokens - 60:
             given_up.set()
-            raise
+        return sequences
 
     monkeypatch.setattr(model, "forward", wait_at_the_second_token)
     monkeypatch.setattr(model, "generate", watched)
     stream = client.completions.create(
-        model="eft", prompt=LONG, max_tokens=90, stream=True, extra_body={"generation_config": '{"eos_token_id": []}'}
+        model="eft", prompt=LONG, max_tokens=90, stream=True, extra_body={"generation_config": '{"eos_token_id": [-1]}'}
     )
     next(iter(stream))
     with ThreadPoolExecutor(4) as threads:
@@ -381,11 +314,11 @@ def test_requests_of_a_batch_sample_each_in_its_own_way(batched: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"stop": "a"}, "stop_strings"),
         ({"seed": 1, "temperature": 1.0}, "seed"),
-        ({"frequency_penalty": 0.5}, "repetition_penalty` of this request is 1.5"),
         ({"max_tokens": 10**6}, "more than the"),
-        ({"extra_body": {"generation_config": '{"num_beams": 2, "max_new_tokens": 3}'}}, "num_beams"),
+        ({"extra_body": {"generation_config": '{"num_beams": 2}'}}, "num_beams"),
+        ({"extra_body": {"generation_config": '{"max_time": 2}'}}, "max_time"),
+        ({"extra_body": {"generation_config": '{"cache_implementation": "static"}'}}, "cache_implementation"),
     ],
     ids=str,
 )

@@ -28,6 +28,14 @@ def serve(
     continuous_batching: Annotated[
         bool, typer.Option("--continuous-batching", help="Let requests that come in together run together.")
     ] = False,
+    generation_config: Annotated[
+        str | None,
+        typer.Option(
+            help="Options of generate that hold where a request says nothing, as JSON: '{\"repetition_penalty\": 1.0}'; by default the "
+            "tuned model's.",
+            show_default=False,
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -36,10 +44,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the combination to OpenAI clients. Whoever reaches it may choose coefficients, which can undo safety training."""
-    from ..serving import check_installed
+    from ..serving import check_installed, read_options
     from ..serving import serve as run_server
 
     check_installed()  # before models are loaded
+    try:
+        options = read_options(generation_config)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--generation-config") from None
     _check_address(host, port)
     model, tokenizer = models.load()
     run_server(
@@ -49,6 +61,7 @@ def serve(
         port=port,
         model_name=model_name,
         continuous_batching=continuous_batching,
+        generation_config=options,
         api_key=api_key,
     )
 

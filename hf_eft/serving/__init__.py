@@ -1,14 +1,14 @@
-"""An OpenAI-compatible server for a live model, on transformers' serving stack."""
+"""An OpenAI-compatible server for a live model."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import ipaddress
-import logging
 import socket
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils.import_utils import is_serve_available
@@ -33,6 +33,7 @@ class EFTServer:
     - **Requests at once**: any number may be open. They are served one after the other, or, with `continuous_batching`, as one batch
       that requests join and leave; see [`EFTForCausalLM.generate_batch`] for what that takes.
     - **Clients that go away**: a stream is given up at its next token; an answer that is no stream is computed to its end.
+    - **Errors**: every request is answered, in JSON of OpenAI's form, whatever happens. What is asked for is heeded exactly or refused.
     - **The model**: is not copied, loaded or unloaded. Do not call it while the server runs.
 
     Args:
@@ -45,6 +46,8 @@ class EFTServer:
         max_batch (`int`, *optional*): How many requests a batch has at most; transformers' default, 1024.
         continuous_batching_config (`ContinuousBatchingConfig`, *optional*):
             The cache's size and whatever else transformers lets choose. By default the cache takes most of the free memory.
+        generation_config (`Mapping[str, Any]`, *optional*):
+            Options of `generate` that hold where a request says nothing, before those of `model.generation_config`.
         api_key (`str`, *optional*): What clients must send as a bearer token, except to `/health`.
         log_level (`str`, *optional*, defaults to `"warning"`): Of the web server.
 
@@ -80,6 +83,7 @@ class EFTServer:
         continuous_batching: bool = False,
         max_batch: int | None = None,
         continuous_batching_config: ContinuousBatchingConfig | None = None,
+        generation_config: Mapping[str, Any] | None = None,
         api_key: str | None = None,
         log_level: str = "warning",
     ) -> None:
@@ -90,8 +94,10 @@ class EFTServer:
         check_installed()
         import uvicorn
 
-        from .dispatch import Batched, Generation, OneByOne
-        from .endpoints import build_app
+        from .app import build_app
+        from .asked import Reader
+        from .batched import Batched
+        from .dispatch import Generator, OneByOne
 
         if api_key is None and not _is_local(host):
             warnings.warn(
@@ -99,10 +105,12 @@ class EFTServer:
                 "safety-tuned delta undo its safety training. Give it an `api_key`, or listen on 127.0.0.1.",
                 stacklevel=2,
             )
-        self._generation = Generation(
-            Batched(model, _batching(continuous_batching_config, max_batch)) if continuous_batching else OneByOne()
+        reader = Reader(model, tokenizer, generation_config)
+        self._generator: Generator = (
+            Batched(model, _batching(continuous_batching_config, max_batch)) if continuous_batching else OneByOne(model)
         )
-        app = build_app(model, tokenizer, model_name, self._generation, api_key)
+        reader.room = self._generator.room
+        app = build_app(reader, self._generator, model_name, api_key)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level=log_level))
         self._thread: threading.Thread | None = None
         try:
@@ -110,7 +118,7 @@ class EFTServer:
             self._socket = socket.create_server((host, port), family=family)  # from here on, clients may connect
             self._address = self._socket.getsockname()[:2]
         except OSError as error:
-            self._generation.shutdown()
+            self._generator.stop()
             raise OSError(error.errno, f"Cannot listen on {host}:{port} ({error.strerror}). Choose another `port`.") from error
 
     @property
@@ -147,7 +155,7 @@ class EFTServer:
 
     def _close(self) -> None:
         self._socket.close()
-        self._generation.shutdown()
+        self._generator.stop()
 
     def __enter__(self) -> EFTServer:
         return self.start()
@@ -162,6 +170,21 @@ def check_installed() -> None:
         raise ImportError("Serving needs FastAPI, uvicorn, pydantic and openai: pip install 'hf-eft[serve]'")
 
 
+def read_options(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    r"""
+    Options of `generate` that requests have by default.
+
+    Args:
+        given (`str` or `Mapping[str, Any]`, *optional*): The options, or JSON of them.
+
+    Raises:
+        `ValueError`: If they are none.
+    """
+    from .asked import options_of
+
+    return options_of(given)
+
+
 def serve(
     model: EFTForCausalLM,
     tokenizer: Any,
@@ -172,6 +195,7 @@ def serve(
     continuous_batching: bool = False,
     max_batch: int | None = None,
     continuous_batching_config: ContinuousBatchingConfig | None = None,
+    generation_config: Mapping[str, Any] | None = None,
     api_key: str | None = None,
     log_level: str = "warning",
 ) -> None:
@@ -185,12 +209,10 @@ def serve(
         continuous_batching=continuous_batching,
         max_batch=max_batch,
         continuous_batching_config=continuous_batching_config,
+        generation_config=generation_config,
         api_key=api_key,
         log_level=log_level,
     )
-    if log_level in ("warning", "error", "critical"):
-        # transformers' handlers log every request as a warning.
-        logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)
     print(f"Serving {model_name!r} at {server.url}/v1", flush=True)
     server.run()
 

@@ -1,58 +1,41 @@
-"""Who serves the requests that the endpoints read: one after the other, or batched continuously."""
+"""Who generates what requests ask for: one after the other, or batched continuously. Every request is answered, whatever happens."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
-import json
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import ContinuousBatchingConfig
-from transformers.cli.serving.utils import (
-    CBGenerateManager,
-    CBWorkerDeadError,
-    GenerateManager,
-    GenerationState,
-    InferenceThread,
-    _GenerationCancelled,
-)
+from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..continuous import BatchEnded
-from ..continuous.options import check_request, whole
+from .answers import Piece
+from .asked import Job
+from .errors import Unavailable
+from .logprobs import entry
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
 
-
-@dataclass
-class Asked:
-    """What a request asks for beside its generation configuration."""
-
-    coefficients: torch.Tensor | None  # (1, members)
-    seed: int | None
+Told = tuple[int, list[Piece]]  # which answer goes on, and with what
 
 
-class Seeded:
-    """The model as the thread that serves it calls it: for one request, with its seed."""
+class Generator(Protocol):
+    """What the endpoints ask for answers."""
 
-    def __init__(self, model: EFTForCausalLM, seed: int | None, streams: bool) -> None:
-        self.model, self.seed, self.streams = model, seed, streams
+    room: int | None
 
-    def generate(self, **inputs: Any) -> Any:
-        """As `generate`, seeded. The messages of a stream's errors are put between quotes as they are: they are escaped here."""
-        try:
-            with seeded(self.seed, self.model):
-                return self.model.generate(**inputs)
-        except _GenerationCancelled:
-            raise
-        except Exception as error:
-            if not self.streams:
-                raise
-            raise RuntimeError(json.dumps(str(error))[1:-1]) from error
+    def run(self, job: Job) -> AsyncGenerator[Told, None]:
+        """Generate the answers of a job, and tell each as it comes. What is wrong is raised. Who stops listening cancels the job."""
+
+    def is_alive(self) -> bool:
+        """Whether requests can be answered."""
+
+    def stop(self) -> None:
+        """Answer the requests that came before, and end. May be called twice."""
 
 
 @contextlib.contextmanager
@@ -67,144 +50,138 @@ def seeded(seed: int | None, model: EFTForCausalLM) -> Iterator[None]:
         yield
 
 
-class OneByOne(GenerateManager):
+class OneByOne:
     """Requests in the order in which they come, each by `generate`, on one thread."""
 
-    def __init__(self) -> None:
-        self._thread = ServingThread()
+    room: int | None = None
 
-    def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
-        return super().generate_streaming(*_for_one(model, processor, inputs, gen_config, streams=True), **kwargs)
+    def __init__(self, model: EFTForCausalLM) -> None:
+        self._model = model
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="eft-generate")
 
-    async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
-        return await super().generate_non_streaming(*_for_one(model, processor, inputs, gen_config, streams=False), **kwargs)
+    async def run(self, job: Job) -> AsyncGenerator[Told, None]:
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Told | Exception | None] = asyncio.Queue()
+
+        def tell(what: Told | Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                loop.call_soon_threadsafe(told.put_nowait, what)
+
+        try:
+            self._thread.submit(_generate, self._model, job, tell)
+        except RuntimeError as error:  # the thread has ended
+            raise Unavailable("The server is being stopped.") from error
+        try:
+            while (what := await told.get()) is not None:
+                if isinstance(what, Exception):
+                    raise what
+                yield what
+        finally:
+            job.cancelled = True
+
+    def is_alive(self) -> bool:
+        return True
 
     def stop(self) -> None:
-        """Wait for the requests that came before, and end the thread. May be called twice."""
-        self.submit(sys.exit)
-        self._thread._thread.join()
+        self._thread.shutdown()
 
 
-class ServingThread(InferenceThread):
-    """transformers' thread, which can be ended: by a call that raises `SystemExit`."""
-
-    def _run(self) -> None:
-        with contextlib.suppress(SystemExit):
-            super()._run()
-
-
-def _for_one(model: Any, processor: Any, inputs: Any, gen_config: Any, streams: bool) -> tuple[Any, Any, dict[str, Any], Any]:
-    asked, config = _taken(gen_config)
-    # Not the token types, which some tokenizers return: they are for encoders, and GPT-2 would add them to the tokens.
-    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
-    if inputs["input_ids"].shape[-1] == 0:
-        raise ValueError("The prompt has no tokens: there is nothing to continue.")
-    if asked.coefficients is not None:
-        inputs["coefficients"] = asked.coefficients.to(model.device)
-    return Seeded(model, asked.seed, streams), processor, inputs, config
+def _generate(model: EFTForCausalLM, job: Job, tell: Any) -> None:
+    """On the thread: generate, and tell. The end is always told."""
+    try:
+        if not job.cancelled:
+            _generate_all(model, job, tell)
+    except Exception as error:
+        tell(error)
+    finally:
+        tell(None)
 
 
-def _taken(gen_config: Any) -> tuple[Asked, Any]:
-    """What a request asks for, and a generation configuration that is nothing else."""
-    config = copy.copy(gen_config)
-    asked: Asked = config.asked
-    del config.asked
-    return asked, config
+def _generate_all(model: EFTForCausalLM, job: Job, tell: Any) -> None:
+    ids = torch.tensor([job.prompt], device=model.device)
+    options: dict[str, Any] = {}
+    config = job.config
+    if job.coefficients is not None:
+        options["coefficients"] = job.coefficients.to(model.device)
+    steps = Steps(job, tell)
+    if steps.possible:
+        options["stopping_criteria"] = StoppingCriteriaList([steps])
+    elif job.stops:
+        config = copy.deepcopy(config)
+        config.stop_strings, options["tokenizer"] = job.stops, job.tokenizer
+    with seeded(job.seed, model), steps.watching(model):
+        sequences = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=job.processors,
+            **options,
+        )
+    steps.finish(sequences.tolist())
 
 
-class Batched(CBGenerateManager):
-    """Requests batched continuously, each with its own coefficients and its own temperature, `top_k` and `top_p`."""
+class Steps(StoppingCriteria):
+    r"""
+    Sees each token of `generate` as it is chosen, tells it, and says which rows have ended.
 
-    def __init__(self, model: EFTForCausalLM, config: ContinuousBatchingConfig) -> None:
-        super().__init__()
-        config.per_request_processors = True
-        # There is a processor for each option that has a value here; requests bring their own values.
-        defaults = copy.deepcopy(model.generation_config)
-        defaults.update(do_sample=True, temperature=0.5, top_k=1, top_p=0.5, num_return_sequences=1, use_cache=False)
-        self._cb = model.init_continuous_batching(defaults, config)
-        self._cb.start()
+    Args:
+        job ([`Job`]): What is generated.
+        tell (`Callable`): Takes what is to be told.
+    """
 
-    def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
-        one, config = self._for_one(model, gen_config)
-        return CBGenerateManager.generate_streaming(one, model, processor, inputs, config, **kwargs)
+    def __init__(self, job: Job, tell: Any) -> None:
+        self._job, self._tell = job, tell
+        self._read = len(job.prompt)
+        self._logits: torch.Tensor | None = None  # (rows, vocab), of the last step
 
-    async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **kwargs: Any) -> Any:
-        one, config = self._for_one(model, gen_config)
+    @property
+    def possible(self) -> bool:
+        """Whether there are steps: beams are turned around until the end, and drafts are accepted block by block."""
+        return (self._job.config.num_beams or 1) == 1 and self._job.config.prompt_lookup_num_tokens is None
+
+    @contextlib.contextmanager
+    def watching(self, model: EFTForCausalLM) -> Iterator[None]:
+        """Keep the logits of each step, if log-probabilities are wanted."""
+        if self._job.top is None:
+            yield
+            return
+
+        def keep(module: Any, inputs: Any, outputs: Any) -> None:
+            self._logits = outputs.logits[:, -1]
+
+        hook = model.register_forward_hook(keep)
         try:
-            return await CBGenerateManager.generate_non_streaming(one, model, processor, inputs, config, **kwargs)
-        except CBWorkerDeadError:
-            raise
-        except RuntimeError as error:  # the batch failed; that its worker is dead is known a moment after its requests are
-            raise CBWorkerDeadError(str(error)) from error
+            yield
+        finally:
+            hook.remove()
 
-    def _for_one(self, model: EFTForCausalLM, gen_config: Any) -> tuple[Batched, Any]:
-        """This manager as one request sees it, and the request's generation configuration."""
-        asked, config = _taken(gen_config)
-        config = whole(model, config, place="of this request")
-        check_request(self._cb.generation_config, config)
-        if asked.seed is not None and config.do_sample:
-            raise NotImplementedError("A `seed` has no meaning where requests are batched continuously: leave it out.")
-        options: dict[str, Any] = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}  # greedy
-        if config.do_sample:
-            options = {
-                "temperature": float(config.temperature or 1.0),
-                "top_k": min(config.top_k or model.vocab_size, model.vocab_size),
-                "top_p": float(1.0 if config.top_p is None else config.top_p),
-            }
-        if asked.coefficients is not None:
-            options["coefficients"] = asked.coefficients[0].tolist()
-        one: Any = copy.copy(self)
-        one._cb = Submitting(self._cb, options)
-        return one, config
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        rows = input_ids[:, self._read :].tolist()
+        self._read = input_ids.shape[1]
+        ended = [self._feed(row, tokens) or self._job.cancelled for row, tokens in enumerate(rows)]
+        return torch.tensor(ended, device=input_ids.device)
 
-    def stop(self) -> None:
-        """Wait for the requests that came before, and end the thread. May be called twice."""
-        if self._cb.is_running():
-            self._cb.stop(block=True)
-        self._cb.destroy()
+    def finish(self, rows: list[list[int]]) -> None:
+        """Tell what is left of the rows that `generate` returned."""
+        for row, ids in enumerate(rows):
+            answer = self._job.answers[row * self._job.copies]
+            self._feed(row, ids[len(self._job.prompt) + len(answer.tokens) :])
+            if answer.finish is None:
+                self._told(row, lambda answer: answer.cut())
 
+    def _feed(self, row: int, tokens: list[int]) -> bool:
+        """Whether the row has ended."""
+        answer = self._job.answers[row * self._job.copies]
+        for token in tokens:
+            if answer.finish is not None:
+                break
+            logits = None if self._logits is None or self._job.top is None else self._logits[row]
+            noted = None if logits is None else entry(logits, token, self._job.top or 0)
+            self._told(row, lambda answer, token=token, noted=noted: answer.feed(token, noted))
+        return answer.finish is not None
 
-class Submitting:
-    """The manager of a batch as one request sees it, with its options."""
-
-    def __init__(self, manager: Any, options: dict[str, Any]) -> None:
-        self.manager, self.options = manager, options
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.manager, name)
-
-    def add_request(self, input_ids: Any, request_id: str, **kwargs: Any) -> Any:
-        """Submit it. If it is refused, nobody waits for its result."""
-        try:
-            return self.manager.add_request(input_ids, request_id=request_id, **kwargs, **self.options)
-        except BatchEnded as error:
-            self._forget(request_id)
-            raise CBWorkerDeadError(str(error)) from error
-        except Exception:
-            self._forget(request_id)
-            raise
-
-    def cancel_request(self, request_id: str) -> None:
-        """Give it up: a cancelled request has no result that somebody could wait for."""
-        self.manager.cancel_request(request_id)
-        self._forget(request_id)
-
-    def _forget(self, request_id: str) -> None:
-        with self.manager.output_router._lock:
-            self.manager.output_router.result_handlers.pop(request_id, None)
-
-
-class Generation(GenerationState):
-    """Who serves the requests: one manager, made with the server."""
-
-    def __init__(self, manager: OneByOne | Batched) -> None:
-        batched = isinstance(manager, Batched)
-        super().__init__(continuous_batching=batched)
-        self.manager = manager
-        self._cb_manager = manager if batched else None  # whose health `/health` tells
-
-    def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
-        return self.manager
-
-    def shutdown(self) -> None:
-        self.manager.stop()
+    def _told(self, row: int, what: Any) -> None:
+        """Do it to each answer that a row stands for, and tell what comes of it."""
+        for index in range(row * self._job.copies, (row + 1) * self._job.copies):
+            if (pieces := what(self._job.answers[index])) or self._job.answers[index].finish is not None:
+                self._tell((index, pieces))
