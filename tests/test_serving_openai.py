@@ -57,6 +57,10 @@ def said(model: Any, tokenizer: Any, ids: torch.Tensor, **options: Any) -> list[
     return [tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in rows]
 
 
+def ids_of_text(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 # Several answers --------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +195,12 @@ def test_logprobs_need_steps(one_by_one: Any) -> None:
 def test_stop_strings_end_an_answer_and_are_no_part_of_it(served: Any) -> None:
     model, tokenizer, client = served
     whole = generated(model, tokenizer, LONG)
-    for start, end in ((8, 12), (3, 6), (9, 10)):  # across tokens, and within one
+    first, second = (len(tokenizer.decode(ids_of_text(tokenizer, whole)[:n])) for n in (2, 4))  # where tokens end
+    for start, end in (
+        (first - 1, first + 1),
+        (second - 1, second + 1),
+        (first + 1, first + 2),
+    ):  # across tokens, and within one
         stop = whole[start:end]
         expected = whole[: whole.index(stop)]
         answer = client.completions.create(model="eft", prompt=LONG, max_tokens=12, stop=["never said", stop])
@@ -201,7 +210,7 @@ def test_stop_strings_end_an_answer_and_are_no_part_of_it(served: Any) -> None:
         assert parts[-1].choices[0].finish_reason == "stop"
     early = client.completions.create(model="eft", prompt=LONG, max_tokens=12, stop=whole[3:6])
     assert early.usage.completion_tokens < 12
-    assert complete(client, LONG, stop=whole[:4] + "never") == whole  # what was held back is told in the end
+    assert complete(client, LONG, stop=whole[-3:] + "never") == whole  # what was held back is told in the end
     for nothing in ([], "", [""]):
         assert complete(client, LONG, stop=nothing) == whole
 
