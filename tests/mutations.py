@@ -1143,7 +1143,7 @@ FAULTS = [
         "serving/answers.py",
         "if self._held.endswith(stop[:n])",
         "if False",
-        "tests/test_serving_openai.py -k no_part_of_it",
+        "tests/test_serving_answers.py -k stops",
     ),
     Fault(
         "serving: what was held back is lost",
@@ -1185,7 +1185,7 @@ FAULTS = [
         "serving/penalties.py",
         "self.frequency * counts",
         "self.frequency * (counts > 0)",
-        "tests/test_serving_openai.py -k are_openais",
+        "tests/test_serving_answers.py -k frequency",
     ),
     Fault(
         "serving: a row of a batch has no history",
@@ -1255,7 +1255,7 @@ FAULTS = [
         "serving/tools.py",
         'prefix=prefix if marked else ""',
         "prefix=prefix",
-        "tests/test_serving_openai.py -k told_from",
+        "tests/test_serving_answers.py -k prompt_says",
     ),
     Fault(
         "serving: nulls are values",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers.cli.serving.utils import get_response_template
 
 from hf_eft import tiny
 from hf_eft.serving.answers import LENGTH, STOP, Answer, Decoder, Stops
+from hf_eft.serving.penalties import Penalties
+from hf_eft.serving.tools import Parser, Thought
 
 TEXTS = ["Of course! Oscar Palmer enjoys hockey.", "naïve café 😀 日本語 \u200d👩", "a\n\n  b ", ""]
 
@@ -62,3 +67,17 @@ def test_an_answer_says_why_it_ended() -> None:
     text = "".join(piece.text for token in ids for piece in answer.feed(token))
     assert answer.finish is None and not text.endswith("help!")
     assert text + "".join(piece.text for piece in answer.cut()) == tokenizer.decode(ids) and answer.finish == LENGTH
+
+
+def test_a_frequency_counts_each_time_and_a_presence_once() -> None:
+    ids = torch.tensor([[1, 1, 2, 3, 3, 3, 0]])  # the first two are the prompt
+    changed = Penalties(0.5, 0.25, 2)(ids, torch.zeros(1, 5))
+    assert changed.tolist() == [[-0.75, 0.0, -0.75, -1.25, 0.0]]
+
+
+def test_what_a_prompt_says_of_thoughts_is_no_thought() -> None:
+    qwen = get_response_template(SimpleNamespace(), SimpleNamespace(config=SimpleNamespace(model_type="qwen3")))
+    told = Parser(qwen, "What does <think> mean?").feed("It opens a thought")
+    assert not any(isinstance(part, Thought) for part in told) and "".join(map(str, told)) == "It opens a thought"
+    begun = Parser(qwen, "<|im_start|>assistant\n<think>\n").feed("Hm")  # the template has opened one
+    assert begun == ["Hm"] and isinstance(begun[0], Thought)
