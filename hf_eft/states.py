@@ -42,20 +42,22 @@ def read(name: str, model: Any, inputs: Mapping[str, Any], cache: Cache | None, 
     try:
         outputs = model(**inputs, use_cache=use_cache, return_dict=True)
     except Exception as error:
-        _refuse_static(name, model, cache, error)
+        _explain(name, model, cache, error, several_behind=bool(before) and length > 1)
         raise
     if cache is not None and use_cache:
         _check_states(name, model, cache, outputs, before, length)
     return outputs
 
 
-def _refuse_static(name: str, model: Any, cache: Cache | None, error: Exception) -> None:
-    """Raise in place of an error that a member ended in because it cannot read from a static cache."""
-    if isinstance(cache, StaticCache) and not isinstance(error, torch.OutOfMemoryError):
-        raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) cannot read from a static cache: it ends in {type(error).__name__} ({error}). "
-            "Use a dynamic cache."
-        ) from error
+def _explain(name: str, model: Any, cache: Cache | None, error: Exception, several_behind: bool) -> None:
+    """Raise in place of an error that a member ended in because it cannot read from a static cache, or several tokens behind others."""
+    if isinstance(error, torch.OutOfMemoryError) or not (several_behind or isinstance(cache, StaticCache)):
+        return
+    what = "from a static cache" if isinstance(cache, StaticCache) else "several tokens behind those in its cache"
+    remedy = "Use a dynamic cache" if isinstance(cache, StaticCache) else "Decode without an assistant and in one piece"
+    raise ValueError(
+        f"The member {name!r} ({type(model).__name__}) cannot read {what}: it ends in {type(error).__name__} ({error}). {remedy}."
+    ) from error
 
 
 def _tokens_held(cache: Cache | None, length: int) -> int | None:

@@ -83,7 +83,16 @@ class Forgetful(LlamaForCausalLM):
         return super().forward(input_ids, **kwargs)
 
 
-for forward in (Prefixed.forward, Forgetful.forward):
+class Brittle(LlamaForCausalLM):
+    """It cannot read several tokens behind others."""
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        if kwargs[CACHE].get_seq_length() and input_ids.shape[1] > 1:
+            raise RuntimeError("view size is not compatible")
+        return super().forward(input_ids, **kwargs)
+
+
+for forward in (Prefixed.forward, Forgetful.forward, Brittle.forward):
     forward.__signature__ = inspect.signature(LlamaForCausalLM.forward)  # type: ignore[attr-defined]
 
 
@@ -103,6 +112,13 @@ def test_a_cache_that_is_not_what_was_read_is_refused(kind: Any, said: str, leaf
             EFTForCausalLM.from_models(base, tuned, reference).generate(**prompts("even"), max_new_tokens=3)
         else:
             base.generate(**prompts("even"), logits_processor=[EFTLogitsProcessor(tuned, reference)], max_new_tokens=3)
+
+
+def test_a_model_that_cannot_read_a_draft_is_named() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), as_class(Brittle), shared("llama", 2))
+    assert model.generate(**prompts("one"), max_new_tokens=3).shape[1] > 6
+    with pytest.raises(ValueError, match=r"'tuned' \(Brittle\) cannot read several tokens behind those in its cache"):
+        model.generate(**prompts("one"), max_new_tokens=6, eos_token_id=None, prompt_lookup_num_tokens=3)
 
 
 def test_a_model_that_goes_on_with_another_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,7 +253,7 @@ def test_check_as_json() -> None:
     [
         (
             "serve", "hf_eft.serving", "serve", ["--port", "0", "--continuous-batching", "--model-name", "m", "--api-key", "k"],
-            {"host": "127.0.0.1", "port": 0, "model_name": "m", "continuous_batching": True, "api_key": "k"},
+            {"host": "127.0.0.1", "port": 0, "model_name": "m", "continuous_batching": True, "api_key": "k", "generation_config": None},
         ),
         ("playground", "hf_eft.playground", "launch", ["--host", "0.0.0.0", "--port", "0"], {"host": "0.0.0.0", "port": 0}),
     ],
@@ -265,6 +265,7 @@ def test_what_is_served(
     stand_in = types.ModuleType(module)
     setattr(stand_in, function, lambda model, tokenizer, **options: called.append((model, tokenizer, options)))
     setattr(stand_in, "check_installed", lambda: None)  # noqa: B010 (mypy)
+    setattr(stand_in, "read_options", lambda given: given)  # noqa: B010 (mypy)
     monkeypatch.setitem(sys.modules, module, stand_in)
     done = invoke(command, "--alpha", "0.5", *arguments)
     assert done.exit_code == 0, done.output

@@ -28,6 +28,16 @@ def test_members_whose_states_are_not_paged_are_refused(family: str, reason: str
     refused(three(family), reason)
 
 
+def test_heads_of_several_sizes_are_refused() -> None:
+    sizes = families.FAMILIES["llama"] | {
+        "model_type": "gemma4_text", "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"],
+        "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCAB,
+    }  # fmt: skip
+    refused(
+        EFTForCausalLM.from_models(shared_base(), build("llama", 2, **sizes), shared("llama", 3)), "'tuned'.*of different sizes"
+    )
+
+
 def test_other_attentions_are_refused() -> None:
     tuned = build("llama", 2)
     tuned.set_attn_implementation("eager")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
+from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
 from ..member import Member
 from .options import refusal
@@ -104,6 +105,11 @@ def _check_member(name: str, member: Member, device: torch.device) -> None:
     if "position_ids" not in member.accepts:
         raise refusal(
             f"the member {name!r} ({type(model).__name__}) takes no `position_ids`, and tokens of several sequences are read at once",
+            "Choose another",
+        )
+    if len({(find_num_key_value_heads(layer), find_head_dim(layer)) for layer in config.per_layer_config}) > 1:
+        raise refusal(
+            f"the member {name!r} ({type(model).__name__}) has layers with heads of different sizes or numbers, and a page has one",
             "Choose another",
         )
     if attention not in _ATTENTION:

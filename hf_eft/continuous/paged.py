@@ -78,7 +78,7 @@ class Layout:
             "num_attention_heads": math.ceil(queries / self.row),
             "hidden_size": max(each.hidden_size for each in configs.values()),
             "vocab_size": max(each.vocab_size for each in configs.values()) * (len(configs) + 1),  # and the combination's
-            "eos_token_id": configs[main].eos_token_id,
+            "eos_token_id": getattr(configs[main], "eos_token_id", None),
         }
         for key, value in geometry.items():
             setattr(config, key, value)

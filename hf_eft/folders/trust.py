@@ -201,6 +201,7 @@ def check_code(name: str, description: Mapping[str, Any]) -> None:
 
 
 def clean(name: str, description: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """A member's description without what is not read, `depth` levels deep in its configuration; what a file may not say is refused."""
     if depth > 16:
         raise ValueError(f"The configuration of the member {name!r} is nested more than 16 deep: it is refused.")
     kind = description.get("model_type")
