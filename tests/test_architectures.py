@@ -54,6 +54,7 @@ def test_a_kind_is_exact_or_refused(model_type: str) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(7200)
 def test_every_type_is_exact_or_refused(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "tests" / "architectures.py"), "--page", str(tmp_path / "page.md")]
     ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)

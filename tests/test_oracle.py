@@ -34,6 +34,8 @@ STRATEGIES = [
 class Probe(LogitsProcessor):
     """Records what the warpers and the strategy behind it are shown."""
 
+    is_stateless = True
+
     def __init__(self) -> None:
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
