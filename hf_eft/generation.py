@@ -98,7 +98,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        taken = inspect.signature(self.forward).parameters
+        taken = inspect.signature(type(self).forward).parameters
         refuse_inputs({name: value for name, value in model_kwargs.items() if name not in taken})
         # Zeros say that all is text, which is what processors of multimodal models give with it.
         super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name != KINDS})

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, StaticCache
 
 from .cache import counts_tokens
 from .releases import returned_cache
-from .trial import check_trial
+from .trial import check_static, check_trial
 
 
 def read(name: str, model: Any, inputs: Mapping[str, Any], cache: Cache | None, use_cache: bool) -> Any:
@@ -33,11 +33,8 @@ def read(name: str, model: Any, inputs: Mapping[str, Any], cache: Cache | None, 
     tokens = next(inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs)
     length = tokens.shape[1]
     check_trial(name, model, tokens.device, inputs.get("attention_mask"), cached=cache is not None)
-    if isinstance(cache, StaticCache) and counts_tokens(cache) and not model._can_compile_fullgraph:
-        raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) does not say that it can read from a static cache "
-            "(`_can_compile_fullgraph`), and some that do not say so read wrongly from one. Use a dynamic cache."
-        )
+    if isinstance(cache, StaticCache) and counts_tokens(cache):
+        check_static(name, model, tokens.device)
     before = _tokens_held(cache, length)
     try:
         outputs = model(**inputs, use_cache=use_cache, return_dict=True)

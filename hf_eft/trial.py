@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticCache
 
 from .cache import EFTCache
 from .releases import cache_argument
@@ -28,6 +28,7 @@ _PROMPT, _MORE, _PADDING = 9, 3, 7
 _SHARE, _SHARE_OF_HALF = 0.01, 0.1
 
 _found: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, str | None]] = weakref.WeakKeyDictionary()
+_static: weakref.WeakKeyDictionary[torch.nn.Module, str | None] = weakref.WeakKeyDictionary()
 
 
 def check_trial(name: str, model: Any, device: torch.device, attention_mask: Any, cached: bool) -> None:
@@ -66,6 +67,34 @@ def check_moving(name: str, model: Any, device: torch.device) -> None:
         )
 
 
+def check_static(name: str, model: Any, device: torch.device) -> None:
+    """Raise if a member reads wrongly from a static cache. Those that say that they can (`_can_compile_fullgraph`) are not tried."""
+    if model._can_compile_fullgraph or torch.compiler.is_compiling() or model.training:
+        return
+    if model not in _static:
+        _static[model] = _try_static(model, device)
+    if (wrong := _static[model]) is not None:
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) does not say that it can read from a static cache (`_can_compile_fullgraph`), "
+            f"and does not read in one as it reads the whole text: {wrong}. Use a dynamic cache."
+        )
+
+
+@torch.no_grad()
+def _try_static(model: Any, device: torch.device) -> str | None:
+    ids = torch.arange(1, 1 + _PROMPT + _MORE, device=device)[None]
+    alone, wrong = _ends(lambda: _read(model, ids, padding=0, pieces=[ids.shape[1]], cache=None))
+    if alone is None:
+        return wrong
+    room = ids.shape[1] + 2 * _PADDING
+
+    def read(padding: int) -> torch.Tensor:
+        cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=room)
+        return _read(model, ids, padding=padding, pieces=[_PROMPT] + [1] * _MORE, cache=cache)
+
+    return _difference(model, alone, lambda: read(0)) or _difference(model, alone, lambda: read(_PADDING))
+
+
 def _what_is_found(model: Any, device: torch.device) -> dict[str, str | None]:
     if torch.compiler.is_compiling() or model.training:
         return {}
@@ -95,13 +124,17 @@ def _is_unusual(model: Any) -> bool:
 def _try(model: Any, device: torch.device) -> dict[str, str | None]:
     ids = torch.arange(1, 1 + _PROMPT + _MORE, device=device)[None]  # (1, length): any tokens
     whole, pieces = [ids.shape[1]], [_PROMPT] + [1] * _MORE
-    alone, wrong = _ends(lambda: _read(model, ids, padding=0, pieces=whole, cached=False))
+
+    def growing() -> DynamicCache:
+        return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+    alone, wrong = _ends(lambda: _read(model, ids, padding=0, pieces=whole, cache=None))
     if alone is None:
         return {"text": wrong}
-    found = {"cache": _difference(model, alone, lambda: _read(model, ids, padding=0, pieces=pieces, cached=True))}
+    found = {"cache": _difference(model, alone, lambda: _read(model, ids, padding=0, pieces=pieces, cache=growing()))}
     in_order = found["cache"] is None
-    reading: dict[str, Any] = {"pieces": pieces if in_order else whole, "cached": in_order}
-    found["padding"] = _difference(model, alone, lambda: _read(model, ids, padding=_PADDING, **reading))
+    reading = (pieces, growing()) if in_order else (whole, None)
+    found["padding"] = _difference(model, alone, lambda: _read(model, ids, _PADDING, *reading))
     if in_order:
         found["moving"] = _difference(model, alone, lambda: _read_moved(model, ids))
     return found
@@ -137,16 +170,16 @@ def _spread(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return ((values - mean).where(where, 0).square().sum(-1) / count.squeeze(-1)).sqrt()
 
 
-def _read(model: Any, ids: torch.Tensor, padding: int, pieces: list[int], cached: bool) -> torch.Tensor:
-    """The logits of the ids, `(length, vocab)`, read piece by piece behind padding."""
+def _read(model: Any, ids: torch.Tensor, padding: int, pieces: list[int], cache: Cache | None) -> torch.Tensor:
+    """The logits of the ids, `(length, vocab)`, read piece by piece behind padding, in an empty cache if there is one."""
     parameters = inspect.signature(model.forward).parameters
     text = torch.cat([ids.new_zeros(1, padding), ids], dim=1)
     mask = torch.ones_like(text)
     mask[:, :padding] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    inputs: dict[str, Any] = {"use_cache": cached}
-    if cached:
-        inputs[str(cache_argument(parameters))] = DynamicCache(config=model.config.get_text_config(decoder=True))
+    inputs: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        inputs[str(cache_argument(parameters))] = cache
     logits, start = [], 0
     for stop in torch.tensor([padding + pieces[0], *pieces[1:]]).cumsum(0).tolist():
         if "position_ids" in parameters:

@@ -102,6 +102,8 @@ class Oracle:
 class Probe(LogitsProcessor):
     """Records what a strategy is shown."""
 
+    is_stateless = True
+
     def __init__(self) -> None:
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
