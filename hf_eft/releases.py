@@ -36,7 +36,7 @@ def cache_of(outputs: Any) -> Any:
 
 def returned_cache(outputs: Mapping[str, Any]) -> Any:
     """The cache in what one model returned, which calls it as its `forward` does."""
-    return next((outputs[name] for name in _NAMES if outputs.get(name) is not None), None)
+    return next((value for name, value in outputs.items() if name in _NAMES and value is not None), None)
 
 
 def renamed(kwargs: Mapping[str, Any], name: str = CACHE) -> dict[str, Any]:
