@@ -172,9 +172,11 @@ class EFTCache(Cache):
             cache.batch_select_indices(indices)
 
     def activate_past_recording(self) -> None:
-        super().activate_past_recording()
-        for cache in self.sibling_caches.values():
-            cache.activate_past_recording()
+        # Recurrent layers are put back instead; some models take what a recording convolution holds for its last states only.
+        for layer in (layer for cache in self.members.values() for layer in cache.layers):
+            records = isinstance(layer, (DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin))
+            if records and (isinstance(layer, DynamicSlidingWindowLayer) or not is_recurrent(layer)):
+                layer.activate_past_recording()
 
     @property
     def is_linear(self) -> list[bool]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -66,7 +66,7 @@ class EFTConfig(PreTrainedConfig):
         # name among transformers' own, as `transformers serve` does.
         from .modeling_eft import EFTForCausalLM
 
-        transformers.EFTForCausalLM = EFTForCausalLM
+        sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]  # a lazy module, which can be made anew
         self.shared_members = dict(self.shared_members or {})
         self.adapters = dict(self.adapters or {})
         self.tokenizer_members = list(self.tokenizer_members or [])

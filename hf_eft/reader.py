@@ -62,13 +62,14 @@ class Reader:
         start = self._roll_back(keep)
         if self._cache is None:
             self._cache = self.members.new_cache()
-            if self._recording:
+            if self._recording and not self.members.stateful:
                 self._cache.activate_past_recording()
         try:
             if start < keep and self._recording and self.members.stateful:
                 self._step(
                     input_ids, attention_mask, start, keep
                 )  # what both questions share is marked: a draft may be rejected again
+                self._cache.activate_past_recording()  # which layers are recurrent is known once they have read
                 self._mark(keep)
                 start = keep
             answer = self.members.logits(self._step(input_ids, attention_mask, start, length))
@@ -85,7 +86,7 @@ class Reader:
     def _step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, start: int, stop: int) -> dict[str, Any]:
         """Read the tokens from `start` to `stop`."""
         if attention_mask is None:
-            positions = torch.arange(stop, device=input_ids.device)[None]
+            positions = torch.arange(stop, device=input_ids.device).expand(input_ids.shape[0], -1)
         else:
             attention_mask = attention_mask[:, :stop]
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -85,11 +85,8 @@ def test_an_add_on_with_recurrent_members_reads_again_from_where_it_was_marked(f
 
 
 def test_states_outside_of_the_cache_are_refused_where_they_would_have_to_move() -> None:
-    family = {
-        "model_type": "recurrent_gemma", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 96, "lru_width": 32, "attention_window_size": 16, "head_dim": 8,
-    }  # fmt: skip
-    outside = build("llama", 1, **family)
+    outside = build("llama", 1)
+    outside._is_stateful = True  # it has states, and none of them is in its cache
     model = EFTForCausalLM.from_models(build("llama", 0), tuned=outside, combination=Combination({"base": 1.0, "tuned": 0.5}))
     inputs = prompts("even")
     for options in ({"assistant_model": model.members["base"]}, {"do_sample": True, "coupling": "match", "seed": 1}):
