@@ -302,7 +302,8 @@ def test_speculation_gives_the_texts_of_plain_decoding(way: str) -> None:
     assert combined.speculation is not None
 
 
-@pytest.mark.parametrize("way", [name for name in WAYS if name not in ("match", "penalty")])
+# Without a cache the base takes all that it is given for a prompt, what was generated too; the small members' readers know better.
+@pytest.mark.parametrize("way", [name for name in WAYS if name not in ("match", "penalty", "no_cache")])
 def test_as_an_add_on(way: str) -> None:
     given = members()
     cutters = {name: tokenizer(which) for name, (which, _) in MODELS.items()}
