@@ -39,8 +39,8 @@ FAULTS = [
     Fault(
         "a member's cache is not cropped",
         "cache.py",
-        "            crop(layer, -tokens_to_remove)",
-        "            crop(layer, -tokens_to_remove) if layer in self.layers else None",
+        "                crop(layer, drops[name])",
+        "                crop(layer, drops[name] if cache is self else 0)",
         "tests/test_generate.py -k assisted_decoding_gives",
     ),
     Fault(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import EOS, FAMILIES, PAD, STATEFUL, VOCAB, build, prompts, shared
+from families import EOS, FAMILIES, PAD, SEED, STATEFUL, VOCAB, build, prompts, shared
 from transformers import TextStreamer
 
 from hf_eft import EFTForCausalLM, speculative
@@ -94,7 +94,8 @@ TINY, STEPS = 6, 3
 
 def tiny_vocabulary() -> EFTForCausalLM:
     sizes = {"vocab_size": TINY, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "eos_token_id": None}
-    members = [build("llama", seed, **sizes) for seed in (0, 1, 2)]
+    # Of one seed whatever `SEED` is: how plainly a planted bias is seen is a matter of the distribution.
+    members = [build("llama", seed - 1000 * SEED, **sizes) for seed in (0, 1, 2)]
     with torch.no_grad():
         for member in members:
             member.lm_head.weight.mul_(1.5)
@@ -257,7 +258,7 @@ def test_nothing_is_run_twice_and_the_cache_does_not_grow() -> None:
     assert read["base"] == read["reference"] == 9 + drafted + report.rounds
     assert 9 + drafted <= read["tuned"] <= 9 + drafted + report.rounds
     lengths = {name: cache.get_seq_length() for name, cache in cache_of(out).members.items()}
-    assert set(lengths.values()) == {9 + 39}
+    assert len(set(lengths.values())) == 1 and set(lengths.values()) <= {n + 39 for n in (2, 9, 6)}  # of the row that ended last
 
 
 @pytest.mark.parametrize("drafter", ["tuned", "outsider", "prompt", "nobody"])
@@ -382,6 +383,7 @@ def test_scores_and_logits_by_token(rows: str) -> None:
         "output_logits": True,
         "return_dict_in_generate": True,
         "repetition_penalty": 1.3,
+        "eos_token_id": None,
     }
     plain = model.generate(**prompts(rows), **options)
     fast = model.generate(**prompts(rows), **options, assistant_model=model.tuned, num_assistant_tokens=3)

@@ -132,7 +132,8 @@ def test_several_end_tokens_are_the_tuned_member_s(way: str) -> None:
 
     longest = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
     written = run(longest, eos_token_id=None)
-    turn = next(row[9:][4] for row in written if row[9:][4] != EOS)  # a token that is written in the middle of a row
+    # A token that is written in the middle of a row, before any end.
+    turn = next(row[9 + k] for k in (4, 3, 2, 1) for row in written if EOS not in row[9 : 10 + k])
     tuned.generation_config = copy.deepcopy(tuned.generation_config)
     tuned.generation_config.eos_token_id = [EOS, turn]
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
