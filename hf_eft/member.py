@@ -62,15 +62,14 @@ class Member:
         extra: Mapping[str, Any],
     ) -> Any:
         """One step of this model alone, its inputs moved to its device."""
-        tokens = inputs_embeds if input_ids is None else input_ids
-        length = 0 if tokens is None else tokens.shape[1]
         given = {
             "input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids,
         }  # fmt: skip
 
-        def read(cache: Cache | None, inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> Any:
-            return self._read(**inputs, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, extra=extra)
+        def read(cache: Cache | None, inputs: Mapping[str, Any], logits_to_keep: int | torch.Tensor) -> Any:
+            return self._read(inputs, cache, use_cache, logits_to_keep, extra)
 
+        length = _length(given)
         if not self.is_stateful or length < 2 or cache is None or not has_read(cache):
             return read(cache, given, logits_to_keep)
         if goes_on(self.model, lambda other: read(other, given, 1), cache):
@@ -93,25 +92,20 @@ class Member:
 
     def _read(
         self,
-        *,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: Any,
-        position_ids: torch.Tensor | None,
+        given: Mapping[str, Any],
         cache: Cache | None,
         use_cache: bool,
         logits_to_keep: int | torch.Tensor,
         extra: Mapping[str, Any],
     ) -> Any:
         """Call the model."""
-        tokens = inputs_embeds if input_ids is None else input_ids
+        attention_mask, position_ids = given["attention_mask"], given["position_ids"]
         padding = rows_of_padding(attention_mask) if cache is not None and linear_layers(cache) else None
-        if cache is not None and not counts_tokens(cache) and isinstance(attention_mask, torch.Tensor) and tokens is not None:
+        if cache is not None and not counts_tokens(cache) and isinstance(attention_mask, torch.Tensor):
             # State-space models multiply the mask into the tokens they read, not into those they have read.
-            attention_mask = attention_mask[:, -tokens.shape[1] :]
+            attention_mask = attention_mask[:, -_length(given) :]
         inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "inputs_embeds": inputs_embeds,
+            **given,
             "attention_mask": attention_mask,
             "position_ids": position_ids if "position_ids" in self.accepts else None,
             "logits_to_keep": logits_to_keep if "logits_to_keep" in self.accepts else None,
@@ -126,6 +120,12 @@ class Member:
         if "logits_to_keep" not in self.accepts:
             outputs.logits = keep(outputs.logits, logits_to_keep)
         return outputs
+
+
+def _length(given: Mapping[str, Any]) -> Any:
+    """How many tokens are read."""
+    tokens = given["inputs_embeds"] if given["input_ids"] is None else given["input_ids"]
+    return 0 if tokens is None else tokens.shape[1]
 
 
 def _column(values: torch.Tensor | None, i: int) -> torch.Tensor | None:

@@ -2065,7 +2065,7 @@ FAULTS = [
     Fault(
         "the class is not among transformers' own",
         "configuration_eft.py",
-        "        transformers.EFTForCausalLM = EFTForCausalLM",
+        '        sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM',
         "        EFTForCausalLM",
         'tests/test_transformers_serve.py -k "one at a time"',
     ),

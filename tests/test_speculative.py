@@ -258,7 +258,9 @@ def test_nothing_is_run_twice_and_the_cache_does_not_grow() -> None:
     assert read["base"] == read["reference"] == 9 + drafted + report.rounds
     assert 9 + drafted <= read["tuned"] <= 9 + drafted + report.rounds
     lengths = {name: cache.get_seq_length() for name, cache in cache_of(out).members.items()}
-    assert len(set(lengths.values())) == 1 and set(lengths.values()) <= {n + 39 for n in (2, 9, 6)}  # of the row that ended last
+    assert len(set(lengths.values())) == 1 and set(lengths.values()) <= {
+        n + 39 for n in (2, 9, 6)
+    }  # of the row that ended last
 
 
 @pytest.mark.parametrize("drafter", ["tuned", "outsider", "prompt", "nobody"])
