@@ -20,7 +20,7 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
-from .recurrent import give_layers, is_recurrent
+from .recurrent import give_layers, is_recurrent, records
 from .roll_back import crop
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ class EFTCache(Cache):
     def activate_past_recording(self) -> None:
         # Recurrent layers are put back instead; some models take what a recording convolution holds for its last states only.
         for layer in (layer for cache in self.members.values() for layer in cache.layers):
-            records = isinstance(layer, (DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin))
-            if records and (isinstance(layer, DynamicSlidingWindowLayer) or not is_recurrent(layer)):
+            if records(layer):
                 layer.activate_past_recording()
 
     @property
@@ -293,9 +292,7 @@ def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
         return True
     if isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window:
         return True
-    if isinstance(layer, DynamicSlidingWindowLayer) or (
-        isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer)
-    ):
+    if records(layer):
         return layer.record_past and tokens <= recorded
     return isinstance(layer, DynamicLayer)
 

@@ -66,9 +66,8 @@ class Reader:
                 self._cache.activate_past_recording()
         try:
             if start < keep and self._recording and self.members.stateful:
-                self._step(
-                    input_ids, attention_mask, start, keep
-                )  # what both questions share is marked: a draft may be rejected again
+                # What both questions share is marked: a draft may be rejected again.
+                self._step(input_ids, attention_mask, start, keep)
                 self._cache.activate_past_recording()  # which layers are recurrent is known once they have read
                 self._mark(keep)
                 start = keep

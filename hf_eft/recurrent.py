@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 
 def linear_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
@@ -17,6 +17,13 @@ def linear_layers(cache: Cache) -> list[LinearAttentionCacheLayerMixin]:
 def is_recurrent(layer: Any) -> bool:
     """Whether a layer holds states that sum up all that was read. (Convolutions without them hold the last tokens.)"""
     return isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.is_recurrent_states_initialized.values())
+
+
+def records(layer: Any) -> bool:
+    """Whether a layer forgets what cropping it needs, unless it records the past: windows, and convolutions without recurrent states."""
+    return isinstance(layer, DynamicSlidingWindowLayer) or (
+        isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer)
+    )
 
 
 def has_read(cache: Cache) -> bool:
