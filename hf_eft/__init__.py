@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .cache import EFTCache
-from .combination import Combination, Truncation
 from .configuration_eft import EFTConfig
+from .members.cache import EFTCache
+from .recipe.combination import Combination, Truncation
 
 if TYPE_CHECKING:
     from .logits_process import EFTLogitsProcessor

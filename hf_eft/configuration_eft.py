@@ -12,9 +12,9 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .combination import Combination
-from .folders.trust import check_description, member_description
-from .folders.written import readable, scrubbed
+from .files.trust import check_description, member_description
+from .files.written import readable, scrubbed
+from .recipe.combination import Combination
 
 logger = logging.get_logger(__name__)
 

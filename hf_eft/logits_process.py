@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
-from . import prefix
-from .adapters import by_adapter
 from .bytes import in_vocabulary
-from .call import Lock, PerThread
-from .combination import BASE, Coefficient, Combination
-from .combine import combine
-from .given import Given, GivenByThread, goes_on
-from .members import Members, named_members
-from .modalities import placeholders, refuse_placeholders
-from .padding import filling, guessed
+from .decoding.given import Given, GivenByThread, goes_on
+from .decoding.reader import Reader
+from .members import prefix
+from .members.adapters import by_adapter
+from .members.call import Lock, PerThread
+from .members.members import Members, named_members
+from .members.modalities import placeholders, refuse_placeholders
+from .members.padding import filling, guessed
+from .members.vocabulary import Vocabulary, end_tokens
 from .prompts import MemberPrompts, warn_of_templates
-from .reader import Reader
-from .vocabulary import Vocabulary, end_tokens
+from .recipe.combination import BASE, Coefficient, Combination
+from .recipe.combine import combine
 
 
 class EFTLogitsProcessor(LogitsProcessor):

@@ -13,25 +13,25 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
-from .adapters import by_adapter
 from .bytes import in_vocabulary
-from .cache import EFTCache
-from .call import PerThread
-from .checks import check_coefficients, check_mask, check_rows
-from .combination import BASE, REFERENCE, Coefficient, Combination
-from .combine import combine
 from .configuration_eft import EFTConfig
-from .embeds import ids_from_embeds
+from .decoding.generation import EFTGenerationMixin
+from .decoding.inputs import split_masks
 from .folders.saving import EFTSavingMixin
-from .generation import EFTGenerationMixin
-from .inputs import split_masks
-from .member import keep
-from .members import Members, named_members
-from .membership import EFTMembersMixin, describe
-from .modalities import refuse_inputs
+from .members.adapters import by_adapter
+from .members.cache import EFTCache
+from .members.call import PerThread
+from .members.checks import check_coefficients, check_mask, check_rows
+from .members.embeds import ids_from_embeds
+from .members.member import keep
+from .members.members import Members, named_members
+from .members.membership import EFTMembersMixin, describe
+from .members.modalities import refuse_inputs
+from .members.releases import CACHE, takes_cache
+from .members.vocabulary import end_tokens
 from .prompts import positions_in_common
-from .releases import CACHE, takes_cache
-from .vocabulary import end_tokens
+from .recipe.combination import BASE, REFERENCE, Coefficient, Combination
+from .recipe.combine import combine
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 

@@ -14,7 +14,7 @@ from families import build, prompts, shared
 from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.releases import cache_of
+from hf_eft.members.releases import cache_of
 
 # What PEFT says while adapters are made.
 _PEFT_SAYS = (

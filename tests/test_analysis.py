@@ -17,7 +17,7 @@ from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
 from hf_eft.analysis import analyse, passage, rewards
 from hf_eft.analysis.effects import kl, total_variation
 from hf_eft.analysis.token_text import TokenTexts
-from hf_eft.report import analysis_table
+from hf_eft.programs.report import analysis_table
 
 PROMPT = torch.tensor([5, 9, 30, 11])
 SAID = torch.tensor([7, 40, 3, 22, 61, 18])

@@ -20,8 +20,9 @@ from architecture_models import OVERRIDES, TYPES, build
 from families import prompts, shared
 from transformers import LlamaForCausalLM
 
-from hf_eft import EFTForCausalLM, EFTLogitsProcessor, trial
-from hf_eft.releases import CACHE
+from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.members import trial
+from hf_eft.members.releases import CACHE
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING = set(STRATEGIES)

@@ -17,9 +17,9 @@ from families import PAD, shared
 from typer.testing import CliRunner
 
 from hf_eft import EFTForCausalLM, tiny
-from hf_eft.answer import Answerer
-from hf_eft.batch import Item, Results, encoded, read_items, run_batches
 from hf_eft.cli import app
+from hf_eft.programs.answer import Answerer
+from hf_eft.programs.batch import Item, Results, encoded, read_items, run_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ from hf_eft.bytes import ByteLevelModel
 from hf_eft.bytes.covers import Cost, State
 from hf_eft.bytes.reader import Asked
 from hf_eft.bytes.tokens import ByteTokenizer, token_bytes
-from hf_eft.compatibility import check_members
+from hf_eft.hub.compatibility import check_members
 
 EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0, "prompt": "bytes"}
 OFFSET = 3

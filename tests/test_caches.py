@@ -12,7 +12,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.cache_utils import QuantizedCache
 
 from hf_eft import EFTCache, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.releases import CACHE, cache_of
+from hf_eft.members.releases import CACHE, cache_of
 
 BIG_HEADS = {"hidden_size": 64, "head_dim": 16}  # the quantized cache groups by 64 values
 

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
-from hf_eft.card import licence_of, model_card, recipe_card, snippet
-from hf_eft.folders.repositories import check_repository
+from hf_eft.files.repositories import check_repository
+from hf_eft.folders.card import licence_of, model_card, recipe_card, snippet
 
 IDS = {"base": "owner/large", "tuned": "owner/small-chat", "reference": "owner/small"}
 COMMITS = {"base": "a" * 40, "tuned": "b" * 40, "reference": "0123456789" * 4}

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.cli import app
 from hf_eft.cli.chat import talk
-from hf_eft.conversation import ChatSession
+from hf_eft.programs.conversation import ChatSession
 
 WHO = "What does Oscar Palmer enjoy?"
 WHERE = "Where was Oscar Palmer born?"

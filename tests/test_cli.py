@@ -16,11 +16,11 @@ import typer
 from typer.testing import CliRunner
 
 from hf_eft import Combination, __version__, tiny
-from hf_eft.bench import bench
 from hf_eft.cli import app, main
 from hf_eft.cli.app import said
 from hf_eft.cli.options import named
-from hf_eft.shorthands import recipe
+from hf_eft.programs.bench import bench
+from hf_eft.recipe.shorthands import recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 WHO = "What does Oscar Palmer enjoy?"
@@ -104,7 +104,7 @@ def test_a_traceback_is_shown_when_it_is_asked_for(error: Exception, monkeypatch
     def fail(*given: Any) -> None:
         raise error
 
-    monkeypatch.setattr("hf_eft.demo.run_demo", fail)
+    monkeypatch.setattr("hf_eft.programs.demo.run_demo", fail)
     done = invoke("demo")
     assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
     if isinstance(error, ValueError):
@@ -119,7 +119,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*given: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_eft.demo.run_demo", stop)
+    monkeypatch.setattr("hf_eft.programs.demo.run_demo", stop)
     done = invoke("demo")
     assert done.exit_code == 130 and "Traceback" not in done.output
 
@@ -138,7 +138,7 @@ def test_the_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_warnings_are_lines() -> None:
-    code = "import sys, warnings, hf_eft.demo, hf_eft.cli as c; hf_eft.demo.run_demo = lambda *a: warnings.warn('of two\\nlines'); c.main()"
+    code = "import warnings, hf_eft.cli as c, hf_eft.programs.demo as d; d.run_demo = lambda *a: warnings.warn('of two\\nlines'); c.main()"
     done = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "Warning: of two lines\n")
 
@@ -218,7 +218,7 @@ def test_bench_counts_right(monkeypatch: pytest.MonkeyPatch) -> None:
         times.append((len(times) % 4 + 1) * (len(times) // 4 + 1))
         return times[-1]
 
-    monkeypatch.setattr("hf_eft.timing.seconds", seconds)
+    monkeypatch.setattr("hf_eft.programs.timing.seconds", seconds)
     family = tiny.load()
     model = EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.base)
     inputs = family.tokenizer([WHO, WHO], return_tensors="pt", return_token_type_ids=False)

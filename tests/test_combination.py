@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_eft import Combination, Truncation
-from hf_eft.combine import combine, nucleus
+from hf_eft.recipe.combine import combine, nucleus
 
 INF = math.inf
 

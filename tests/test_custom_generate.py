@@ -19,8 +19,8 @@ from families import build, prompts, shared
 from huggingface_hub import ModelCard
 
 from hf_eft import Combination, EFTForCausalLM, tiny
-from hf_eft import custom_generate as module
-from hf_eft.custom_generate import write_recipe
+from hf_eft.hub import custom_generate as module
+from hf_eft.hub.custom_generate import write_recipe
 
 COMMIT = "c" * 40
 

@@ -11,7 +11,7 @@ from test_features import tokenizer
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaModel
 
 from hf_eft import Combination, EFTConfig, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.vocabulary import check_tokenizers
+from hf_eft.members.vocabulary import check_tokenizers
 
 
 def encoder_decoder() -> Any:

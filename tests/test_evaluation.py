@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, tasks, tiny
-from hf_eft.evaluation import Evaluation, evaluate, harness, resume, systems_of
+from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
+from hf_eft.evaluation import Evaluation, evaluate, harness, resume, systems_of, tasks
 from hf_eft.evaluation.report import evaluation_plot
 
 LIMIT = 8

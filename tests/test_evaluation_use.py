@@ -17,10 +17,10 @@ import torch
 from evaluations import made, records
 from typer.testing import CliRunner
 
-from hf_eft import Combination, EFTForCausalLM, plots, tasks, tiny
+from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.cli import app
 from hf_eft.cli.app import console
-from hf_eft.evaluation import Evaluation, custom_data, evaluate, harness, systems_of
+from hf_eft.evaluation import Evaluation, custom_data, evaluate, harness, plots, systems_of, tasks
 from hf_eft.evaluation.report import evaluation_plot, evaluation_table
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
-from hf_eft.releases import CACHE, cache_of
+from hf_eft.members.releases import CACHE, cache_of
 
 
 def tokenizer(offset: int = 0) -> PreTrainedTokenizerFast:

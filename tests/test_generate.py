@@ -11,7 +11,7 @@ import torch
 from families import ASSISTED, FAMILIES, ON_THE_BASE_FIRST, STATEFUL, STRATEGIES, options_for, prompts, shared
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.members import Member, Members
+from hf_eft.members.members import Member, Members
 
 # The tuned member is of another family than the base, so that each family is met in both places.
 ORDER = list(FAMILIES)

@@ -11,8 +11,8 @@ from test_batch import answers, combination
 from transformers import GenerationConfig
 
 from hf_eft.cli.options import generation_options
-from hf_eft.conversation import ChatSession
-from hf_eft.options import check_name, check_together, option_names, read_options
+from hf_eft.programs.conversation import ChatSession
+from hf_eft.programs.options import check_name, check_together, option_names, read_options
 
 SAMPLING = {
     "temperature": 0.7, "top_p": 1.0, "top_k": 3, "min_p": 0.1, "top_h": 0.4, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01,

@@ -17,9 +17,9 @@ from families import shared
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
 from hf_eft.analysis import Analysis, analyse
+from hf_eft.analysis.heatmap import page
 from hf_eft.analysis.records import Shift
 from hf_eft.analysis.token_text import Token
-from hf_eft.heatmap import page
 
 browser = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 

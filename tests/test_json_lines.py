@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_eft.json_lines import json_lines, parsed, text_lines, without_nulls
+from hf_eft.files.json_lines import json_lines, parsed, text_lines, without_nulls
 
 TEXT = 'a\u2028\u0085\x0b\x0c"é😀\\\nb\r\nc\rd'
 MARKED = {

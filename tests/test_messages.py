@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_eft.messages import read_messages
+from hf_eft.prompts.messages import read_messages
 
 PART = {"type": "text", "text": "Who"}
 USER = {"role": "user", "content": "Who?"}

@@ -12,7 +12,7 @@ import transformers
 from families import EOS, PAD, VOCAB, shared
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.modalities import placeholders
+from hf_eft.members.modalities import placeholders
 
 IMAGE, VIDEO, START, STOP = 5, 6, 7, 8
 _TEXT: dict[str, Any] = {

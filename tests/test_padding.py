@@ -13,8 +13,8 @@ from transformers import LogitsProcessor
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.bytes import ByteLevelModel
-from hf_eft.padding import filling, guessed, readable, unfilled
-from hf_eft.vocabulary import table_rows
+from hf_eft.members.padding import filling, guessed, readable, unfilled
+from hf_eft.members.vocabulary import table_rows
 
 # Where padding is not named ------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 
 from hf_eft import Combination, EFTForCausalLM, Truncation
-from hf_eft.continuous.limits import FULL
-from hf_eft.continuous.paged import Layout
+from hf_eft.decoding.continuous.limits import FULL
+from hf_eft.decoding.continuous.paged import Layout
 
 
 @pytest.mark.parametrize("family", PAGED)

@@ -13,9 +13,9 @@ import pytest
 from paged import PROMPTS, config, greedy, one_by_one, then, three
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
-from hf_eft.continuous import BatchEnded, EFTBatchingManager
-from hf_eft.continuous.answers import Answers, Intake
-from hf_eft.continuous.paged import PagedMembers
+from hf_eft.decoding.continuous import BatchEnded, EFTBatchingManager
+from hf_eft.decoding.continuous.answers import Answers, Intake
+from hf_eft.decoding.continuous.paged import PagedMembers
 
 SOON = 30  # seconds, after which what should have happened has not
 

@@ -14,8 +14,8 @@ from paged import PROMPTS, batched, config, greedy, one_by_one, shared_base, thr
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig, GenerationMixin, WatermarkingConfig
 
 from hf_eft import EFTForCausalLM
-from hf_eft.continuous.limits import _FOR_ONE_MODEL
-from hf_eft.continuous.options import HEEDED, REFUSED, WITHOUT_EFFECT
+from hf_eft.decoding.continuous.limits import _FOR_ONE_MODEL
+from hf_eft.decoding.continuous.options import HEEDED, REFUSED, WITHOUT_EFFECT
 
 # What a batch cannot have, as somebody would ask for it.
 WANTED: dict[str, Any] = {

@@ -17,8 +17,8 @@ from paged import then
 from transformers import ContinuousBatchingConfig
 
 from hf_eft import EFTForCausalLM, tiny
-from hf_eft.continuous.answers import Answers
-from hf_eft.continuous.paged import PagedMembers
+from hf_eft.decoding.continuous.answers import Answers
+from hf_eft.decoding.continuous.paged import PagedMembers
 from hf_eft.serving import EFTServer
 
 PROMPT = "Question: Tell me all about it.\nAnswer: Of course! "

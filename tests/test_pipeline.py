@@ -17,8 +17,8 @@ from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.utils import logging as transformers_logging
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
-from hf_eft.pipeline import MemberPromptPipeline
 from hf_eft.prompts import member_inputs
+from hf_eft.prompts.pipeline import MemberPromptPipeline
 
 QUESTIONS = [tiny.questions()[i] for i in (0, 5, 2, 9, 7)]
 TEXTS = [question.prompt for question in QUESTIONS]

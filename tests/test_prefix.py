@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_eft import prefix
+from hf_eft.members import prefix
 
 OLD = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6], [7, 8, 9, 9]])
 

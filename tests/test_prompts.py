@@ -13,8 +13,8 @@ from test_features import tokenizer
 from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
+from hf_eft.members.releases import cache_of
 from hf_eft.prompts import MemberPrompts, member_inputs
-from hf_eft.releases import cache_of
 
 STRATEGIES = [
     # Processors that look back see the call's prompt, not the tuned member's: `no_repeat_ngram_size` is not among these.

@@ -11,8 +11,8 @@ import torch
 from families import PAD, VOCAB, prompts, shared
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, Truncation
-from hf_eft.combine import combine
-from hf_eft.releases import cache_of
+from hf_eft.members.releases import cache_of
+from hf_eft.recipe.combine import combine
 
 HALF = 0.5
 NAMES = {"base": 0, "tuned": 1, "reference": 2, "a": 3, "b": 4, "a_before": 5, "b_before": 6}

@@ -13,7 +13,7 @@ from families import build, prompts
 from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.releases import CACHE
+from hf_eft.members.releases import CACHE
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,

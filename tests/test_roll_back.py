@@ -12,7 +12,7 @@ from oracle import log_probs
 from test_speculative import double, random_case
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.releases import cache_of
+from hf_eft.members.releases import cache_of
 
 POOL = [*RECURRENT, "llama", "mistral", "lfm2", "gpt2"]
 

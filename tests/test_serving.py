@@ -17,7 +17,7 @@ from served import BATCHED, BOTH, complete, connect, family, fixtures, generated
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from hf_eft import Combination, EFTForCausalLM, tiny
-from hf_eft.continuous.paged import PagedMembers
+from hf_eft.decoding.continuous.paged import PagedMembers
 from hf_eft.serving import EFTServer, serve
 
 one_by_one, batched, served = fixtures()

@@ -16,7 +16,7 @@ import torch
 from served import BATCHED, complete, connect, family, fixtures, generated
 
 from hf_eft import tiny
-from hf_eft.continuous import BatchEnded
+from hf_eft.decoding.continuous import BatchEnded
 from hf_eft.serving import EFTServer
 from hf_eft.serving.bodies import IGNORED, ChatBody, CompletionBody, ResponseBody, read_body
 

@@ -14,10 +14,11 @@ import torch
 from families import EOS, FAMILIES, PAD, SEED, STATEFUL, VOCAB, build, prompts, shared
 from transformers import TextStreamer
 
-from hf_eft import EFTForCausalLM, speculative
-from hf_eft.releases import cache_of
-from hf_eft.speculative.coupling import Noise, accept_equal, accept_ratio
-from hf_eft.speculative.schedule import Automatic, Fixed, expected_tokens
+from hf_eft import EFTForCausalLM
+from hf_eft.decoding import speculative
+from hf_eft.decoding.speculative.coupling import Noise, accept_equal, accept_ratio
+from hf_eft.decoding.speculative.schedule import Automatic, Fixed, expected_tokens
+from hf_eft.members.releases import cache_of
 
 ROLLING = [family for family in FAMILIES if family not in STATEFUL]
 CASES, CHUNK = 1000, 25

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.bytes import ByteLevelModel
-from hf_eft.call import Lock, PerThread
+from hf_eft.members.call import Lock, PerThread
 
 
 class Meanwhile(LogitsProcessor):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.cli import app, generation_options
-from hf_eft.demo import ask
+from hf_eft.programs.demo import ask
 
 SAMPLE = slice(0, 1200, 7)
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 from hf_eft.bytes import ByteLevelModel
-from hf_eft.devices import execution_device
-from hf_eft.vocabulary import table_rows, width
+from hf_eft.members.devices import execution_device
+from hf_eft.members.vocabulary import table_rows, width
 
 
 def offloaded(family: str, seed: int, folder: Path | None = None) -> Any:

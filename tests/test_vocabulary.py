@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.cli import app
-from hf_eft.compatibility import check_members
-from hf_eft.vocabulary import Vocabulary, check_tokenizers
+from hf_eft.hub.compatibility import check_members
+from hf_eft.members.vocabulary import Vocabulary, check_tokenizers
 
 
 def padded(model: Any, width: int) -> Any:

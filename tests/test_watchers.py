@@ -11,7 +11,7 @@ from families import PAD, VOCAB, prompts, shared
 from transformers import LogitsProcessor, SynthIDTextWatermarkingConfig, TextStreamer, WatermarkingConfig
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.speculative.watchers import refuse_stateful
+from hf_eft.decoding.speculative.watchers import refuse_stateful
 
 
 class Grammar(LogitsProcessor):

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_eft import Combination, EFTConfig, EFTForCausalLM, hub
-from hf_eft.folders.trust import MAX_SIZE
+from hf_eft.files.trust import MAX_SIZE
 
 # What cannot be set, or only under its present name.
 _NOT_SET = {"use_return_dict", "model_type", "torch_dtype", "rope_scaling"}

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.cli.chat import talk
-from hf_eft.conversation import ChatSession
+from hf_eft.programs.conversation import ChatSession
 
 SAID = [
     "What does Oscar Palmer enjoy?",

@@ -17,7 +17,7 @@ from browser import missing, opened  # noqa: E402  (the tests' browser)
 
 from hf_eft import Combination, EFTForCausalLM, playground, tiny  # noqa: E402
 from hf_eft.analysis import analyse  # noqa: E402
-from hf_eft.heatmap import page  # noqa: E402
+from hf_eft.analysis.heatmap import page  # noqa: E402
 
 PORT = 7861
 QUESTION = "What does Oscar Palmer enjoy?"

@@ -25,7 +25,7 @@ from hf_eft import EFTForCausalLM, tiny
 from hf_eft.bytes import ByteLevelModel
 from hf_eft.bytes.covers import Cost
 from hf_eft.bytes.tokens import ByteTokenizer
-from hf_eft.demo import ask
+from hf_eft.programs.demo import ask
 
 _BATCH = 24
 _BYTES = 96

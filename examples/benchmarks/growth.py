@@ -23,7 +23,8 @@ from peft import LoraConfig, get_peft_model
 from speed_family import llama
 from timing import Bare, in_turn, milliseconds, ratio
 
-from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, plots
+from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.evaluation import plots
 from hf_eft.files import as_json
 
 LENGTHS = (128, 512, 1024, 2048, 4096)

@@ -25,9 +25,9 @@ from speed_family import VOCAB, llama
 from timing import in_turn, milliseconds, ratio
 from transformers import DynamicCache
 
-from hf_eft import plots
-from hf_eft.members import Members
-from hf_eft.releases import CACHE
+from hf_eft.evaluation import plots
+from hf_eft.members.members import Members
+from hf_eft.members.releases import CACHE
 
 LAYERS = 8
 TARGETS: dict[str, Any] = {"all linear layers": "all-linear", "queries and values": ["q_proj", "v_proj"]}

@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from speed_family import VOCAB, find_dial, hybrid, llama, speed_family
 from transformers.utils import logging
 
-import hf_eft.speculative
-from hf_eft import EFTForCausalLM, plots
+import hf_eft.decoding.speculative
+from hf_eft import EFTForCausalLM
+from hf_eft.evaluation import plots
 
 LAYERS, SMALL, WIDTH, TOKENS = 16, 4, 384, 48
 WAYS: dict[str, dict[str, Any]] = {"plain EFT": {}, "block 4": {"num_assistant_tokens": 4}, "automatic": {}}
@@ -36,7 +37,7 @@ FAMILIES = {"attention": llama, "hybrid": hybrid}
 def timed(model: EFTForCausalLM, way: str, ids: torch.Tensor) -> dict[str, float]:
     """Tokens per second of one call, its tokens, and the share of it that was spent reading again."""
     again = 0.0
-    read_again = hf_eft.speculative.read_again
+    read_again = hf_eft.decoding.speculative.read_again
 
     def watched(*args: Any, **kwargs: Any) -> None:
         nonlocal again
@@ -48,7 +49,7 @@ def timed(model: EFTForCausalLM, way: str, ids: torch.Tensor) -> dict[str, float
     which: Any = model.base if way == "large alone" else model
     if way in WAYS and way != "plain EFT":
         options |= {"assistant_model": model.tuned, **WAYS[way]}
-    with mock.patch.object(hf_eft.speculative, "read_again", watched):
+    with mock.patch.object(hf_eft.decoding.speculative, "read_again", watched):
         start = time.perf_counter()
         out = which.generate(ids, **options)
         seconds = time.perf_counter() - start

@@ -32,9 +32,10 @@ from timing import seconds
 from transformers import DynamicCache, GenerationMixin
 from transformers.utils import logging
 
-from hf_eft import EFTForCausalLM, EFTLogitsProcessor, plots
-from hf_eft.releases import CACHE
-from hf_eft.speculative.schedule import Report
+from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.decoding.speculative.schedule import Report
+from hf_eft.evaluation import plots
+from hf_eft.members.releases import CACHE
 
 WIDTH, TOKENS = 512, 48
 BLOCKS = (1, 2, 4, 8, 16)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from hf_eft.releases import CACHE
-from hf_eft.timing import in_turn, ratio, seconds
+from hf_eft.members.releases import CACHE
+from hf_eft.programs.timing import in_turn, ratio, seconds
 
 __all__ = ["Bare", "in_turn", "milliseconds", "ratio", "seconds"]
 

@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from hf_eft import EFTForCausalLM, tiny
+from hf_eft.programs.report import score_table
 from hf_eft.prompts import member_inputs
-from hf_eft.report import score_table
 
 _BATCH = 24
 

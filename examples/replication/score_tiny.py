@@ -10,8 +10,8 @@ import argparse
 from rich.console import Console
 
 from hf_eft import Combination, EFTForCausalLM, tiny
-from hf_eft.demo import ask
-from hf_eft.report import score_table
+from hf_eft.programs.demo import ask
+from hf_eft.programs.report import score_table
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, plots, tiny
-from hf_eft.demo import ask
+from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
+from hf_eft.evaluation import plots
 from hf_eft.files import as_json
+from hf_eft.programs.demo import ask
 
 RULES = ("keep", "drop", "base", "plausible")
 LEVELS = (0.95, 0.9, 0.8)

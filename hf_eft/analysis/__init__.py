@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..combination import BASE, REFERENCE, Combination
-from ..combine import combine
 from ..modeling_eft import EFTForCausalLM
 from ..prompts import MemberPrompts
+from ..recipe.combination import BASE, REFERENCE, Combination
+from ..recipe.combine import combine
 from .effects import Effects
 from .passage import Passage
 from .records import Analysis, Shift, TokenRecord

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..members import Members
+from ..members.members import Members
+from ..members.vocabulary import end_tokens
 from ..prompts import MemberPrompts
-from ..vocabulary import end_tokens
 
 _CELLS = 2**23  # logits of a member that are looked at together: 32 MB of float32, whatever the text and the vocabulary
 

@@ -12,14 +12,14 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..adapters import resolve
-from ..call import Lock, PerThread
-from ..checks import check_model
-from ..devices import execution_device
-from ..member import keep
-from ..padding import readable
-from ..releases import CACHE, takes_cache
-from ..vocabulary import end_tokens, width
+from ..members.adapters import resolve
+from ..members.call import Lock, PerThread
+from ..members.checks import check_model
+from ..members.devices import execution_device
+from ..members.member import keep
+from ..members.padding import readable
+from ..members.releases import CACHE, takes_cache
+from ..members.vocabulary import end_tokens, width
 from .covers import END, Cost, Covers, Missing, State, log_sum
 from .prompts import EOS, OFFSET, PAD, PromptReader
 from .reader import Asked, ByteReader
@@ -269,7 +269,7 @@ def in_vocabulary(
 
     Args:
         vocabulary (`str`, *optional*): `"bytes"`, or `None` for the tokens of the members.
-        given (`Mapping[str, PreTrainedModel or PeftModel or str]`): The members, as [`~hf_eft.members.Members`] takes them.
+        given (`Mapping[str, PreTrainedModel or PeftModel or str]`): The members, as [`~hf_eft.members.members.Members`] takes them.
         wanted (`Collection[str]`): The members that the recipe names.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): Every member's tokenizer.
 

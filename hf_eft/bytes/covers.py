@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checks import check_finite
-from ..member import Member
+from ..members.checks import check_finite
+from ..members.member import Member
 from .states import apart, together
 from .tokens import BYTES, Lexicon, Node
 

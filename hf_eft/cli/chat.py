@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..conversation import COMBINED, COMMANDS, ChatSession
-from ..json_lines import whole_text
+from ..files.json_lines import whole_text
+from ..programs.conversation import COMBINED, COMMANDS, ChatSession
 from .app import app, console, said, say_error
 from .models import Models
 from .options import generation_options, with_groups

@@ -24,7 +24,7 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="A task of lm-evaluation-harness or of hf_eft.tasks, or a task file (it may run code). May be repeated."
+            help="A task of lm-evaluation-harness or of hf_eft.evaluation.tasks, or a task file (it may run code). May be repeated."
         ),
     ] = None,
     data: Annotated[list[Path] | None, typer.Option(help="A JSONL file of your own questions. May be repeated.")] = None,
@@ -55,10 +55,11 @@ def evaluate(
     Is the combination better than its parts? Measures base, tuned, reference and combined on the same items, and warns where the
     combination is worse than the tuned model alone. Without models, the embedded tiny family is measured.
     """
-    from .. import evaluation, plots
+    from .. import evaluation
+    from ..evaluation import plots
     from ..evaluation.custom_data import custom_task
     from ..evaluation.report import evaluation_plot, evaluation_table
-    from ..tasks import NAMES
+    from ..evaluation.tasks import NAMES
 
     evaluation.check_installed()  # before models are loaded
     if not task and not data and (models.model or models.given):

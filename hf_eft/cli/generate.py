@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..answer import Answerer
-from ..batch import Item, Results, Sink, Stream, check_results, fingerprint, read_items, run_batches
-from ..json_lines import whole_text
+from ..files.json_lines import whole_text
+from ..programs.answer import Answerer
+from ..programs.batch import Item, Results, Sink, Stream, check_results, fingerprint, read_items, run_batches
 from .app import SOME_FAILED, app, console, notes
 from .models import Models, identity, prompt_tokenizer
 from .options import generation_options, with_groups

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..batch import Item
 from ..files import check_file
+from ..programs.batch import Item
 from .app import FAILED, app, console, notes
 from .generate import Asking, one_prompt
 from .models import Models
@@ -26,8 +26,8 @@ def check(
     """Do these models go together? Looks at configurations and tokenizers; loads no weights. Exits with 1 if something is refused."""
     from dataclasses import asdict
 
-    from ..compatibility import check_members
-    from ..report import findings_table
+    from ..hub.compatibility import check_members
+    from ..programs.report import findings_table
 
     with notes.status("Reading configurations and tokenizers"):
         findings = check_members({"base": base, "tuned": tuned, "reference": reference})
@@ -61,7 +61,7 @@ def inspect(
     import torch
 
     from ..analysis import analyse
-    from ..report import analysis_table
+    from ..programs.report import analysis_table
 
     text, options = one_prompt(prompt, context.args)
     if continuation is not None and options:
@@ -75,7 +75,7 @@ def inspect(
         given = answerer.options if continuation is None else {}
         analysis = analyse(answerer.model, answerer.tokenizer, ids, continuation, **given)
     if html is not None:
-        from ..heatmap import page
+        from ..analysis.heatmap import page
 
         html.write_text(page([analysis]), encoding="utf-8")
         notes.print(f"The page is {html}.", style="dim", soft_wrap=True)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..combination import BASE, REFERENCE, TUNED, Combination, Truncation
 from ..folders.folder import root_tokenizer
 from ..hub import load as load_members
-from ..shorthands import recipe
+from ..recipe.combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..recipe.shorthands import recipe
 from .app import notes, said
 from .options import named, named_numbers, number
 

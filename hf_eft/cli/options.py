@@ -9,8 +9,8 @@ from typing import Any, get_type_hints
 
 import typer
 
-from ..json_lines import parsed
-from ..options import check_name, read_options
+from ..files.json_lines import parsed
+from ..programs.options import check_name, read_options
 
 _PYTHON = {"True": True, "False": False, "None": None}  # as those write them who read transformers' documentation
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..combination import BASE, REFERENCE, TUNED
 from ..files import check_file, check_folder
+from ..recipe.combination import BASE, REFERENCE, TUNED
 from .app import app, notes
 from .models import Composition, Models
 from .options import named, with_groups
@@ -65,14 +65,14 @@ def card(
     if output is not None:
         check_file(output, new=True)  # before models are loaded
     if snippet:
-        from ..card import snippet as write_snippet
+        from ..folders.card import snippet as write_snippet
 
         places = models.places()
         if not isinstance(places, dict) or TUNED not in places or REFERENCE not in places or not models.tuned:
             raise typer.BadParameter("a snippet needs the repositories: --tuned and --reference, and --base if you like")
         text = write_snippet(places[TUNED], places[REFERENCE], base=places.get(BASE))
     else:
-        from ..card import model_card
+        from ..folders.card import model_card
 
         text = model_card(models.load()[0], repo_id=repo_id)
     if output is None:

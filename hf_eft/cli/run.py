@@ -103,10 +103,10 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tokens a second of each member alone, of the combination, and of speculation, on these models and this machine."""
-    from ..answer import Answerer, check_length
-    from ..batch import Item, read_items
-    from ..bench import bench as measure
-    from ..bench import distinct
+    from ..programs.answer import Answerer, check_length
+    from ..programs.batch import Item, read_items
+    from ..programs.bench import bench as measure
+    from ..programs.bench import distinct
     from ..prompts import padded
 
     if prompt is not None and input is not None:
@@ -164,6 +164,6 @@ def demo(
     asked: Annotated[int, typer.Option(min=1, max=1200, help="How many are asked in all.")] = 120,
 ) -> None:
     """Ask the embedded family what fine-tuning never showed it: the small tuned model, the large base and the combination."""
-    from ..demo import run_demo
+    from ..programs.demo import run_demo
 
     run_demo(console, questions, max(questions, asked))

@@ -62,8 +62,8 @@ def evaluate(
         systems (`Mapping[str, PreTrainedModel]`): Live models by name, as made by [`systems_of`].
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of all of them.
         tasks (`Sequence[str | Path | Mapping]`):
-            Names of tasks (those of [`hf_eft.tasks`], or any of lm-evaluation-harness, which loads their data from the Hub), task files,
-            which may run code, or configurations made by [`~hf_eft.evaluation.custom_data.custom_task`].
+            Names of tasks (those of [`hf_eft.evaluation.tasks`], or any of lm-evaluation-harness, which loads their data from the Hub),
+            task files, which may run code, or configurations made by [`~hf_eft.evaluation.custom_data.custom_task`].
         limit (`int`, *optional*): How many items of each task, from its beginning; 2 or more.
         batch_size (`int`, *optional*, defaults to 1): How many requests are answered at once.
         output (`str` or `Path`, *optional*):
@@ -85,7 +85,7 @@ def evaluate(
             measured then.
         `ImportError`: If lm-evaluation-harness is not installed.
     """
-    from ..adapters.views import flags_kept
+    from ..members.adapters.views import flags_kept
     from . import harness
     from .resume import Store, model_fingerprint, task_fingerprint, versions
 

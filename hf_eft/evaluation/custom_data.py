@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..json_lines import json_lines
-from ..messages import read_messages, read_text
+from ..files.json_lines import json_lines
+from ..prompts.messages import read_messages, read_text
 
 Metric = str | Callable[[str, Mapping[str, Any]], float]
 

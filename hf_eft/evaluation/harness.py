@@ -25,8 +25,8 @@ except ImportError as error:  # the extra is not installed
         f"Evaluation needs lm-evaluation-harness ({error.name} is missing): pip install 'hf-eft[eval]'"
     ) from error
 
-from .. import tasks as shipped
 from ..modeling_eft import EFTForCausalLM
+from . import tasks as shipped
 from .intervals import AGGREGATIONS, Items
 from .scores import Score
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from .. import plots
+from . import plots
 from .scores import COMBINED, TUNED_LARGE, Evaluation
 
 

@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from .._version import __version__
-from ..adapters.views import adapter_modules
-from ..combination import Combination
 from ..files import as_json, write
+from ..members.adapters.views import adapter_modules
 from ..modeling_eft import EFTForCausalLM
+from ..recipe.combination import Combination
 
 _SAMPLED = 64  # values of each tensor that a fingerprint looks at
 _STEPS = 64  # positions at which a schedule that is a function is looked at

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..combination import BASE, REFERENCE
 from ..files import as_json, write
+from ..recipe.combination import BASE, REFERENCE
 from .intervals import Interval, Items, of_difference, of_gap, of_value
 
 COMBINED = "combined"

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..adapters import Adapted, checked_folder, own_weights
-from ..checks import check_model
-from ..combination import BASE, REFERENCE, Combination
 from ..configuration_eft import EFTConfig
-from ..members import Members
+from ..files.trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
+from ..members.adapters import Adapted, checked_folder, own_weights
+from ..members.checks import check_model
+from ..members.members import Members
+from ..members.parts import Parts
+from ..recipe.combination import BASE, REFERENCE, Combination
 from .loading import announced, load_model, load_tokenizer
-from .parts import Parts
-from .trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_eft import EFTConfig
-from .trust import CONFIG, check_description, inside, is_commit, is_repo_id, read_json
+from ..files.trust import CONFIG, check_description, inside, is_commit, is_repo_id, read_json
 
 # What is read of a saved combination: nothing that runs, and no weights in any other format.
 READ = ("*.json", "members/*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..combination import BASE, REFERENCE, Combination
 from ..configuration_eft import EFTConfig
+from ..files.trust import check_reference, is_repo_id
 from ..hub import Token, assemble, load_places, look, token_for
+from ..recipe.combination import BASE, REFERENCE, Combination
 from .loading import announced
 from .places import Place
-from .trust import check_reference, is_repo_id
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -34,7 +34,7 @@ def write_recipe(
     Raises:
         `ValueError`: If a member is no repository, or cannot be found, or the recipe names another.
     """
-    from ..card import recipe_card
+    from .card import recipe_card
     from .folder import install_recipe
 
     for name, where in members.items():

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..combination import Combination
 from ..configuration_eft import EFTConfig
+from ..recipe.combination import Combination
 from .options import OF_THE_HUB, for_each, take
 from .places import Place, description_of, source_of
 
@@ -93,7 +93,7 @@ class EFTSavingMixin:
                 hub.push(target, repo_id or target.resolve().name, **kwargs)
 
     def _card(self, repo_id: str | None) -> str:
-        from ..card import model_card
+        from .card import model_card
 
         return model_card(self, repo_id=repo_id)  # type: ignore[arg-type]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..analysis import analyse
-from ..combination import REFERENCE
-from ..heatmap import page
-from ..messages import read_text
+from ..analysis.heatmap import page
 from ..modeling_eft import EFTForCausalLM
-from ..options import read_options
+from ..programs.options import read_options
 from ..prompts import chat_ids
+from ..prompts.messages import read_text
+from ..recipe.combination import REFERENCE
 from .dials import Dials, dials_of
 from .streaming import Answer
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..combination import BASE, REFERENCE, TUNED, Combination
+from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 
 _HIGHEST = 2.0  # of a slider, unless the recipe is beyond
 _STRENGTH, _AMPLIFICATION, _WEIGHTS, _ALIGNMENT, _COEFFICIENTS = (

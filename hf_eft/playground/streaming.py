@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..devices import execution_device
+from ..members.devices import execution_device
 
 
 class _Stopped(StoppingCriteria):

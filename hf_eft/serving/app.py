@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..json_lines import parsed
+from ..files.json_lines import parsed
 from .asked import Reader
 from .chat import Chat
 from .completions import Completions

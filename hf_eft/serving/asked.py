@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from ..json_lines import parsed
-from ..options import check_name, check_together, read_options
-from ..shorthands import recipe
-from ..vocabulary import end_tokens
+from ..files.json_lines import parsed
+from ..members.vocabulary import end_tokens
+from ..programs.options import check_name, check_together, read_options
+from ..recipe.shorthands import recipe
 from .answers import Answer
 from .bodies import MOST, Body
 from .grammar import Vocabulary

@@ -20,8 +20,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
-from ..continuous import BatchEnded
-from ..continuous.options import Whole
+from ..decoding.continuous import BatchEnded
+from ..decoding.continuous.options import Whole
 from .asked import Job
 from .dispatch import Told
 from .errors import Unavailable

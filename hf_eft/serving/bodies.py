@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..options import option_names
+from ..programs.options import option_names
 
 logger = logging.getLogger("hf_eft.serving")
 

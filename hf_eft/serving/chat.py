@@ -7,8 +7,8 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from ..messages import read_messages
 from ..prompts import chat_ids
+from ..prompts.messages import read_messages
 from .answers import Piece
 from .asked import Job, Wanted
 from .bodies import ChatBody, Format, TextFormat

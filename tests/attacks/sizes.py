@@ -5,7 +5,7 @@ from pathlib import Path
 from common import edit, plain, refused, refused_every_way, run, saved
 
 from hf_eft import hub
-from hf_eft.folders import trust
+from hf_eft.files import trust
 
 NUMBERS = {
     "max_position_embeddings": 10**15,  # first: were it let through, nothing would be filled

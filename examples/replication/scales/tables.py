@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
-from hf_eft import plots
+from hf_eft.evaluation import plots
 
 SIZES = ("small", "medium", "large")
 METRICS = ("factuality", "helpfulness")

@@ -1,0 +1,275 @@
+"""What `generate` asks of a model, for a model of several members: caches, ways of decoding, and how drafts are decoded."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import StaticCache
+from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
+
+from ..members.cache import EFTCache
+from ..members.call import Call, PerThread, entered, innermost, refuse_while_running
+from ..members.checks import check_static
+from ..members.members import Members
+from ..members.modalities import KINDS, refuse_inputs
+from ..members.releases import CACHE, cache_of, renamed
+from ..members.roll_back import check_within
+from ..members.trial import check_moving
+from ..members.vocabulary import Vocabulary
+from ..prompts import MemberPrompts, positions_of, warn_of_templates
+from ..recipe.combination import Combination
+from .continuous import EFTContinuousMixin
+from .inputs import EFTInputsMixin
+from .speculative import Speculation
+from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
+from .speculative.line import Line
+from .speculative.request import Request, refuse_what_cannot_be_speculated
+from .speculative.rows import Rows
+from .speculative.schedule import Automatic, Fixed, Report
+from .speculative.watchers import refuse_stateful, refuse_streamer
+
+
+class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
+    """The part of [`EFTForCausalLM`] that `generate` talks to."""
+
+    _members: Members
+    combination: Combination
+    _reports: PerThread
+    _warned_of_templates = False
+    _held_tokenizers: Mapping[str, Any] | None = None  # where they are not those that were compared
+    config: Any
+
+    @property
+    def speculation(self) -> Report | None:
+        """What speculation did in the last `generate` call of this thread that speculated."""
+        return self._reports.value
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits `forward` returns for a position: as many as the main member."""
+        return self._members.vocab_size
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """
+        The members' tokenizers, by name, as far as they were given. May be replaced, which compares their contents anew: tokens that one of
+        them does not know are never generated. (Those that a folder only holds are not compared.)
+        """
+        return dict(self._members.vocabulary.tokenizers if self._held_tokenizers is None else self._held_tokenizers)
+
+    @tokenizers.setter
+    def tokenizers(self, tokenizers: Mapping[str, Any]) -> None:
+        refuse_while_running(self, "`tokenizers`")
+        self._members.vocabulary = Vocabulary(self._members.vocabulary.widths, tokenizers)
+        self._held_tokenizers = None
+        self.config.tokenizer_members = list(tokenizers)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int
+    ) -> None:
+        if generation_config.cache_implementation in ALL_STATIC_CACHE_IMPLEMENTATIONS:
+            check_static(self._called_members.distinct_models)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
+        cache = model_kwargs.get(CACHE)
+        if cache is None:
+            return
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache):
+            raise ValueError("Assisted decoding rolls caches back, which static ones cannot. Use a dynamic cache.")
+        own = max(max_cache_length, getattr(self, "_previous_max_cache_length", 0))
+        user_made = getattr(cache, "_is_user_defined", False)
+        room = self._request.prompts.longest if self._request.prompts is not None else 0
+        EFTCache.attach(cache, self._called_members.distinct_models, room + (max_cache_length if user_made else own))
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+
+    def _validate_generation_mode(self, generation_mode: Any, generation_config: Any, mode_kwargs: dict[str, Any]) -> None:
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and generation_config.num_return_sequences > 1:
+            generation_config = copy.copy(generation_config)
+            generation_config.num_return_sequences = 1  # transformers' limit, not ours: rows are rows
+        if self._members.find(mode_kwargs.get("assistant_model")) is not None:
+            # A member speaks our tokens, though its table may be of another width, which transformers takes for another tokenizer.
+            mode_kwargs = {key: value for key, value in mode_kwargs.items() if key != "assistant_model"}
+        super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        taken = inspect.signature(type(self).forward).parameters
+        refuse_inputs({name: value for name, value in model_kwargs.items() if name not in taken})
+        # Zeros say that all is text, which is what processors of multimodal models give with it.
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name != KINDS})
+
+    @torch.no_grad()
+    def generate(
+        self,
+        *args: Any,
+        coupling: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        As in transformers, see [`~transformers.GenerationMixin.generate`], with four options more.
+
+        With `assistant_model=model.tuned` (any member, or any model with the same vocabulary) or `prompt_lookup_num_tokens`, decoding is
+        speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if that is given, by this call or by
+        the assistant's generation configuration; otherwise it is chosen from the acceptance and the costs that are measured on the way.
+        What happened stands in `model.speculation` afterwards, in the thread that called. Processors that may keep a state, and streamers
+        of several rows, are refused with it (docs/speculative.md).
+
+        Args:
+            coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*): See [`EFTForCausalLM.forward`].
+            coupling (`str`, *optional*, defaults to `"reject"`):
+                How drafts are accepted when sampling. `"reject"`: exact distribution, most tokens a round. `"match"`: draft and target
+                share their noise, so that the tokens are those of plain decoding with the same `seed`. Greedy decoding is its limit.
+            seed (`int` or `Sequence[int]`, *optional*):
+                For `coupling="match"`, with or without an assistant: a row's tokens depend only on its seed (with one number, on its
+                place in the batch as well), not on batch, padding or speculation.
+            member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
+                By member, `input_ids` and `attention_mask` of shape `(batch, length)`: a prompt of its own, row by row, of any length and
+                padded on the left, in place of the call's, which is the first member's. What is generated follows them all. `{}` says that
+                all members read the call's.
+
+        Warns:
+            `UserWarning`, once for a model: If the members' chat templates differ, a prompt ends as one of them does, and nothing was
+                said of `member_inputs`.
+
+        Returns:
+            As in transformers.
+        """
+        config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+        if member_inputs is None and not self._warned_of_templates:
+            ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+            self._warned_of_templates = warn_of_templates(self.tokenizers, ids)
+        request, members = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs), self._members
+        if member_inputs:
+            request.prompts = MemberPrompts(member_inputs, members.names[1:])
+            members = members.apart(request.prompts.names)
+        with entered(Call(self, request, members)):
+            return super().generate(*args, **renamed(kwargs))
+
+    def _begin(self, input_ids: torch.Tensor, generation_config: Any) -> None:
+        """A way of decoding says where the prompt ends and what fills rows that have ended."""
+        if (call := innermost(self)) is not None:
+            pad = generation_config._pad_token_tensor
+            call.request.prompt_length, call.pad = input_ids.shape[1], None if pad is None else int(pad)
+
+    def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        self._begin(input_ids, kwargs["generation_config"])
+        return super()._beam_search(input_ids, **kwargs)
+
+    def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        self._begin(input_ids, kwargs["generation_config"])
+        if self._request.seed is None or not kwargs["generation_config"].do_sample:
+            return super()._sample(input_ids, **kwargs)
+        return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
+
+    def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        self._begin(input_ids, kwargs["generation_config"])
+        refuse_stateful(kwargs["logits_processor"])
+        config, assistant = kwargs["generation_config"], kwargs.get("assistant_model")
+        theirs = (
+            isinstance(assistant, EFTGenerationMixin)
+            or "assistant_tokenizer" in kwargs
+            or config.assistant_early_exit is not None
+        )
+        if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
+            if self._members.stateful:
+                raise ValueError(
+                    "With this assistant, transformers rolls the members' states back itself, and recurrent ones cannot be: "
+                    f"{', '.join(map(repr, self._members.stateful))}. A member, a model with the same tokenizer or the prompt may draft."
+                )
+            if self._request.prompts is not None:
+                raise ValueError("With `member_inputs`, a member, a model with the same tokenizer or the prompt may draft.")
+            return super()._assisted_decoding(input_ids, **kwargs)
+        kwargs.pop("assistant_model", None)
+        return self._speculate(input_ids, assistant, self._request.schedule(), **kwargs)
+
+    def _speculate(
+        self,
+        input_ids: torch.Tensor,
+        assistant: PreTrainedModel | None,
+        schedule: Fixed | Automatic,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
+        synced_gpus: bool = False,
+        inputs_tensor: Any = None,
+        tokenizer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
+        refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
+        refuse_streamer(streamer, input_ids.shape[0])
+        for name, member in self._called_members.distinct.items() if len(input_ids) > 1 else ():
+            check_moving(name, member.model, member.device)
+        room = generation_config.max_length - input_ids.shape[1]
+        rows = Rows(input_ids, room=2 * room)  # a row may draft beyond its end, while others are behind
+        positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
+        outputs = self._prefill(
+            input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
+        )
+        cache = cache_of(outputs)
+        for name, member in self._called_members.distinct.items():
+            check_within(member, cache.members[name])
+        cache.activate_past_recording()
+        drafter = self._drafter(assistant, rows, cache, generation_config)
+        drafter.prefill(input_ids, mask, positions)
+        speculation = Speculation(
+            self._called_members,
+            self.combination,
+            drafter,
+            schedule,
+            self._request.settings(generation_config, rows.count),
+            cache=cache,
+            rows=rows,
+            lines=self._lines(input_ids, mask, positions, cache, room),
+            coefficients=model_kwargs.get("coefficients"),
+            processors=logits_processor,
+            criteria=stopping_criteria,
+            streamer=streamer,
+            keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
+            keep_logits=generation_config.return_dict_in_generate and generation_config.output_logits,
+        )
+        speculation.run(outputs.logits[:, -1].to(torch.float32))
+        if streamer is not None:
+            streamer.end()
+        self._reports.value = speculation.report
+        return speculation.packed(generation_config)
+
+    def _lines(
+        self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int
+    ) -> dict[str, Line]:
+        """Where every member stands after the prompt, which `room` tokens at most will follow."""
+        padded = mask is not None and not bool(mask.all())  # without padding, members need no masks made
+        common = Line(
+            mask if padded else None, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1, room
+        )
+        lines = dict.fromkeys(self._called_members.distinct, common)
+        prompts = self._request.prompts
+        for name in prompts.names if prompts is not None else ():
+            _, own = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, :0])
+            lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1, room)
+        return lines
+
+    def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
+        members = self._called_members
+        if (name := members.find(assistant)) is not None:
+            return MemberDrafter(name, members, cache)
+        if assistant is not None:
+            return OutsideDrafter(assistant, self.vocab_size)
+        if generation_config.prompt_lookup_num_tokens is None:
+            return NoDrafter(rows)
+        return LookupDrafter(rows, self.vocab_size, generation_config.max_matching_ngram_size or 2)
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        assistant = kwargs.get("assistant_model")
+        if assistant is not None and not isinstance(assistant, EFTGenerationMixin):
+            # The assistant is handed our inputs, and only a combination knows coefficients.
+            kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k != "coefficients"}
+        return super()._get_candidate_generator(*args, **kwargs)

@@ -1,0 +1,94 @@
+"""What an add-on is told for a call, beside the tokens: kept by thread, so that no call takes what was meant for another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..members.call import PerThread
+from ..prompts import MemberPrompts
+
+_APART = "Set them in the thread that calls `generate`, or give each thread an `EFTLogitsProcessor` of its own."
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The mask of a call's prompts, and the prompts of members that have their own."""
+
+    attention_mask: torch.Tensor | None
+    member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None
+    prompts: MemberPrompts
+    after_unused: bool = False  # whether it took the place of another that no call had used
+
+    def says_the_same(self, other: Given) -> bool:
+        """Whether two say the same to a call."""
+        mine, theirs = self.attention_mask, other.attention_mask
+        same = mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
+        return same and self.member_inputs is other.member_inputs
+
+
+class GivenByThread:
+    r"""
+    Whoever calls takes what this thread was told last. A thread that was told nothing takes what was said last in any thread, where
+    that can only be meant for it; otherwise it is refused.
+
+    Args:
+        first ([`Given`]): What holds as long as nothing else is said.
+    """
+
+    def __init__(self, first: Given) -> None:
+        self._first = self._last = first
+        self._unused = {name for name in ("attention_mask", "member_inputs") if getattr(first, name) is not None}
+        self._own = PerThread()
+        self._taken = PerThread()  # what the call that is running here began with, and its prompt
+
+    @property
+    def current(self) -> Given:
+        """What holds in this thread."""
+        return self._last if self._own.value is None else self._own.value
+
+    def apart(self) -> GivenByThread:
+        """The same as it holds in this thread, for a copy."""
+        return GivenByThread(dataclasses.replace(self.current, after_unused=False))
+
+    def replace(self, name: str, value: Any, **more: Any) -> None:
+        """Say something else, from this thread."""
+        before = self._first if self._own.value is None else self._own.value
+        lost = name in self._unused or (self._last.after_unused and bool(self._unused))
+        self._last = self._own.value = dataclasses.replace(before, **{name: value}, **more, after_unused=lost)
+        self._unused.add(name)
+
+    def take(self, input_ids: torch.Tensor) -> Given:
+        """What a step of a call is to heed that reads `input_ids`, `(rows, length)`."""
+        last, own = self._last, self._own.value
+        if own is not None:
+            if own is last:
+                self._unused.clear()
+            return own
+        if last.after_unused:
+            raise ValueError(
+                "Another thread set the add-on's `attention_mask` or `member_inputs` twice before a call used them: which are this call's? "
+                f"{_APART}"
+            )
+        if self._taken.value is not None:
+            before, prompt = self._taken.value
+            if goes_on(input_ids, prompt):
+                if not before.says_the_same(last):
+                    raise ValueError(
+                        "Another thread replaced the add-on's `attention_mask` or `member_inputs` while this call was running. "
+                        f"{_APART}"
+                    )
+                return before
+        self._unused.clear()
+        self._taken.value = last, input_ids.clone()
+        return last
+
+
+def goes_on(input_ids: torch.Tensor, prompt: torch.Tensor) -> bool:
+    """Whether rows begin with those of `prompt`, one by one."""
+    rows, length = prompt.shape
+    return input_ids.shape[0] == rows and input_ids.shape[1] >= length and torch.equal(input_ids[:, :length], prompt)

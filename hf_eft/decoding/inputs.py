@@ -1,0 +1,167 @@
+"""What members read in a step of `generate`: tokens, masks, positions and coefficients, by member where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
+
+from ..members.cache import EFTCache, counts_tokens
+from ..members.call import innermost
+from ..members.devices import execution_device
+from ..members.members import Members
+from ..members.padding import readable, unfilled
+from ..members.releases import CACHE, takes_cache
+from ..members.trial import check_trial
+from ..prompts import positions_of
+from ..recipe.combination import Combination
+from .speculative.request import Request
+
+_MASK_OF = "/"  # between a member's name and the kind of its layers
+
+
+class EFTInputsMixin(GenerationMixin):
+    """The part of [`EFTForCausalLM`] that prepares what is read."""
+
+    _members: Members
+    combination: Combination
+
+    @property
+    def _request(self) -> Request:
+        """What the call that is running in this thread asked for."""
+        call = innermost(self)
+        return Request() if call is None else call.request
+
+    @property
+    def _called_members(self) -> Members:
+        """The members, those with a prompt of their own in this call with states of their own."""
+        call = innermost(self)
+        return self._members if call is None else call.members
+
+    @takes_cache
+    def create_masks_for_generate(
+        self, config: Any, inputs_embeds: torch.Tensor, attention_mask: Any, cache: EFTCache, **kwargs: Any
+    ) -> dict[str, Any]:
+        """A mask for every member (they differ in window, cache length and dtype), as one flat dictionary for `generate`."""
+        flat = {}
+        for name, own_cache in cache.members.items():
+            model = self._members.models[name]
+            make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
+            own = self._request.own.get(name, {})
+            shape = (*own["input_ids"].shape, 0) if own else inputs_embeds.shape
+            given, device = own.get("attention_mask", attention_mask), execution_device(model)
+            check_trial(name, model, device, given, cached=True)  # masks that are made no longer say where padding is
+            if not counts_tokens(own_cache):  # state-space models take the mask as it is
+                flat[f"{name}{_MASK_OF}"] = given
+                continue
+            masks = make(
+                config=model.config,
+                inputs_embeds=inputs_embeds.new_empty(shape, dtype=model.dtype, device=device),
+                attention_mask=given,
+                **{CACHE: own_cache},
+                **{**kwargs, **({"position_ids": own["position_ids"]} if own else {})},
+            )
+            for kind, mask in masks.items() if isinstance(masks, dict) else [("", masks)]:
+                flat[f"{name}{_MASK_OF}{kind}"] = mask
+        return flat
+
+    @takes_cache
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        fresh = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
+        input_ids = self._legible(input_ids, attention_mask, fresh)
+        self._request.own = own = self._own_inputs(input_ids, fresh, cache)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **{CACHE: cache},
+            **kwargs,
+        )
+        if (embeds := inputs.get("inputs_embeds")) is not None and input_ids.shape[1] > 0:
+            given = cast(torch.Tensor, inputs_embeds).shape[1]
+            if input_ids.shape[1] != given:
+                raise ValueError(
+                    f"`inputs_embeds` stand for {given} tokens, but `input_ids` are {input_ids.shape[1]}: the "
+                    "other members read the ids. Pass as many ids as embeddings, or none."
+                )
+            inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
+        if own:
+            prepared = isinstance(inputs.get("attention_mask"), Mapping)  # masks for all members, these included
+            left_out = {"attention_mask"} if prepared else set()
+            inputs["member_inputs"] = {name: {k: v for k, v in x.items() if k not in left_out} for name, x in own.items()}
+        if self.combination.scheduled and inputs.get("coefficients") is None:
+            read = next(inputs[key] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None)
+            inputs["coefficients"] = self._scheduled(input_ids.shape[1], read.shape[1]).to(read.device)
+        return inputs
+
+    def _legible(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, fresh: int) -> torch.Tensor:
+        """The tokens, those that are read now as members have rows for: here the mask is one of tokens still."""
+        members, call = self._called_members, innermost(self)
+        own: tuple[str, ...] = ()
+        if call is not None:
+            own = call.request.prompts.names if call.request.prompts is not None else ()
+            fewest = min(member.rows for member in members.distinct.values())
+            input_ids = unfilled(input_ids, call.request.prompt_length, call.pad, fewest)
+        rows = {name: member.rows for name, member in members.distinct.items() if name not in own}
+        start = input_ids.shape[1] - fresh
+        read = input_ids[:, start:]
+        clean = readable(read, attention_mask, rows)
+        return input_ids if clean is read else torch.cat([input_ids[:, :start], clean], dim=1)
+
+    def _own_inputs(self, input_ids: torch.Tensor, fresh: int, cache: Cache | None) -> dict[str, dict[str, torch.Tensor]]:
+        """What members with a prompt of their own read next: all of prompt and continuation that their caches do not hold."""
+        prompts, start = self._request.prompts, self._request.prompt_length
+        if prompts is None:
+            return {}
+        if start is None:
+            raise ValueError("This way of decoding does not say where the prompt ends: it cannot have `member_inputs`.")
+        if input_ids.shape[1] < start:
+            raise ValueError("`prefill_chunk_size` cuts one prompt into pieces: it cannot be used with `member_inputs`.")
+        own = {}
+        for name in prompts.names:
+            ids, mask = prompts.followed_by(name, input_ids[:, start:])
+            read = cache.read_by(name, ids.shape[1] - fresh) if isinstance(cache, EFTCache) else 0
+            own[name] = {
+                "input_ids": readable(ids[:, read:], mask, {name: self._called_members.distinct[name].rows}),
+                "attention_mask": mask,
+                "position_ids": positions_of(mask)[:, read:],
+            }
+        return own
+
+    def _scheduled(self, length: int, read: int) -> torch.Tensor:
+        """The coefficients at the last `read` of `length` tokens, each for the token after it: `(1, read, members)`."""
+        if self._request.prompt_length is None:
+            raise ValueError(
+                "This way of decoding does not say where the prompt ends, which a schedule of coefficients counts from. Use numbers."
+            )
+        generated = length - self._request.prompt_length
+        return self.combination.at((max(0, generated - back) for back in reversed(range(read))), self._members.names)[None]
+
+
+def split_masks(attention_mask: Any) -> Any:
+    """Undo the flattening of `create_masks_for_generate`: masks by member."""
+    if not isinstance(attention_mask, Mapping):
+        return attention_mask
+    by_member: dict[str, Any] = {}
+    for key, mask in attention_mask.items():
+        name, kind = key.split(_MASK_OF, 1)
+        if kind:
+            by_member.setdefault(name, {})[kind] = mask
+        else:
+            by_member[name] = mask
+    return by_member

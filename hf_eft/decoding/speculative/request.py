@@ -1,0 +1,98 @@
+"""What a `generate` call asks of speculation, and what it may not ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.cache_utils import QuantizedCache
+
+from ...members.releases import CACHE
+from ...prompts import MemberPrompts
+from .coupling import Noise
+from .schedule import Automatic, Fixed
+
+_MOST = 16  # tokens in a block that the automatic schedule chooses
+
+
+@dataclass
+class Settings:
+    """How tokens are chosen. With noise, draft and target share it (`"match"`); without, drafts are accepted by ratio (`"reject"`)."""
+
+    noise: Noise | None
+    do_sample: bool
+    confidence: float | None  # drafting stops below this probability of a drafted token
+    max_length: int
+
+
+@dataclass
+class Request:
+    """What a `generate` call asked of speculation, from its arguments and, where they are silent, the assistant's own settings."""
+
+    coupling: str = "reject"
+    seed: int | Sequence[int] | None = None
+    block: int | None = None  # None: chosen by measured acceptance and costs
+    heuristic: bool = False
+    confidence: float | None = None
+    # Of the call that is running:
+    prompt_length: int | None = None
+    prompts: MemberPrompts | None = None
+    own: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # what these members read in this step
+
+    @classmethod
+    def read(
+        cls, coupling: str | None, seed: Any, assistant: Any, generation_config: Any, options: Mapping[str, Any]
+    ) -> Request:
+        """Take `num_assistant_tokens`, its schedule and `assistant_confidence_threshold` from where they were given."""
+        if coupling not in (None, "reject", "match"):
+            raise ValueError(f"`coupling` must be 'reject' or 'match', got {coupling!r}.")
+        if coupling != "match" and seed is not None:
+            raise ValueError(
+                "`seed` belongs to `coupling='match'`, whose noise depends on nothing else; use `set_seed` otherwise."
+            )
+        if coupling == "match" and seed is None:
+            raise ValueError("`coupling='match'` needs a `seed`: a number, or one for each row.")
+
+        def given(name: str) -> Any:
+            sources = (options.get(name), getattr(generation_config, name, None))
+            own = getattr(getattr(assistant, "generation_config", None), name, None)
+            return next((value for value in (*sources, own) if value is not None), None)
+
+        lookup = given("prompt_lookup_num_tokens")
+        block = lookup if lookup is not None else given("num_assistant_tokens")
+        heuristic = str(given("num_assistant_tokens_schedule")).startswith("heuristic")
+        return cls(coupling or "reject", seed, block, heuristic, given("assistant_confidence_threshold"))
+
+    def schedule(self) -> Fixed | Automatic:
+        """The schedule of the block."""
+        if self.block is None and not self.heuristic:
+            return Automatic(_MOST)
+        return Fixed(5 if self.block is None else int(self.block), self.heuristic)
+
+    def settings(self, generation_config: Any, rows: int) -> Settings:
+        """How tokens are chosen."""
+        noise = None
+        if generation_config.do_sample and self.coupling == "match" and self.seed is not None:
+            noise = Noise(self.seed)
+            noise.check_rows(rows)
+        return Settings(noise, generation_config.do_sample, self.confidence, generation_config.max_length)
+
+
+def refuse_what_cannot_be_speculated(generation_config: Any, processors: Any, model_kwargs: Mapping[str, Any]) -> None:
+    """Raise where a block cannot be verified exactly."""
+    cache = model_kwargs.get(CACHE)
+    if cache is None:
+        raise ValueError("Speculation needs a cache: leave `use_cache` on.")
+    if isinstance(cache, QuantizedCache):
+        raise ValueError("Speculation rolls caches back, which quantized ones cannot. Use another `cache_implementation`.")
+    if any(isinstance(p, UnbatchedClassifierFreeGuidanceLogitsProcessor) for p in processors):
+        raise ValueError(
+            "`guidance_scale` keeps a state for every step, which cannot follow a draft that is taken back. Decode without an assistant."
+        )
+    if generation_config.output_attentions or generation_config.output_hidden_states:
+        raise ValueError(
+            "Hidden states and attentions of a block are not returned by token. Decode without an assistant for them."
+        )

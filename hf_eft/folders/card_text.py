@@ -1,0 +1,192 @@
+"""The words and the code of model cards. What is put into them was checked before: repositories, commits, identifiers, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ..recipe.combination import BASE, REFERENCE, Combination
+
+_PROMPT = "What is a heat pump?"
+PAPER = (
+    "[An Emulator for Fine-tuning Large Language Models using Small Language Models](https://arxiv.org/abs/2310.12962) (Mitchell et "
+    "al., ICLR 2024)"
+)
+_GENERATE = f"""\
+inputs = tokenizer("{_PROMPT}", return_tensors="pt", return_token_type_ids=False)
+ids = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
+_PIPELINE = f"""\
+pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+print(pipe("{_PROMPT}", max_new_tokens=64)[0]["generated_text"])"""
+_ADD_ON = f"""\
+add_on = EFTLogitsProcessor({{arguments}})
+inputs = tokenizer("{_PROMPT}", return_tensors="pt", return_token_type_ids=False)
+ends = members["{{ends_as}}"].generation_config.eos_token_id
+ids = members["{BASE}"].generate(**inputs, logits_processor=[add_on], eos_token_id=ends, max_new_tokens=64)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
+_FOLDER = """\
+model = EFTForCausalLM.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}")"""
+
+
+def blocks_of_folder(place: str, names: Iterable[str]) -> dict[str, str]:
+    """Whole programs that run a saved combination, by heading. A base alone can run the rest of its combination as an add-on."""
+    names = list(names)
+    load = _FOLDER.format(place=place)
+    blocks = {
+        "As a model": _program({"AutoTokenizer"}, {"EFTForCausalLM"}, load, _GENERATE),
+        "In a pipeline": "\n".join(
+            [
+                "from transformers import pipeline",
+                "",
+                "import hf_eft  # makes the class known to transformers",
+                "",
+                f'pipe = pipeline("text-generation", model="{place}")',
+                f'print(pipe("{_PROMPT}", max_new_tokens=64)[0]["generated_text"])',
+            ]
+        ),
+    }
+    if _has_add_on(names):
+        text = _ADD_ON.format(arguments=f"{_arguments(names)}, combination=model.combination", ends_as=_written_by(names))
+        load += "\nmembers = model.members"
+        blocks["As an add-on to the base"] = _program({"AutoTokenizer"}, {"EFTForCausalLM", "EFTLogitsProcessor"}, load, text)
+    return blocks
+
+
+def blocks_of_members(
+    where: Mapping[str, tuple[str, str | None]], combination: Combination, instead_of_base: str | None = None
+) -> dict[str, str]:
+    r"""
+    Whole programs that load the members from their repositories and combine them, by heading.
+
+    Args:
+        where (`Mapping[str, tuple[str, str or None]]`): By member, its repository and commit.
+        combination ([`Combination`]): The recipe.
+        instead_of_base (`str`, *optional*): The member that stands for a base until the reader names one.
+    """
+    names = [*([BASE] if instead_of_base else []), *where]
+    load, recipe = _loading(where, _written_by(names), instead_of_base), _as_code(combination)
+    given = f", combination={recipe}" if recipe else ""
+    base = f'members["{BASE}"]' if BASE in names else "None"
+    build = f"model = EFTForCausalLM.from_models({base}, {_arguments(names, named=True)}{given})"
+    theirs, ours = {"AutoModelForCausalLM", "AutoTokenizer"}, {"Combination"} if recipe else set()
+    ours |= {"Truncation"} if combination.truncation is not None else set()
+    wrapper = {*ours, "EFTForCausalLM"}
+    blocks = {
+        "As a model": _program(theirs, wrapper, load, build, _GENERATE),
+        "In a pipeline": _program({*theirs, "pipeline"}, wrapper, load, build, _PIPELINE),
+    }
+    if _has_add_on(names):
+        text = _ADD_ON.format(arguments=_arguments(names) + given, ends_as=_written_by(names))
+        blocks["As an add-on to the base"] = _program(theirs, {*ours, "EFTLogitsProcessor"}, load, text)
+    return blocks
+
+
+def formula(combination: Combination) -> str:
+    r"""
+    The recipe as a line of a card.
+
+    Raises:
+        `ValueError`: If it cannot stand there: a callable's name has characters that break out of a line of code.
+    """
+    text = str(combination)
+    if not text.isprintable() or "`" in text:
+        raise ValueError(f"The recipe cannot be written into a card: {text!r}. Give its callables plain names.")
+    recipe, comma, truncation = text.partition(", ")
+    return f"log p = {recipe} - log Z{comma}{truncation}"
+
+
+def risks(combination: Combination) -> str:
+    """What a reader must know before using it."""
+    negative = [name for name in combination.coefficients if _goes_below_zero(combination, name)]
+    small = [name for name in combination.coefficients if name not in (BASE, REFERENCE)]
+    lines = []
+    if negative:
+        lines.append(
+            f"- **Negative weights.** {_listed(negative)} enters with a negative weight: what it finds likely becomes less likely. "
+            "Negative weights on a safety-tuned delta undo its safety training. Choose coefficients yourself; do not let untrusted callers "
+            "do so."
+        )
+    if BASE in combination.coefficients and small:
+        lines.append(
+            f"- **The small model steers the large one.** What {_listed(small)} learnt, mistakes, bias and anything that was planted in it "
+            "included, changes what the large one says, with the large one's abilities behind it. Trust every member as you trust the base."
+        )
+    lines.append(
+        "- **It can lose to its own parts.** Compare the combination with each member alone on your task; results of one member are not "
+        "results of the combination."
+    )
+    lines.append("- **Every member's licence applies**, and the terms of use of each.")
+    return "\n".join(lines)
+
+
+def _program(theirs: set[str], ours: set[str], *parts: str) -> str:
+    imports = f"from transformers import {', '.join(sorted(theirs))}\n\nfrom hf_eft import {', '.join(sorted(ours))}"
+    return "\n\n".join([imports, *parts])
+
+
+def _loading(where: Mapping[str, tuple[str, str | None]], written_by: str, instead_of_base: str | None) -> str:
+    """Code that loads every model once."""
+    lines, again, first = ["members = {"], [], dict[tuple[str, str | None], str]()
+    for name, place in where.items():
+        if (other := first.setdefault(place, name)) != name:
+            again.append(f'members["{name}"] = members["{other}"]')
+            continue
+        lines.append(f'    "{name}": AutoModelForCausalLM.from_pretrained({_place(place)}, use_safetensors=True),')
+    lines += ["}", *again]
+    if instead_of_base:
+        lines.append(f'members["{BASE}"] = members["{instead_of_base}"]  # put a larger model with the same tokenizer here')
+    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({_place(where[written_by])})"])
+
+
+def _place(place: tuple[str, str | None]) -> str:
+    repository, commit = place
+    return f'"{repository}"' if commit is None else f'"{repository}", revision="{commit}"'
+
+
+def _tuned(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name not in (BASE, REFERENCE)]
+
+
+def _written_by(names: list[str]) -> str:
+    """Whose tokenizer writes prompts and whose end tokens end texts: the tuned member's, as in `EFTForCausalLM.from_models`."""
+    tuned = _tuned(names)
+    return tuned[0] if len(tuned) == 1 else names[0]
+
+
+def _has_add_on(names: list[str]) -> bool:
+    return BASE in names and len(names) > 1
+
+
+def _arguments(names: list[str], named: bool = False) -> str:
+    """The members but the base, as arguments of a leaf."""
+    tuned, arguments = _tuned(names), []
+    if tuned == ["tuned"]:
+        arguments.append(("tuned=" if named else "") + 'members["tuned"]')
+    elif tuned:
+        arguments.append("tuned={" + ", ".join(f'"{name}": members["{name}"]' for name in tuned) + "}")
+    if REFERENCE in names:
+        arguments.append(("reference=" if named or tuned != ["tuned"] else "") + f'members["{REFERENCE}"]')
+    return ", ".join(arguments)
+
+
+def _as_code(combination: Combination) -> str:
+    """The recipe as an expression; empty for the one that the leaves take if nothing is said."""
+    if called := [name for name, value in combination.coefficients.items() if callable(value)]:
+        raise ValueError(f"The coefficients of {called} are callables, which cannot be written into a card. Give numbers.")
+    if combination == Combination.emulate():
+        return ""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in combination.coefficients.items()}
+    recipe = ", ".join(f'"{name}": {value!r}' for name, value in values.items())
+    truncation = combination.truncation
+    return f"Combination({{{recipe}}}" + (f', Truncation("{truncation.rule}", {truncation.p!r}))' if truncation else ")")
+
+
+def _goes_below_zero(combination: Combination, name: str) -> bool:
+    """Whether a coefficient is negative anywhere; what a callable says is not known, so that it may be."""
+    value = combination.coefficients[name]
+    return callable(value) or min(value if isinstance(value, (list, tuple)) else [value]) < 0
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,1 @@
+"""Models that run as one step: their caches, masks, devices, vocabularies and adapters."""

@@ -1,0 +1,346 @@
+"""`EFTCache`: the caches of all members behind the one `Cache` that transformers sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+    QuantizedCache,
+    StaticCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+    get_layer_types_and_kwargs,
+)
+
+from .recurrent import give_layers, is_recurrent, records
+from .roll_back import crop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .adapters.joint import Joint
+
+
+class EFTCache(Cache):
+    r"""
+    The `cache` (`past_key_values` before transformers 5.24) of [`EFTForCausalLM`]: a transformers cache of the *main* member (the
+    base) which carries the caches of the other members along.
+
+    To transformers it is the main member's cache: it has its class (`DynamicCache`, `StaticCache`, `QuantizedCache`), its
+    layers and its length. Whatever changes its structure (`reorder_cache`, `crop`, `reset`, `batch_select_indices`,
+    `batch_repeat_interleave`, `activate_past_recording`) reaches every member. It may be copied with `copy.deepcopy`, and
+    passed on to a later call to continue a conversation.
+
+    It is made by `generate` and by `forward`, or in place out of an empty cache of yours: any cache of transformers that the
+    members support may be passed as `cache`.
+    """
+
+    main_member: str
+    joints: dict[tuple[str, ...], Joint]  # states of members that run as one batch, which their own are views of
+    sibling_caches: dict[str, Cache]
+    seen_tokens: int  # asked for only where no member's cache counts, and such caches are never cropped
+    unsettled_tokens: int  # read since the last `crop`
+
+    @property
+    def members(self) -> dict[str, Cache]:
+        """The cache of every distinct member, by name; the main member's is this object."""
+        return {self.main_member: self, **self.sibling_caches}
+
+    @staticmethod
+    def attach(cache: Cache, models: Mapping[str, PreTrainedModel], max_cache_len: int | None = None) -> EFTCache:
+        """
+        Give `cache` the caches of the other members, in place: the caller keeps the object that they made.
+
+        Args:
+            cache (`Cache`): A cache of the main member, that is, of the first of `models`.
+            models (`Mapping[str, PreTrainedModel]`): Every distinct member.
+            max_cache_len (`int`, *optional*): How many tokens static caches must hold.
+
+        Raises:
+            `ValueError`: If the cache is filled but has no states of the other members, is another model's, or a static
+                cache of it holds fewer than `max_cache_len` tokens.
+        """
+        main, *others = models
+        if isinstance(cache, EFTCache):
+            if list(cache.members) != list(models):
+                raise ValueError(
+                    f"`cache` holds states of the members {list(cache.members)}, but the model has {list(models)}."
+                )
+            for name, sibling in cache.sibling_caches.items():
+                _check_room(name, sibling, max_cache_len)
+            return cache
+        if _length(cache) > 0:
+            raise ValueError(
+                f"`cache` is filled, but has no states of the members {', '.join(map(repr, others))}: it was filled "
+                "by another model. Pass an empty cache, or one that this model returned."
+            )
+        give_layers(cache, models[main].config)
+        siblings = {name: sibling_cache(cache, name, models[name], max_cache_len) for name in others}
+        cache.__class__ = _eft_class(type(cache))
+        attached = cast(EFTCache, cache)
+        attached.main_member = main
+        attached.sibling_caches = siblings
+        attached.joints = {}
+        attached.seen_tokens = attached.unsettled_tokens = 0
+        return attached
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        # A pure state-space member counts no tokens: any member that does may answer for all.
+        if layer_idx == 0 and not counts_tokens(self):
+            counting = [cache for cache in self.sibling_caches.values() if counts_tokens(cache)]
+            return counting[0].get_seq_length() if counting else self.seen_tokens
+        return super().get_seq_length(layer_idx)
+
+    def read_by(self, name: str, otherwise: int) -> int:
+        """How many tokens a member has read; `otherwise` where its cache does not count them and has read any."""
+        cache = self.members[name]
+        return _length(cache) if counts_tokens(cache) else otherwise * _length(cache)
+
+    def count(self, tokens: int) -> None:
+        """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
+        static caches, which are compiled, are never rolled back."""
+        if isinstance(self, StaticCache) and any(counts_tokens(cache) for cache in self.members.values()):
+            return
+        self.seen_tokens += tokens
+        self.unsettled_tokens += tokens
+
+    def can_crop(self, tokens: int, marked: bool = False) -> bool:
+        """
+        Whether the last `tokens` tokens can be taken back exactly. Sliding windows and convolutions have forgotten what that
+        needs, unless they record the past; then they remember back to the last `crop`. Recurrent states cannot, unless they are `marked`:
+        put back from a [`~hf_eft.members.roll_back.Mark`] afterwards.
+        """
+        layers = [layer for cache in self.members.values() for layer in cache.layers]
+        return all((marked or not is_recurrent(layer)) and _can_crop(layer, tokens, self.unsettled_tokens) for layer in layers)
+
+    def roll_back(self, drops: Mapping[str, int], shift: torch.Tensor | None, trims: Mapping[str, int]) -> None:
+        r"""
+        Forget the end of every row, as many tokens as that row's draft was wrong in, and bring the rows into line again: a row that
+        forgets more than the others moves to the right, and gets padding on its left. Recurrent states are left as they are.
+
+        Args:
+            drops (`Mapping[str, int]`): By member, how many columns *all* rows forget.
+            shift (`torch.LongTensor` of shape `(rows,)`, *optional*): How many more each row forgets, and moves by.
+            trims (`Mapping[str, int]`): By member, how many columns on the left have become padding in all rows and are dropped.
+        """
+        for name, cache in self.members.items():
+            if shift is not None:
+                for layer in cache.layers:
+                    _shift_rows(layer, shift)
+            for layer in cache.layers:
+                crop(layer, drops[name])
+                if trims[name]:
+                    _trim_left(layer, trims[name])
+        self.unsettled_tokens = 0
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        for cache in self.sibling_caches.values():
+            cache.reorder_cache(beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        layers = [layer for cache in self.members.values() for layer in cache.layers]
+        if tokens_to_remove and any(map(is_recurrent, layers)):
+            raise RuntimeError("Recurrent states have forgotten what they read before: they cannot be cropped.")
+        for layer in layers:
+            crop(layer, -tokens_to_remove)
+        self.unsettled_tokens = 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen_tokens = self.unsettled_tokens = 0
+        self.joints.clear()
+        for cache in self.sibling_caches.values():
+            cache.reset()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        for cache in self.sibling_caches.values():
+            cache.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        for cache in self.sibling_caches.values():
+            cache.batch_select_indices(indices)
+
+    def activate_past_recording(self) -> None:
+        # Recurrent layers are put back instead; some models take what a recording convolution holds for its last states only.
+        for layer in (layer for cache in self.members.values() for layer in cache.layers):
+            if records(layer):
+                layer.activate_past_recording()
+
+    @property
+    def is_linear(self) -> list[bool]:
+        # transformers takes a cache of recurrent states only for one that does not count its tokens. This one does.
+        if not counts_tokens(self):
+            return [False] * len(self.layers)
+        return [not isinstance(layer, CacheLayerMixin) for layer in self.layers]
+
+    @property
+    def is_compileable(self) -> bool:
+        # transformers never compiles a plain `DynamicCache`, even one whose (linear) layers all could be.
+        if isinstance(self, DynamicCache):
+            return False
+        return super().is_compileable and all(cache.is_compileable for cache in self.sibling_caches.values())
+
+    @property
+    def is_croppable(self) -> bool:
+        return super().is_croppable and all(cache.is_croppable for cache in self.sibling_caches.values())
+
+
+class EFTDynamicCache(EFTCache, DynamicCache):
+    """An [`EFTCache`] that grows."""
+
+
+class EFTStaticCache(EFTCache, StaticCache):
+    """An [`EFTCache`] of fixed size."""
+
+
+class EFTQuantizedCache(EFTCache, QuantizedCache):
+    """An [`EFTCache`] that stores quantised states."""
+
+
+_EFT_CLASSES: dict[type[Cache], type[EFTCache]] = {
+    DynamicCache: EFTDynamicCache,
+    StaticCache: EFTStaticCache,
+    QuantizedCache: EFTQuantizedCache,
+}
+
+
+def _eft_class(kind: type[Cache]) -> type[EFTCache]:
+    """The `EFTCache` of a cache class; made on demand for a class that is not one of transformers' own."""
+    if kind not in _EFT_CLASSES:
+        _EFT_CLASSES[kind] = type(f"EFT{kind.__name__}", (EFTCache, kind), {"__doc__": f"An EFTCache over {kind}."})
+    return _EFT_CLASSES[kind]
+
+
+def sibling_cache(cache: Cache, name: str, model: PreTrainedModel, max_cache_len: int | None = None) -> Cache:
+    """
+    An empty cache for the member `name`, of the kind, capacity and offloading that `cache` has for the main member.
+
+    A static cache holds the larger of `max_cache_len` and what the layers of `cache` hold. (`cache.get_max_length()` would be
+    wrong: with sliding layers only, it answers with their window.)
+    """
+    config = model.config.get_text_config(decoder=True)
+    if isinstance(cache, QuantizedCache):
+        return _sibling_quantized(cache, name, config)
+    if isinstance(cache, StaticCache):
+        lengths = _static_lengths(cache)
+        if max_cache_len is None and not lengths:
+            raise ValueError(
+                f"How long should the static cache of the member {name!r} be? The main member's has sliding layers only, which "
+                "do not say. Call `generate`, which knows, or pass a dynamic cache."
+            )
+        room = max([*lengths, max_cache_len or 0])
+        static = StaticCache(config=config, max_cache_len=room, offloading=cache.offloading)
+        # A window that holds all tokens never slides, but counts them in a number, for each of which a graph would be compiled.
+        static.layers = [
+            StaticLayer(room) if isinstance(layer, StaticSlidingWindowLayer) and layer.max_cache_len == room else layer
+            for layer in static.layers
+        ]
+        return static
+    return DynamicCache(config=config, offloading=cache.offloading)
+
+
+def _static_lengths(cache: Cache) -> list[int]:
+    """How many tokens the layers hold that hold all tokens: not sliding ones, not linear ones."""
+    return [
+        layer.max_cache_len
+        for layer in cache.layers
+        if isinstance(layer, StaticLayer) and not getattr(layer, "is_sliding", False)
+    ]
+
+
+def _sibling_quantized(cache: QuantizedCache, name: str, config: Any) -> QuantizedCache:
+    kinds = set(get_layer_types_and_kwargs(config)[0])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"A quantized cache needs full attention in every layer, but the member {name!r} has {sorted(kinds)}. Use another "
+            "`cache_implementation`."
+        )
+    options = ("nbits", "axis_key", "axis_value", "q_group_size", "residual_length")
+    layer = cache.layers[0]
+    same = {option: getattr(layer, option) for option in options if hasattr(layer, option)}
+    sibling = QuantizedCache.__new__(QuantizedCache)
+    Cache.__init__(sibling, layers=[type(layer)(**same) for _ in range(config.num_hidden_layers)])
+    return sibling
+
+
+def _length(cache: Cache) -> int:
+    """How many tokens a cache has read, or whether it has read any, for one that does not count."""
+    if counts_tokens(cache) or not cache.layers:
+        return int(cache.get_seq_length())
+    return int(cache.has_previous_state())
+
+
+def counts_tokens(cache: Cache) -> bool:
+    """Whether a cache knows how many tokens it has read: one of recurrent states only does not."""
+    # A dynamic cache made without a configuration has no layers before its first update, and then attention layers.
+    return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+
+
+def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
+    if is_recurrent(layer) and not isinstance(layer, CacheLayerMixin):
+        return True
+    if isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window:
+        return True
+    if records(layer):
+        return layer.record_past and tokens <= recorded
+    return isinstance(layer, DynamicLayer)
+
+
+def _shift_rows(layer: Any, shift: torch.Tensor) -> None:
+    """Move each row's states to the right by its shift. What falls in on the left is padding, or older than a window."""
+    if hasattr(layer, "indexer_keys"):
+        raise ValueError(
+            "Rows that keep different numbers of drafted tokens cannot be brought into line in a cache with an index of keys (sparse "
+            "attention). Speculate with one row at a time."
+        )
+    if isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer):
+        for i, states in layer.conv_states.items():
+            if states is not None:
+                layer.conv_states[i] = _shifted(states, shift, dim=-1)
+    if getattr(layer, "is_initialized", False) and layer.keys is not None:
+        layer.keys = _shifted(layer.keys, shift, dim=-2)
+        layer.values = _shifted(layer.values, shift, dim=-2)
+
+
+def _shifted(states: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
+    length = states.shape[dim]
+    source = (torch.arange(length, device=states.device)[None] - shift.to(states.device)[:, None]).clamp(
+        min=0
+    )  # (rows, length)
+    shape = [1] * states.dim()
+    shape[0], shape[dim] = source.shape
+    return states.gather(dim, source.view(shape).expand(states.shape))
+
+
+def _trim_left(layer: Any, columns: int) -> None:
+    """Forget the first columns. A sliding layer that does not hold them any more only counts them off."""
+    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
+        return
+    left = layer.get_seq_length() - columns
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = left
+    keep = min(left, layer.keys.shape[-2])
+    layer.keys = layer.keys[..., layer.keys.shape[-2] - keep :, :]
+    layer.values = layer.values[..., layer.values.shape[-2] - keep :, :]
+
+
+def _check_room(name: str, cache: Cache, needed: int | None) -> None:
+    if needed is None or not isinstance(cache, StaticCache):
+        return
+    rooms = _static_lengths(cache)
+    if rooms and max(rooms) < needed:
+        raise ValueError(
+            f"The static cache of the member {name!r} holds {max(rooms)} tokens, but this call needs {needed}. Pass a larger "
+            "`StaticCache`, or generate fewer tokens."
+        )

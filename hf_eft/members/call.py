@@ -1,0 +1,84 @@
+"""What belongs to one call lives with that call: not on the model, which other threads may be calling too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..decoding.speculative.request import Request
+    from .members import Members
+
+
+@dataclass
+class Call:
+    r"""
+    A running call of `generate`.
+
+    Args:
+        model ([`EFTForCausalLM`]): Whose call it is.
+        request ([`Request`]): What it asked for.
+        members ([`Members`]): The members, those with a prompt of their own with states of their own.
+    """
+
+    model: Any
+    request: Request
+    members: Members
+    pad: int | None = None  # what fills rows that have ended
+
+
+# One after the other, as they were entered: a call may run another one, of an assistant for example, of the same model even.
+_entered: ContextVar[tuple[Call, ...]] = ContextVar("calls", default=())
+_running: list[Call] = []  # of all threads
+
+
+@contextmanager
+def entered(call: Call) -> Iterator[Call]:
+    """Have a call be the one that is running here, until it is left."""
+    token = _entered.set((*_entered.get(), call))
+    _running.append(call)
+    try:
+        yield call
+    finally:
+        _entered.reset(token)
+        _running[:] = [other for other in _running if other is not call]
+
+
+def innermost(model: Any) -> Call | None:
+    """The call of a model that is running in this thread; of several, the one that was entered last."""
+    return next((call for call in reversed(_entered.get()) if call.model is model), None)
+
+
+def refuse_while_running(model: Any, what: str) -> None:
+    """Raise if a call of the model is running, in whatever thread: its text would be of two models."""
+    if any(call.model is model for call in tuple(_running)):
+        raise RuntimeError(f"{what} cannot be replaced while `generate` is running on this model. Wait for the call to end.")
+
+
+class PerThread(threading.local):
+    """A value that every thread has its own of. Copies start without any."""
+
+    value: Any = None
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class Lock:
+    """A lock that can be copied and pickled along with what it guards: a copy is a lock of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> Any:
+        return type(self), ()

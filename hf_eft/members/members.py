@@ -1,0 +1,260 @@
+"""A set of models run as one step: each distinct model once, in its own dtype, on its own device, at its own positions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from ..recipe.combination import BASE, REFERENCE, TUNED
+from .adapters import by_adapter, resolve
+from .adapters.joint import Joint
+from .adapters.stack import Stack
+from .cache import EFTCache
+from .checks import check_finite, check_model
+from .member import Member
+from .padding import readable
+from .vocabulary import Vocabulary, width
+
+# What only the main member is asked for: outputs of the others that nobody would see.
+_MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits", "return_shared_kv_states")
+
+
+def named_members(base: Any, tuned: Any, reference: Any) -> dict[str, Any]:
+    """The members in their order: the base, the tuned one or ones, the reference; those that are `None` left out."""
+    models: dict[str, Any] = {}
+    tuned = by_adapter(tuned)
+    if base is not None:
+        models[BASE] = base
+    if isinstance(tuned, Mapping):
+        if clash := {BASE, REFERENCE} & tuned.keys():
+            raise ValueError(f"`tuned` may not name a member {clash.pop()!r}: that name has a meaning of its own.")
+        models.update(tuned)
+    elif tuned is not None:
+        models[TUNED] = tuned
+    if reference is not None:
+        models[REFERENCE] = reference
+    return models
+
+
+class Members:
+    r"""
+    Named causal language models which read the same tokens.
+
+    Args:
+        given (`Mapping[str, PreTrainedModel or PeftModel or str]`):
+            The model of every member, or its adapter: a `PeftModel` or a folder. One model may serve as several members: it is run once a
+            step. The first is the *main* member, whose device the logits are returned on.
+        wanted (`Collection[str]`, *optional*):
+            The members that the recipe names: a missing reference is the model under the adapters.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): See [`Vocabulary`].
+
+    Raises:
+        `ValueError`: If a member is missing, not a decoder-only language model, or returns logits of another width.
+    """
+
+    def __init__(
+        self, given: Mapping[str, Any], wanted: Collection[str] = (), tokenizers: Mapping[str, Any] | None = None
+    ) -> None:
+        if not given:
+            raise ValueError("There are no members. Give at least one model.")
+        resolved = resolve(given, wanted)
+        models = resolved.models
+        for name, model in models.items():
+            check_model(name, model)
+        first_name: dict[int, str] = {}
+        for name, model in models.items():
+            first_name.setdefault(id(model), name)
+        self.models = dict(models)
+        self.owner = {name: first_name[id(model)] for name, model in models.items()}
+        self.distinct = {name: Member.of(name, models[name]) for name in first_name.values()}
+        self.main = next(iter(self.distinct))
+        self.adapters = resolved.adapted
+        self.stacks = [Stack(names, Member.of(names[0], model)) for names, model in resolved.stacks]
+        self.given = dict(given)
+        self._kept_apart: dict[frozenset[str], Members] = {}
+        self.vocabulary = Vocabulary({name: width(member.model) for name, member in self.distinct.items()}, tokenizers)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits the main member returns, and a combination with it."""
+        return self.vocabulary.widths[self.main]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.models)
+
+    def apart(self, names: Collection[str]) -> Members:
+        """The same members, in which those of `names` have states of their own though they share another's model."""
+        if all(name in self.distinct for name in names):
+            return self
+        return self._kept_apart.get(frozenset(names)) or self._parted(names)
+
+    def _parted(self, names: Collection[str]) -> Members:
+        first: dict[tuple[int, str | None], str] = {}
+        keys = {name: (id(model), name if name in names else None) for name, model in self.models.items()}
+        for name, key in keys.items():
+            first.setdefault(key, name)
+        other = copy.copy(self)
+        other.owner = {name: first[key] for name, key in keys.items()}
+        other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
+        self._kept_apart[frozenset(names)] = other
+        return other
+
+    def only(self, names: Sequence[str]) -> Members:
+        """Some of the members, with states of their own."""
+        if tuple(names) == self.names:
+            return self
+        other = copy.copy(self)
+        other._kept_apart = {}
+        other.models = {name: self.models[name] for name in names}
+        first: dict[int, str] = {}
+        other.owner = {name: first.setdefault(id(model), name) for name, model in other.models.items()}
+        other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
+        other.main = names[0]
+        return other
+
+    def find(self, model: Any) -> str | None:
+        """The distinct member that an object is: its model, or what was given for it."""
+        if model is None:
+            return None
+        names = [name for name in self.names if model is self.models[name] or model is self.given.get(name)]
+        active = getattr(model, "active_adapter", None)  # which of its adapters a `PeftModel` of several stands for
+        return self.owner[active if active in names else names[0]] if names else None
+
+    @property
+    def distinct_models(self) -> dict[str, PreTrainedModel]:
+        return {name: member.model for name, member in self.distinct.items()}
+
+    @property
+    def adapted(self) -> list[str]:
+        """Names of the members that are views of a model with or without an adapter."""
+        return [name for name, model in self.models.items() if model is not self.given.get(name)]
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the members with recurrent states."""
+        return [name for name, member in self.distinct.items() if member.is_stateful]
+
+    def new_cache(self) -> EFTCache:
+        """An empty dynamic cache for every member."""
+        config = self.models[self.main].config.get_text_config(decoder=True)
+        return EFTCache.attach(DynamicCache(config=config), self.distinct_models)
+
+    def step(
+        self,
+        input_ids: torch.Tensor | None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        cache: EFTCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        only: Collection[str] | None = None,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> dict[str, Any]:
+        r"""
+        Run every distinct member once.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, positions)`): The tokens that follow those in `cache`.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, positions, hidden)`, *optional*):
+                What the main member reads instead of `input_ids`.
+            attention_mask (`torch.Tensor` of shape `(batch, cached + positions)`, or masks by member, *optional*):
+                0 where a token is padding.
+            position_ids (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*):
+                Handed to those members that take it; the others derive positions from the mask.
+            cache ([`EFTCache`], *optional*): The states of the tokens before; extended in place.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): As in transformers; 0 keeps all.
+            only (`Collection[str]`, *optional*): The distinct members to run; all by default.
+            own (`Mapping[str, Mapping[str, Any]]`, *optional*):
+                By distinct member, `input_ids`, `attention_mask` and `position_ids` in place of the common ones.
+
+        Returns:
+            `dict[str, ModelOutput]`: Each distinct member's own output, by name.
+        """
+        asked = set(self.distinct if only is None else only)
+        input_ids, own = self._readable(
+            input_ids, attention_mask, asked - {self.main} if inputs_embeds is not None else asked, own or {}
+        )
+        caches = cache.members if cache is not None else {}
+        outputs: dict[str, Any] = {}
+        for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none
+            one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, attention_mask, own)
+            if not one_pass or not asked.issuperset(stack.names):
+                if cache is not None:
+                    cache.joints.pop(stack.names, None)  # members that go on alone need no common states
+                continue
+            outputs |= stack.forward(
+                input_ids=cast(torch.Tensor, input_ids),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                caches=caches,
+                joint=cache.joints.setdefault(stack.names, Joint()) if cache is not None else None,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )
+        per_member = isinstance(attention_mask, Mapping)
+        # What accelerators are given to do, they do while the CPU works: its own members come last.
+        for name, member in sorted(self.distinct.items(), key=lambda item: item[1].device.type == "cpu"):
+            if name not in asked or name in outputs:
+                continue
+            is_main = name == self.main
+            common = {
+                "input_ids": None if is_main and inputs_embeds is not None else input_ids,
+                "attention_mask": attention_mask.get(name) if per_member else attention_mask,
+                "position_ids": position_ids,
+            }
+            outputs[name] = member.forward(
+                **{**common, **own.get(name, {})},
+                inputs_embeds=inputs_embeds if is_main else None,
+                cache=caches.get(name),
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                extra=extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY},
+            )
+        if cache is not None:
+            tokens = input_ids if input_ids is not None else inputs_embeds
+            cache.count(tokens.shape[1] if tokens is not None else 0)
+        return outputs
+
+    def _readable(
+        self, input_ids: torch.Tensor | None, mask: Any, asked: Collection[str], own: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[torch.Tensor | None, Mapping[str, Mapping[str, Any]]]:
+        """What members read, with padding that all of those have a row for who read it."""
+        rows = {name: member.rows for name, member in self.distinct.items() if name in asked}
+        own = {
+            name: {**inputs, "input_ids": readable(inputs["input_ids"], inputs.get("attention_mask"), {name: rows[name]})}
+            if name in rows and "input_ids" in inputs
+            else inputs
+            for name, inputs in own.items()
+        }
+        common = {name: count for name, count in rows.items() if "input_ids" not in own.get(name, {})}
+        return (readable(input_ids, mask, common) if input_ids is not None and common else input_ids), own
+
+    def logits(self, outputs: Mapping[str, Any], attention_mask: Any = None) -> dict[str, torch.Tensor]:
+        """
+        The members' logits of the tokens that all have, by name, on the main member's device: members that share a model share the tensor.
+
+        Raises:
+            `FloatingPointError`: If a member's are NaN or infinite, naming member, row and position. (Not inside a compiled
+                graph, which cannot raise on data.)
+        """
+        return self.by_name({name: output.logits for name, output in outputs.items()}, attention_mask)
+
+    def by_name(self, logits: Mapping[str, torch.Tensor], attention_mask: Any = None) -> dict[str, torch.Tensor]:
+        """The same, from the logits of distinct members."""
+        device = logits[self.main if self.main in logits else next(iter(logits))].device
+        distinct = {name: self.vocabulary.cut(values.to(device)) for name, values in logits.items()}
+        if not torch.compiler.is_compiling():
+            # One look for all members: on an accelerator each look waits for it.
+            tops = torch.stack([values.detach().amax(-1).isfinite().all() for values in distinct.values()])
+            if not bool(tops.all()):
+                for name, values in distinct.items():
+                    check_finite(values, name, attention_mask)
+        return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}

@@ -1,0 +1,1 @@
+"""What the command line, the server and the playground share: answers, batch runs, conversations, tables."""

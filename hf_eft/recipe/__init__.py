@@ -1,0 +1,1 @@
+"""What is combined and its arithmetic: pure tensors, no model."""

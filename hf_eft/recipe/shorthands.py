@@ -1,0 +1,63 @@
+"""A recipe from what a user says: a strength, an amplification or weights, whatever members there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .combination import BASE, REFERENCE, Combination, Truncation
+
+
+def recipe(
+    names: Sequence[str],
+    alpha: float | None = None,
+    beta: float | None = None,
+    weights: Mapping[str, float] | None = None,
+    truncation: Truncation | None = None,
+) -> Combination:
+    r"""
+    The recipe of the members `names` with one of `alpha`, `beta` and `weights`.
+
+    Args:
+        names (`Sequence[str]`): The members that there are.
+        alpha (`float`, *optional*): Strength of the behaviour delta; 1 if nothing else is given.
+        beta (`float`, *optional*): Amplification of the up-scaling delta.
+        weights (`Mapping[str, float]`, *optional*):
+            The weight of each tuned member, 0 for one that is not named: of its delta where there is a base and a reference (EFT
+            paper, section 3.3); against the reference where there is no base (DeRa); of itself where there is neither (MOD).
+        truncation ([`Truncation`], *optional*): Which tokens may be re-weighted.
+
+    Returns:
+        [`Combination`]
+
+    Raises:
+        `ValueError`: If two of them are given, weights are missing or name no tuned member.
+
+    Example:
+
+    ```python
+    >>> from hf_eft.recipe.shorthands import recipe
+
+    >>> print(recipe(["base", "helpful", "brief", "reference"], weights={"helpful": 0.7}))
+    base + 0.7 helpful - 0.7 reference
+    ```
+    """
+    given = [name for name, value in (("alpha", alpha), ("beta", beta), ("weights", weights)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"Give one of alpha, beta and weights, not both {' and '.join(given)}.")
+    tuned = [name for name in names if name not in (BASE, REFERENCE)]
+    if not weights:
+        if len(tuned) > 1:
+            raise ValueError(f"With the tuned members {', '.join(tuned)}, say how they are weighted.")
+        chosen = Combination.emulate(alpha, beta, truncation)
+        chosen.check_names(tuple(names))
+        return chosen
+    if unknown := sorted(set(weights) - set(tuned)):
+        raise ValueError(
+            f"There are no tuned members {', '.join(map(repr, unknown))} to weight, but {', '.join(map(repr, tuned))}."
+        )
+    whole = {name: weights.get(name, 0.0) for name in tuned}
+    if BASE in names and REFERENCE in names:
+        return Combination.steer(whole, truncation)
+    if REFERENCE in names:
+        return Combination({**whole, REFERENCE: 1.0 - sum(whole.values())}, truncation)
+    return Combination(whole, truncation)
