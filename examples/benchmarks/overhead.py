@@ -75,7 +75,7 @@ import resource, sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from overhead import llama, VOCAB
 from hf_eft import EFTForCausalLM
-from hf_eft.releases import cache_of
+from hf_eft.members.releases import cache_of
 def rss(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 2**20
 torch.set_num_threads(1)
 warm = llama(1, 64); warm.generate(torch.tensor([[1, 2]]), max_new_tokens=4, pad_token_id=0); del warm

@@ -21,7 +21,7 @@ Place: TypeAlias = "str | Path | tuple[str, str] | PreTrainedModel"
 _SHIM = '''\
 """Emulated fine-tuning of the model that generates: `model.generate(custom_generate=..., trust_remote_code=True, ...)`."""
 
-from hf_eft.custom_generate import generate as emulate
+from hf_eft.hub.custom_generate import generate as emulate
 
 TUNED = {tuned!r}
 REFERENCE = {reference!r}
