@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -22,6 +23,19 @@ __all__ = [
     "Truncation",
     "__version__",
 ]
+
+
+def _register_model() -> None:
+    """
+    Have a configuration's model be found: with `AutoModelForCausalLM`, with which its module registers it, or by its name among
+    transformers' own, as `transformers serve` looks it up. Called when a configuration is made, so that importing costs nothing.
+    """
+    from .modeling_eft import EFTForCausalLM
+
+    sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]  # a lazy module, which can be made anew
+
+
+EFTConfig.register_model = staticmethod(_register_model)  # type: ignore[method-assign]
 
 # These need transformers' modeling code, which takes seconds to import and which an importer may never use.
 _LAZY = {"EFTForCausalLM": ".modeling_eft", "EFTLogitsProcessor": ".logits_process"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +60,12 @@ class EFTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False  # each member ties its own
     use_cache: bool = True
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        # Whoever holds a configuration may look its model up: with `AutoModelForCausalLM`, with which the module registers it, or by its
-        # name among transformers' own, as `transformers serve` does.
-        from .modeling_eft import EFTForCausalLM
+    @staticmethod
+    def register_model() -> None:
+        """Have whoever holds a configuration find its model. The package puts what does so in this place."""
 
-        sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]  # a lazy module, which can be made anew
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.register_model()
         self.shared_members = dict(self.shared_members or {})
         self.adapters = dict(self.adapters or {})
         self.tokenizer_members = list(self.tokenizer_members or [])

@@ -19,7 +19,6 @@ from ..members.checks import check_static
 from ..members.members import Members
 from ..members.modalities import KINDS, refuse_inputs
 from ..members.releases import CACHE, cache_of, renamed
-from ..members.roll_back import check_within
 from ..members.trial import check_moving
 from ..members.vocabulary import Vocabulary
 from ..prompts import MemberPrompts, positions_of, warn_of_templates
@@ -29,6 +28,7 @@ from .inputs import EFTInputsMixin
 from .speculative import Speculation
 from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .speculative.line import Line
+from .speculative.recurrent import check_within
 from .speculative.request import Request, refuse_what_cannot_be_speculated
 from .speculative.rows import Rows
 from .speculative.schedule import Automatic, Fixed, Report

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files.repositories import check_repository, is_commit, is_repo_id
+from ..members.combined import Combined
 from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 from .card_text import PAPER, blocks_of_folder, blocks_of_members, formula, risks
-
-if TYPE_CHECKING:
-    from ..modeling_eft import EFTForCausalLM
 
 TAGS = ("emulated-fine-tuning", "eft", "hf_eft")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}")
@@ -49,7 +47,7 @@ def licence_of(where: str | Path, *, online: bool = False) -> str | None:
 
 
 def model_card(
-    model: EFTForCausalLM,
+    model: Combined,
     *,
     sources: Mapping[str, str | tuple[str, str | None]] | None = None,
     repo_id: str | None = None,
@@ -262,7 +260,7 @@ def _given(name: str, source: str | tuple[str, str | None]) -> tuple[str, str | 
     return place, commit
 
 
-def _remembered(model: EFTForCausalLM, name: str, own: str) -> tuple[str | None, str | None]:
+def _remembered(model: Combined, name: str, own: str) -> tuple[str | None, str | None]:
     """A place that the model remembers. Folders are no places: neither their paths nor their names are anyone else's business."""
     commit: Any
     place, commit = (getattr(model, "sources", None) or {}).get(name) or _NO_PLACE

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
@@ -27,13 +27,11 @@ from ..configuration_eft import EFTConfig
 from ..files.trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
 from ..members.adapters import Adapted, checked_folder, own_weights
 from ..members.checks import check_model
+from ..members.combined import Combined
 from ..members.members import Members
 from ..members.parts import Parts
 from ..recipe.combination import BASE, REFERENCE, Combination
 from .loading import announced, load_model, load_tokenizer
-
-if TYPE_CHECKING:
-    from ..modeling_eft import EFTForCausalLM
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +42,7 @@ _OF_THE_LOADING = ("is_local", "local_files_only", "name_or_path")
 
 
 def write(
-    model: EFTForCausalLM,
+    model: Combined,
     folder: Path,
     tokenizers: Mapping[str, Any],
     card: str | None = None,
@@ -120,7 +118,7 @@ def read(
     combination: Combination | None,
     each: Mapping[str, Mapping[str, Any]],
     progress: Callable[[str], None] | None,
-) -> tuple[EFTForCausalLM, dict[str, dict[str, Any]]]:
+) -> tuple[Combined, dict[str, dict[str, Any]]]:
     r"""
     Read a saved combination.
 

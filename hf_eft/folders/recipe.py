@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..configuration_eft import EFTConfig
 from ..files.trust import check_reference, is_repo_id
-from ..hub import Token, assemble, load_places, look, token_for
 from ..recipe.combination import BASE, REFERENCE, Combination
+from .card import recipe_card
+from .folder import install_recipe
+from .gather import Token, assemble, load_places, look, token_for
 from .loading import announced
 from .places import Place
-
-if TYPE_CHECKING:
-    from ..modeling_eft import EFTForCausalLM
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +33,6 @@ def write_recipe(
     Raises:
         `ValueError`: If a member is no repository, or cannot be found, or the recipe names another.
     """
-    from .card import recipe_card
-    from .folder import install_recipe
-
     for name, where in members.items():
         if not is_repo_id(where):
             raise ValueError(
@@ -63,6 +59,7 @@ def write_recipe(
 
 
 def follow(
+    cls: Any,
     config: EFTConfig,
     where: str,
     combination: Combination | None,
@@ -72,9 +69,9 @@ def follow(
     tokens: Token,
     progress: Callable[[str], None] | None,
     hub_options: Mapping[str, Any],
-) -> tuple[EFTForCausalLM, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """
-    Load what a recipe refers to, each repository at its own commit. The repositories are logged before anything is fetched.
+    Load what a recipe refers to as a `cls`, each repository at its own commit. The repositories are logged before anything is fetched.
     """
     references = {name: check_reference(name, config.references[name]) for name in config.member_names}
     listed = ", ".join(f"{name}: {repo_id}@{commit}" for name, (repo_id, commit) in references.items())
@@ -86,7 +83,7 @@ def follow(
         places[name] = Place.on_hub(repo_id, commit, **{**hub_options, "token": token})
     models, tokenizers, reports = load_places(places, each, trust_remote_code, progress, own)
     recipe = Combination.from_dict(config.combination) if combination is None else combination
-    return assemble(models, tokenizers, combination=recipe), reports
+    return assemble(cls, models, tokenizers, combination=recipe), reports
 
 
 def refuse(config: EFTConfig, where: str) -> None:

@@ -12,8 +12,11 @@ from transformers import GenerationConfig
 
 from ..configuration_eft import EFTConfig
 from ..recipe.combination import Combination
+from . import folder, recipe
+from .card import model_card
 from .options import OF_THE_HUB, for_each, take
 from .places import Place, description_of, source_of
+from .upload import push
 
 
 class EFTSavingMixin:
@@ -73,9 +76,6 @@ class EFTSavingMixin:
         Raises:
             `ValueError`: If the folder holds another model, or a member could not be brought back from a folder.
         """
-        from .. import hub
-        from . import folder
-
         if kwargs and not push_to_hub:
             raise TypeError(f"`save_pretrained` got arguments that it does not know: {', '.join(map(repr, kwargs))}.")
         if is_main_process:
@@ -90,11 +90,9 @@ class EFTSavingMixin:
                 save_original_format=save_original_format,
             )
             if push_to_hub:
-                hub.push(target, repo_id or target.resolve().name, **kwargs)
+                push(target, repo_id or target.resolve().name, **kwargs)
 
     def _card(self, repo_id: str | None) -> str:
-        from .card import model_card
-
         return model_card(self, repo_id=repo_id)  # type: ignore[arg-type]
 
     def push_to_hub(
@@ -112,11 +110,9 @@ class EFTSavingMixin:
         Returns:
             `huggingface_hub.CommitInfo`: The commit.
         """
-        from .. import hub
-
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, tokenizers, max_shard_size=max_shard_size, repo_id=repo_id)
-            return hub.push(folder, repo_id, **kwargs)
+            return push(folder, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -166,8 +162,6 @@ class EFTSavingMixin:
             `ValueError`: If the folder is no combination, or decides what a file may not decide, or a member cannot be loaded; `TypeError`:
                 For unknown arguments.
         """
-        from . import folder, recipe
-
         if model_args:
             raise TypeError("`from_pretrained` takes one position argument, the folder or the repository.")
         common = take(kwargs)
@@ -195,7 +189,7 @@ class EFTSavingMixin:
             if not allow_references:
                 recipe.refuse(config, place.name)
             model, reports = recipe.follow(
-                config, place.name, combination, each, own, bool(trust_remote_code), tokens, progress, hub_options
+                cls, config, place.name, combination, each, own, bool(trust_remote_code), tokens, progress, hub_options
             )
         else:
             fetched = place.folder(subfolder, tqdm_class=common.get("tqdm_class"))

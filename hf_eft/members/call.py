@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..decoding.speculative.request import Request
-    from .members import Members
+from .members import Members
 
 
 @dataclass
@@ -21,12 +19,12 @@ class Call:
 
     Args:
         model ([`EFTForCausalLM`]): Whose call it is.
-        request ([`Request`]): What it asked for.
+        request ([`~hf_eft.decoding.speculative.request.Request`]): What it asked for. Members have no use for it.
         members ([`Members`]): The members, those with a prompt of their own with states of their own.
     """
 
     model: Any
-    request: Request
+    request: Any
     members: Members
     pad: int | None = None  # what fills rows that have ended
 

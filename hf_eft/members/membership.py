@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,9 +15,6 @@ from .devices import execution_device
 from .members import Members
 from .parts import Parts
 
-if TYPE_CHECKING:
-    from ..modeling_eft import EFTForCausalLM
-
 _FLAGS = ("_can_compile_fullgraph", "_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn")
 
 
@@ -27,7 +24,7 @@ class MemberModels(Mapping[str, PreTrainedModel]):
     the model's attribute does.
     """
 
-    def __init__(self, model: EFTForCausalLM) -> None:
+    def __init__(self, model: EFTMembersMixin) -> None:
         self._model = model
 
     def __getitem__(self, name: str) -> PreTrainedModel:
@@ -64,7 +61,7 @@ class EFTMembersMixin:
     @property
     def members(self) -> MemberModels:
         """Every member's model, by name. Members that share a model share the object. May be assigned to, between calls."""
-        return MemberModels(self)  # type: ignore[arg-type]
+        return MemberModels(self)
 
     @property
     def combination(self) -> Combination:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,10 +17,6 @@ from transformers.cache_utils import (
 )
 
 from .recurrent import is_recurrent
-
-if TYPE_CHECKING:
-    from ..decoding.speculative.line import Line
-    from .member import Member
 
 
 def crop(layer: Any, tokens: int) -> None:
@@ -35,15 +31,6 @@ def crop(layer: Any, tokens: int) -> None:
     if layer.record_past:
         for i, states in layer.conv_states.items():
             layer.conv_states[i] = None if states is None else states[..., -layer.conv_kernel_size[i] :]
-
-
-def check_within(member: Member, cache: Cache) -> None:
-    """Raise if a member has recurrent states that are not in its cache, once it has read."""
-    if member.is_stateful and not any(map(is_recurrent, cache.layers)):
-        raise ValueError(
-            f"The member {member.name!r} ({type(member.model).__name__}) keeps its recurrent states outside of its cache, where they can "
-            "neither be put back nor follow their rows. Decode without an assistant and without a `seed`."
-        )
 
 
 class Mark:
@@ -141,36 +128,6 @@ def take(cache: Cache, other: Cache, rows: torch.Tensor) -> None:
                 width = layer.conv_kernel_size[n]
                 states = _as_wide(states, width)
                 layer.conv_states[n] = states.index_copy(0, rows.to(states.device), _as_wide(source.conv_states[n], width))
-
-
-def read_again(member: Member, cache: Cache, mark: Mark, tokens: torch.Tensor, kept: Sequence[int], line: Line) -> None:
-    r"""
-    Make a member's recurrent states those of the tokens that each row keeps: where a row keeps not all that it read, its states are put
-    back and it reads again what it keeps. Rows that keep equally many read together.
-
-    Args:
-        member ([`~hf_eft.members.members.Member`]): The member.
-        cache (`Cache`): Its cache, which has read `tokens`. Only recurrent states are written to.
-        mark ([`Mark`]): Its states before `tokens`.
-        tokens (`torch.LongTensor` of shape `(rows, read)`): What it has read since.
-        kept (`Sequence[int]`): How many of these each row keeps, 1 or more.
-        line ([`~hf_eft.decoding.speculative.line.Line`]): Where the rows stood before `tokens`.
-    """
-    read = tokens.shape[1]
-    for count in sorted(set(kept) - {read}):
-        rows = torch.tensor([row for row, n in enumerate(kept) if n == count], device=tokens.device)
-        other, mask = branch(cache, mark, rows if len(rows) < len(kept) else None, read), line.seen(count)
-        member.forward(
-            input_ids=tokens[rows, :count],
-            inputs_embeds=None,
-            attention_mask=None if mask is None else mask[rows],
-            position_ids=line.at(0, count)[rows],
-            cache=other,
-            use_cache=True,
-            logits_to_keep=1,
-            extra={},
-        )
-        take(cache, other, rows)
 
 
 def _copied(layer: Any) -> dict[str, dict[int, torch.Tensor | None]]:

@@ -110,7 +110,9 @@ def _is_padded(mask: Any) -> bool:
 def _is_unusual(model: Any) -> bool:
     """Whether a model counts for itself where it is, has layers of cache that are its own, or sees pictures with what reads the text."""
     parameters, config = inspect.signature(model.forward).parameters, model.config
-    if type(model).__module__.partition(".")[0] == __package__:  # a model of this package, that reads others byte by byte
+    if (
+        type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
+    ):  # a model of this package, that reads others byte by byte
         return False
     if "position_ids" not in parameters and not getattr(model, "_is_stateful", False):
         return True

@@ -6,20 +6,18 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationMixin
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
+from ...members.combined import Generates
 from ..speculative.request import Request  # at run time too: transformers resolves the annotations of a model's class
 from .answers import BatchEnded
 from .limits import check_arguments
 from .manager import EFTBatchingManager
 from .options import Whole, whole
-
-if TYPE_CHECKING:
-    from ...modeling_eft import EFTForCausalLM
 
 __all__ = ["BatchEnded", "EFTBatchingManager", "EFTContinuousMixin"]
 
@@ -72,7 +70,7 @@ class EFTContinuousMixin(ContinuousMixin):
             `NotImplementedError`: If the tokens could not be those of `generate`, saying why.
             `ValueError`: If there is no such option, or a manager is kept that was made with others.
         """
-        model = cast("EFTForCausalLM", self)
+        model = cast(Generates, self)
         kept = getattr(self, "_cached_continuous_batching_manager", None)
         asked = None if kept is not None and generation_config is None else whole(model, generation_config)
         batching = continuous_batching_config
@@ -127,7 +125,7 @@ class EFTContinuousMixin(ContinuousMixin):
         kept = getattr(self, "_cached_continuous_batching_manager", None)
         if kept is not None and generation_config is None and not options:
             generation_config = kept.generation_config
-        asked = whole(cast("EFTForCausalLM", self), generation_config, options)
+        asked = whole(cast(Generates, self), generation_config, options)
         if continuous_batching_config is None:
             continuous_batching_config = asked.continuous_batching_config
         prompts = with_coefficients(inputs, coefficients)

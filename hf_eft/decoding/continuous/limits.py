@@ -12,11 +12,11 @@ from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
+from ...members.combined import Generates
 from ...members.member import Member
 from .options import refusal
 
 if TYPE_CHECKING:
-    from ...modeling_eft import EFTForCausalLM
     from ..speculative.request import Request
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -49,7 +49,7 @@ def layer_types(config: Any) -> set[str]:
     return {SLIDING if getattr(config, "sliding_window", None) is not None else FULL}
 
 
-def resolve(model: EFTForCausalLM, config: ContinuousBatchingConfig | None) -> ContinuousBatchingConfig:
+def resolve(model: Generates, config: ContinuousBatchingConfig | None) -> ContinuousBatchingConfig:
     r"""
     Check what is asked for, and choose what is left open.
 
@@ -77,7 +77,7 @@ def resolve(model: EFTForCausalLM, config: ContinuousBatchingConfig | None) -> C
     return config
 
 
-def check_model(model: EFTForCausalLM) -> None:
+def check_model(model: Generates) -> None:
     """Raise if a member or the recipe cannot be batched continuously."""
     for name, member in model._members.distinct.items():
         _check_member(name, member, model.device)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
+from ...members.combined import Generates
 from .answers import Answers, BatchEnded, Intake
 from .limits import check_coefficient_row, check_model, check_options, resolve
 from .options import Whole, others_of
 from .paged import PagedMembers
-
-if TYPE_CHECKING:
-    from ...modeling_eft import EFTForCausalLM
 
 
 class EFTBatchingManager(ContinuousBatchingManager):
@@ -35,7 +33,7 @@ class EFTBatchingManager(ContinuousBatchingManager):
     """
 
     def __init__(
-        self, model: EFTForCausalLM, generation_config: Whole, config: ContinuousBatchingConfig | None, hints: Any = None
+        self, model: Generates, generation_config: Whole, config: ContinuousBatchingConfig | None, hints: Any = None
     ) -> None:
         self.asked = generation_config, config
         resolved = resolve(model, config)  # first: what is refused has no layout

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import GenerationConfig
 
-if TYPE_CHECKING:
-    from ...modeling_eft import EFTForCausalLM
+from ...members.combined import Generates
 
 # Every request of a batch may have its own of these.
 _OF_A_REQUEST = frozenset({"do_sample", "eos_token_id", "max_new_tokens", "temperature", "top_k", "top_p"})
@@ -88,7 +87,7 @@ class Whole(GenerationConfig):
 
 
 def whole(
-    model: EFTForCausalLM,
+    model: Generates,
     generation_config: GenerationConfig | None,
     options: Mapping[str, Any] | None = None,
     place: str = "of the `generation_config` that was given",
@@ -137,7 +136,7 @@ def check_names(names: Collection[str], known: Collection[str]) -> None:
             raise ValueError(f"There is no option `{name}` of requests that are batched continuously. {hint}")
 
 
-def check(model: EFTForCausalLM, config: GenerationConfig, places: Mapping[str, str] | None = None) -> None:
+def check(model: Generates, config: GenerationConfig, places: Mapping[str, str] | None = None) -> None:
     r"""
     Raise if tokens are to be chosen in a way that requests in a batch cannot be.
 
@@ -173,9 +172,7 @@ def others_of(batch: Whole, config: Whole) -> dict[str, Any]:
     return {name: getattr(config, name) for name in sorted(names) if getattr(config, name) != getattr(batch, name)}
 
 
-def _told(
-    model: EFTForCausalLM, name: str, value: Any, nothing: Any, reason: str, places: Mapping[str, str]
-) -> tuple[str, str]:
+def _told(model: Generates, name: str, value: Any, nothing: Any, reason: str, places: Mapping[str, str]) -> tuple[str, str]:
     """What is wrong with an option and where it comes from, and what to do about it."""
     if name in places and (places[name] == "of this call" or not _is_own(model, name, value)):
         return f"`{name}` {places[name]} is {value!r}: it {reason}", "Leave it out"

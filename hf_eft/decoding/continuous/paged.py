@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -14,13 +14,11 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
+from ...members.combined import Generates
 from ...members.member import Member
 from ...members.members import Members
 from ...recipe.combine import combine
 from .limits import FULL, SLIDING, layer_types
-
-if TYPE_CHECKING:
-    from ...modeling_eft import EFTForCausalLM
 
 _ALIGNMENT = 16  # bytes: a multiple of every dtype's size, so that any member's states can be viewed in place
 
@@ -182,7 +180,7 @@ class PagedMembers:
 
     _supports_flash_attn = False  # flash kernels bring their own paging, by the geometry of one model
 
-    def __init__(self, model: EFTForCausalLM) -> None:
+    def __init__(self, model: Generates) -> None:
         self.model = model
         self.members: Members = model._members
         self.layout = Layout(self.members.distinct_models, self.members.main)

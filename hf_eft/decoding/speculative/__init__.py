@@ -12,12 +12,13 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ...members.cache import EFTCache
 from ...members.members import Members
 from ...members.releases import CACHE
-from ...members.roll_back import Mark, read_again
+from ...members.roll_back import Mark
 from ...recipe.combination import Combination
 from ...recipe.combine import combine
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
 from .line import Line
+from .recurrent import read_again
 from .request import Settings
 from .rows import Rows
 from .schedule import Automatic, Fixed, Report

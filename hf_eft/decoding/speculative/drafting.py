@@ -9,8 +9,9 @@ import torch
 
 from ...members.cache import EFTCache
 from ...members.members import Members
-from ...members.roll_back import Mark, check_within, read_again
+from ...members.roll_back import Mark
 from .line import Line
+from .recurrent import check_within, read_again
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +34,7 @@ class Drafter:
         """Remember recurrent states before a block."""
 
     def read_again(self, tokens: torch.Tensor, kept: Sequence[int], line: Line) -> None:
-        """Bring recurrent states to what each row keeps of the block (see [`~hf_eft.members.roll_back.read_again`])."""
+        """Bring recurrent states to what each row keeps of the block (see [`~hf_eft.decoding.speculative.recurrent.read_again`])."""
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         """Forget the last `drop` tokens, and bring the rows into line (see [`EFTCache.roll_back`])."""
