@@ -59,7 +59,7 @@ FAULTS = [
     ),
     Fault(
         "recurrent members do not read again what is kept",
-        "members/roll_back.py",
+        "decoding/speculative/recurrent.py",
         "    for count in sorted(set(kept) - {read}):",
         "    for count in sorted(set(kept) - {read})[:1]:",
         "tests/test_roll_back.py -k 'random'",
@@ -293,7 +293,7 @@ FAULTS = [
     ),
     Fault(
         "an adapter's folder may hold weights of the model",
-        "members/adapters/__init__.py",
+        "members/adapters/checks.py",
         'if not ours or set(parts) & {"base_layer", "original_module"}:',
         "if False:",
         "tests/test_adapters.py -k folders_that_are_refused",
@@ -1385,7 +1385,7 @@ FAULTS = [
     ),
     Fault(
         "a combination may be a member by place",
-        "hub/__init__.py",
+        "folders/gather.py",
         '    if description.get("model_type") == MODEL_TYPE:\n',
         "    if False:\n",
         "tests/test_hub.py -k cannot_be_referred",
@@ -1441,7 +1441,7 @@ FAULTS = [
     ),
     Fault(
         "code comes from another repository",
-        "hub/__init__.py",
+        "folders/gather.py",
         "        check_code(name, description)\n",
         "        pass\n",
         "tests/test_attacks.py -k another_repository",
@@ -1539,7 +1539,7 @@ FAULTS = [
     ),
     Fault(
         "a shared place is loaded twice",
-        "hub/__init__.py",
+        "folders/gather.py",
         "        if key not in loaded:\n",
         "        if True:\n",
         "tests/test_saving.py -k same_place",
@@ -1553,14 +1553,14 @@ FAULTS = [
     ),
     Fault(
         "everything in the folder is published",
-        "hub/__init__.py",
+        "folders/upload.py",
         '        allow_patterns=[*READ, "README.md"],\n',
         "        allow_patterns=None,\n",
         "tests/test_hub.py -k pushing_again",
     ),
     Fault(
         "members that are gone stay published",
-        "hub/__init__.py",
+        "folders/upload.py",
         '        delete_patterns="members/*",\n',
         "        delete_patterns=None,\n",
         "tests/test_hub.py -k pushing_again",
@@ -2064,7 +2064,7 @@ FAULTS = [
     ),
     Fault(
         "the class is not among transformers' own",
-        "configuration_eft.py",
+        "__init__.py",
         '        sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM',
         "        EFTForCausalLM",
         'tests/test_transformers_serve.py -k "one at a time"',

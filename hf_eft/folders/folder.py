@@ -25,7 +25,8 @@ from transformers.utils import logging
 
 from ..configuration_eft import EFTConfig
 from ..files.trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
-from ..members.adapters import Adapted, checked_folder, own_weights
+from ..members.adapters import Adapted, own_weights
+from ..members.adapters.checks import checked_folder
 from ..members.checks import check_model
 from ..members.combined import Combined
 from ..members.members import Members

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .joint import Joint
-from .views import adapter_modules, replace, view_of
+from .views import Adapted, adapter_modules, replace, view_of, without_adapters
 
 # PEFT's layers that add `lora_B(lora_A(x)) * scaling` to what a linear layer returns, the quantised ones included.
 _LINEAR = ("Linear", "Linear4bit", "Linear8bitLt")
@@ -161,3 +161,15 @@ def _is_copy(layer: Any) -> bool:
     from peft.utils.other import ModulesToSaveWrapper
 
     return isinstance(layer, ModulesToSaveWrapper)
+
+
+def stack_of(
+    trunk: PreTrainedModel, members: Mapping[str, Adapted], models: Mapping[str, PreTrainedModel]
+) -> tuple[tuple[str, ...], PreTrainedModel] | None:
+    """The members over one model that may run as one batch, and the model that runs them; `None` if there are none."""
+    views = {name: models[name] for name, member in members.items() if member.trunk is trunk}
+    distinct = {name: view for name, view in views.items() if next(n for n in views if views[n] is view) == name}
+    if len(distinct) < 2:
+        return None
+    model = stacked_model(without_adapters(trunk) if hasattr(trunk, "peft_config") else trunk, distinct)
+    return None if model is None else (tuple(distinct), model)

@@ -5,10 +5,66 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+
+from .checks import changes_weights
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Which model a member is, with which adapter on: its name, the folder to load it from, or `None` for the model itself."""
+
+    trunk: PreTrainedModel
+    adapter: str | Path | None
+
+
+def view_for(name: str, member: Adapted) -> PreTrainedModel:
+    """The view that a member runs in."""
+    trunk = member.trunk
+    if not isinstance(trunk, PreTrainedModel):
+        return trunk  # no model of transformers: refused with the other members
+    if any(getattr(layer, "merged", False) for _, layer in adapter_modules(trunk)):
+        raise ValueError(
+            f"An adapter is merged into the weights of the model of the member {name!r}. Undo that: `unmerge_adapter()`."
+        )
+    if isinstance(member.adapter, str):
+        return with_adapter(trunk, member.adapter)
+    if isinstance(member.adapter, Path):
+        return _load(name, plain(name, trunk), member.adapter)
+    return plain(name, trunk)
+
+
+def plain(name: str, trunk: Any) -> PreTrainedModel:
+    """The model under the adapters: the object itself if it has none in it."""
+    if not hasattr(trunk, "peft_config"):
+        return trunk
+    for adapter, config in trunk.peft_config.items():
+        if why := changes_weights(config):
+            raise ValueError(
+                f"The member {name!r} is to be the model under the adapter {adapter!r}, which {why}: without the adapter it is not what "
+                "it was before. Give a `reference` of its own."
+            )
+    return without_adapters(trunk)
+
+
+def _load(name: str, trunk: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    view = view_of(trunk)
+    with flags_kept(trunk):
+        try:
+            loaded = PeftModel.from_pretrained(view, str(folder), adapter_name=name)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The adapter of the member {name!r} in {str(folder)!r} does not fit the model {type(trunk).__name__} that it is put "
+                f"on ({trunk.config.name_or_path or 'made from a configuration'}): {error}"
+            ) from error
+    return loaded.get_base_model()
 
 
 def view_of(model: PreTrainedModel) -> PreTrainedModel:
