@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 # `SEED=1 make test` gives every model other weights and every prompt other tokens: no test passes by the luck of one.
 SEED = int(os.environ.get("SEED", "0"))
@@ -184,3 +185,26 @@ ASSISTED: dict[str, dict[str, Any]] = {
 def options_for(strategy: str, new_tokens: int = 10) -> dict[str, Any]:
     chosen = {**STRATEGIES, **ON_THE_BASE_FIRST, **ASSISTED}[strategy]
     return {"max_new_tokens": new_tokens, **chosen}
+
+
+def tokenizer(offset: int = 0) -> PreTrainedTokenizerFast:
+    """Word-level, `w3`...; with an offset the same words have other ids."""
+    vocab = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
+    vocab |= {f"w{3 + (i + offset) % (VOCAB - 3)}": 3 + i for i in range(VOCAB - 3)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<eos>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def lora(model: Any, names: tuple[str, ...] = ("default",), **options: Any) -> Any:
+    """A `PeftModel` with an adapter of each name, which matters."""
+    import peft  # takes a second, and most tests have no use for it
+
+    chosen = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False, **options}
+    first, *others = names
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **chosen), adapter_name=first)
+    for name in others:
+        adapted.add_adapter(name, peft.LoraConfig(task_type="CAUSAL_LM", **chosen))
+    return adapted.eval()
