@@ -1,6 +1,8 @@
 """
-Loading, composing and publishing combinations: from the members by name, from a saved folder, from a recipe folder that refers to
-its members by repository and commit, or from a repository of the Hub with either.
+Loading, composing and publishing combinations.
+
+From the members by name, from a saved folder, from a recipe folder that refers to its members by repository and commit, or from a
+repository of the Hub with either.
 """
 
 from __future__ import annotations
