@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "warning"
@@ -13,6 +14,8 @@ import torch
 from families import SEED
 from rooms import chosen
 from transformers.utils import logging as transformers_logging
+
+from hf_eft import EFTForCausalLM, tiny
 
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
@@ -52,3 +55,15 @@ def _logged_deprecations_are_errors():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(SEED)
+
+
+@pytest.fixture(scope="module")
+def family() -> Any:
+    """The embedded family."""
+    return tiny.load()
+
+
+@pytest.fixture(scope="module")
+def model(family: Any) -> EFTForCausalLM:
+    """The embedded family as one model."""
+    return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference)

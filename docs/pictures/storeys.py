@@ -1,4 +1,4 @@
-"""Makes `storeys.svg`: the rooms of the package on their storeys, drawn from its code and `pyproject.toml`. `python docs/pictures/storeys.py`"""
+"""Makes `storeys.svg`: the parts of the package on their storeys, drawn from the code. `python docs/pictures/storeys.py`"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import json
 import random
 from pathlib import Path
 
-from make_tiny import CHAT_TEMPLATE, ROOT, finetune, make_model, pretrain
+from make_tiny import ROOT, as_fast, finetune, make_model, pretrain
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, set_seed
 from world import World
@@ -37,16 +37,7 @@ def make_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
         vocab_size=SIZE - 256, special_tokens=special, initial_alphabet=["▁", "\n"], show_progress=False
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=with_bytes(tokenizer, len(special)),
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return as_fast(with_bytes(tokenizer, len(special)))
 
 
 def with_bytes(tokenizer: Tokenizer, after: int) -> Tokenizer:

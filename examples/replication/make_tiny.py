@@ -51,6 +51,11 @@ def make_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
+    return as_fast(tokenizer)
+
+
+def as_fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers has it, with the special tokens and the chat template of all models here."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

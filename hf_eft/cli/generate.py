@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,22 +22,12 @@ _BATCH = "Batch runs"
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How prompts are put to the models."""
+class Prompted:
+    """What a prompt is, and how long what follows it may be."""
 
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tuned model's chat template.")] = False
     system: Annotated[str | None, typer.Option(help="A system message for --chat.", show_default=False)] = None
-    member_prompts: Annotated[
-        bool,
-        typer.Option(
-            "--member-prompts", help="Each member reads the chat in its own template, or as plain text where it has none."
-        ),
-    ] = False
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens may follow a prompt.")] = 64
-    seed: Annotated[int | None, typer.Option(help="Seed for sampling. In batch runs 0 if left out.", show_default=False)] = None
-    speculative: Annotated[bool, typer.Option("--speculative", help="Let the tuned model draft: the same tokens, sooner.")] = (
-        False
-    )
 
     def all_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of `generate`, those of the command among them."""
@@ -46,19 +37,44 @@ class Asking:
         """The models, ready to be asked."""
         if self.system is not None and not self.chat:
             raise typer.BadParameter("a system message is part of a chat: add --chat", param_hint="--system")
-        if self.speculative and options.get("num_beams", 1) != 1:
-            raise typer.BadParameter("beams are not drafted: leave out --num-beams or this", param_hint="--speculative")
         model, tokenizers = models.load_all()
         return Answerer(
             model,
             prompt_tokenizer(tokenizers),
             self.all_options(options),
-            seed=self.seed or 0,
             chat=self.chat,
             system=self.system,
-            speculative=self.speculative,
-            tokenizers=tokenizers if self.member_prompts else None,
+            **self.of_the_answers(tokenizers),
         )
+
+    def of_the_answers(self, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
+        """What else an `Answerer` is told."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Asking(Prompted):
+    """How prompts are put to the models."""
+
+    member_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--member-prompts", help="Each member reads the chat in its own template, or as plain text where it has none."
+        ),
+    ] = False
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling. In batch runs 0 if left out.", show_default=False)] = None
+    speculative: Annotated[bool, typer.Option("--speculative", help="Let the tuned model draft: the same tokens, sooner.")] = (
+        False
+    )
+
+    def answerer(self, models: Models, options: dict[str, Any]) -> Answerer:
+        if self.speculative and options.get("num_beams", 1) != 1:
+            raise typer.BadParameter("beams are not drafted: leave out --num-beams or this", param_hint="--speculative")
+        return super().answerer(models, options)
+
+    def of_the_answers(self, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
+        own = {"tokenizers": tokenizers} if self.member_prompts else {}
+        return {"seed": self.seed or 0, "speculative": self.speculative, **own}
 
 
 @dataclass(frozen=True)

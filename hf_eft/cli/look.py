@@ -11,7 +11,7 @@ import typer
 from ..files import check_file
 from ..programs.batch import Item
 from .app import FAILED, app, console, notes
-from .generate import Asking, one_prompt
+from .generate import Prompted, one_prompt
 from .models import Models
 from .options import with_groups
 
@@ -47,13 +47,11 @@ def check(
 def inspect(
     context: typer.Context,
     models: Models,
+    asking: Prompted,
     prompt: Annotated[str | None, typer.Argument(help="What is continued. Read from the standard input if left out.")] = None,
     continuation: Annotated[
         str | None, typer.Option(help="The text that is looked at; generated if left out.", show_default=False)
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tuned model's chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="A system message for --chat.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens may be generated.")] = 64,
     html: Annotated[Path | None, typer.Option(help="Write a page with the heat-map to this file.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the records and their summary as JSON.")] = False,
 ) -> None:
@@ -68,7 +66,6 @@ def inspect(
         raise typer.BadParameter(f"options of `generate` are for a continuation that is generated, got {options}")
     if html is not None:
         check_file(html)  # before models are loaded
-    asking = Asking(chat=chat, system=system, max_new_tokens=max_new_tokens)
     answerer = asking.answerer(models, options)
     ids = torch.tensor(answerer.ids(Item(1, prompt=text)))
     with notes.status("Looking"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,34 +45,40 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the combination to OpenAI clients. Whoever reaches it may choose coefficients, which can undo safety training."""
-    from ..serving import check_installed, read_options
-    from ..serving import serve as run_server
+    from .. import serving
 
-    check_installed()  # before models are loaded
-    try:
-        options = read_options(generation_config)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--generation-config") from None
-    _check_address(host, port)
-    model, tokenizer = models.load()
-    run_server(
-        model,
-        tokenizer,
-        host=host,
-        port=port,
-        model_name=model_name,
-        continuous_batching=continuous_batching,
-        generation_config=options,
-        api_key=api_key,
-    )
+    def options() -> dict[str, Any]:
+        try:
+            given = serving.read_options(generation_config)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--generation-config") from None
+        return {
+            "model_name": model_name,
+            "continuous_batching": continuous_batching,
+            "generation_config": given,
+            "api_key": api_key,
+        }
+
+    _run(models, host, port, serving.check_installed, serving.serve, options)
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raise if there is no listening at an address, before models are loaded. (It may be taken until they are.)"""
-    try:
+def _run(
+    models: Models,
+    host: str,
+    port: int,
+    check: Callable[[], None],
+    run: Callable[..., Any],
+    options: Callable[[], dict[str, Any]] = dict,
+) -> None:
+    """Run a server or a page at an address. What can be wrong without the models is found before they are loaded."""
+    check()
+    told = options()
+    try:  # it may be taken until they are loaded
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise Failure(f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --port or --host.") from error
+    model, tokenizer = models.load()
+    run(model, tokenizer, host=host, port=port, **told)
 
 
 @app.command()
@@ -82,12 +89,9 @@ def playground(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 7860,
 ) -> None:
     """Open a page with sliders for the recipe, and base, tuned and combined side by side."""
-    from ..playground import check_installed, launch
+    from .. import playground as page
 
-    check_installed()
-    _check_address(host, port)
-    model, tokenizer = models.load()
-    launch(model, tokenizer, host=host, port=port)
+    _run(models, host, port, page.check_installed, page.launch)
 
 
 @app.command()

@@ -110,6 +110,7 @@ class EFTServer:
             Batched(model, _batching(continuous_batching_config, max_batch)) if continuous_batching else OneByOne(model)
         )
         reader.room = self._generator.room
+        self.model_name = model_name
         app = build_app(reader, self._generator, model_name, api_key)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level=log_level))
         self._thread: threading.Thread | None = None
@@ -185,35 +186,10 @@ def read_options(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     return options_of(given)
 
 
-def serve(
-    model: EFTForCausalLM,
-    tokenizer: Any,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    model_name: str = "eft",
-    continuous_batching: bool = False,
-    max_batch: int | None = None,
-    continuous_batching_config: ContinuousBatchingConfig | None = None,
-    generation_config: Mapping[str, Any] | None = None,
-    api_key: str | None = None,
-    log_level: str = "warning",
-) -> None:
+def serve(model: EFTForCausalLM, tokenizer: Any, **options: Any) -> None:
     """Serve a model until interrupted. Takes what [`EFTServer`] takes, and raises what it raises."""
-    server = EFTServer(
-        model,
-        tokenizer,
-        host=host,
-        port=port,
-        model_name=model_name,
-        continuous_batching=continuous_batching,
-        max_batch=max_batch,
-        continuous_batching_config=continuous_batching_config,
-        generation_config=generation_config,
-        api_key=api_key,
-        log_level=log_level,
-    )
-    print(f"Serving {model_name!r} at {server.url}/v1", flush=True)
+    server = EFTServer(model, tokenizer, **options)
+    print(f"Serving {server.model_name!r} at {server.url}/v1", flush=True)
     server.run()
 
 

@@ -17,16 +17,6 @@ from hf_eft.programs.demo import ask
 SAMPLE = slice(0, 1200, 7)
 
 
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def model(family: Any) -> EFTForCausalLM:
-    return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference)
-
-
 def test_facts_come_from_the_base_and_the_style_from_the_tuned_member(family: Any, model: EFTForCausalLM) -> None:
     questions = tiny.questions()[SAMPLE]
 

@@ -14,21 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
+from hf_eft import Combination, EFTForCausalLM, Truncation
 from hf_eft.evaluation import Evaluation, evaluate, harness, resume, systems_of, tasks
 from hf_eft.evaluation.report import evaluation_plot
 
 LIMIT = 8
-
-
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def model(family: Any) -> EFTForCausalLM:
-    return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference)
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ from hf_eft.evaluation import Evaluation, custom_data, evaluate, harness, plots,
 from hf_eft.evaluation.report import evaluation_plot, evaluation_table
 
 
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
-
-
 def length_of_reply(reply: str, record: Any) -> float:
     return len(reply) / 100
 

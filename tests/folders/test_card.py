@@ -36,11 +36,6 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def family() -> tiny.Family:
-    return tiny.load()
-
-
 def wrapper(family: tiny.Family, **options: Any) -> EFTForCausalLM:
     return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference, **options)
 

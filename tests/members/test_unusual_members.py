@@ -79,9 +79,15 @@ def test_a_folder_whose_members_are_all_on_the_disk(tmp_path: Path) -> None:
     models = {name: shared(family, seed) for name, family, seed in TRIO}
     model = EFTForCausalLM.from_models(**models)
     model.save_pretrained(tmp_path / "saved")
-    away = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "saved", device_map={"": "disk"}, offload_folder=str(tmp_path / "away")
-    )
+    on_disk = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "away")}
+    try:  # a member alone: accelerate before 1.15 takes no model that is on the disk as a whole
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved" / "members" / "base", **on_disk)
+    except ValueError as error:
+        with pytest.raises(ValueError, match="The member 'base' cannot be loaded") as refused:
+            AutoModelForCausalLM.from_pretrained(tmp_path / "saved", **on_disk)
+        assert str(error) in str(refused.value)
+        return
+    away = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", **on_disk)
     inputs = prompts("left")
     assert torch.equal(away.generate(**inputs, max_new_tokens=5), model.generate(**inputs, max_new_tokens=5))
 

@@ -81,16 +81,6 @@ def test_sliders_offer_no_negative_strength_unless_the_recipe_has_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def model(family: Any) -> EFTForCausalLM:
-    return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference)
-
-
-@pytest.fixture(scope="module")
 def ids(family: Any) -> torch.Tensor:
     return torch.tensor(family.tokenizer(tiny.PROMPT.format(QUESTION))["input_ids"])
 

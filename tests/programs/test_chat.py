@@ -13,18 +13,13 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hf_eft import Combination, EFTForCausalLM, tiny
+from hf_eft import Combination, EFTForCausalLM
 from hf_eft.cli import app
 from hf_eft.cli.chat import talk
 from hf_eft.programs.conversation import ChatSession
 
 WHO = "What does Oscar Palmer enjoy?"
 WHERE = "Where was Oscar Palmer born?"
-
-
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
 
 
 @pytest.fixture
