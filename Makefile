@@ -9,10 +9,13 @@ FLOOR ?= .venv-floor
 NEWEST ?= .venv-newest
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo test lint docs nightly mutations floor rooms newest installed clean
+.PHONY: demo dev test lint docs nightly mutations floor rooms newest installed clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
+
+# The environment for changing the code: all extras, tests, linter and type checker.
+dev: $(DEV)
 
 test: $(DEV)
 	$(BIN)/python $(PYTEST)

@@ -21,8 +21,8 @@ import pytest
 
 import hf_eft
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 
 
@@ -35,7 +35,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The blocks of a page are one program; a comment `# prints:` is followed by what the line above it prints."""
+    """The blocks of a page are one program, tests in it are run; `# prints:` is followed by what the line above it prints."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     for block in blocks(page, "python"):
@@ -44,6 +44,9 @@ def test_python_blocks_run(
         printed = capsys.readouterr().out
         for expected in re.findall(r"^# prints: (.*)$", block, flags=re.M):
             assert expected in printed, printed
+    for name, value in namespace.items():
+        if name.startswith("test_"):
+            value()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
