@@ -1,4 +1,4 @@
-"""Random models whose tokens are characters, and what a batch run answers to lines."""
+"""Random models to which a character is a token, and what a batch run of them answers to lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_eft.programs.batch import read_items
 
 
 class Letters:
-    """A tokenizer of random models: a character is a token."""
+    """A tokenizer that reads a character as a token, and shows tokens as numbers."""
 
     pad_token_id = PAD
     chat_template = None

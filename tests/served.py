@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from openai import OpenAI
 from transformers import ContinuousBatchingConfig
 
@@ -19,12 +20,9 @@ def family(**recipe: Any) -> tuple[EFTForCausalLM, Any]:
     return EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, **recipe), tokenizer
 
 
-def generated(model: EFTForCausalLM, tokenizer: Any, prompt: str, **options: Any) -> str:
-    """What `generate` says."""
-    inputs = tokenizer(prompt, return_tensors="pt")
-    ids = model.generate(**inputs, tokenizer=tokenizer, **{"max_new_tokens": 12, **options})[0, inputs["input_ids"].shape[1] :]
-    return tokenizer.decode(ids, skip_special_tokens=True)
-
+QUESTION = tiny.questions()[0]
+CHAT = [{"role": "user", "content": QUESTION.text}]
+LONG = "Question: Tell me all about it.\nAnswer: Of course! "
 
 ONE_BY_ONE: dict[str, Any] = {}
 BATCHED: dict[str, Any] = {
@@ -66,7 +64,30 @@ def complete(client: OpenAI, prompt: str, **options: Any) -> str:
     return client.completions.create(**{"model": "eft", "prompt": prompt, "max_tokens": 12, **options}).choices[0].text
 
 
+def chat(client: OpenAI, **options: Any) -> Any:
+    return client.chat.completions.create(**{"model": "eft", "messages": CHAT, "max_tokens": 12, **options})
+
+
 def post(url: str, body: bytes, **headers: str) -> bytes:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers})
     with urllib.request.urlopen(request) as answer:
         return answer.read()
+
+
+def generated(model: EFTForCausalLM, tokenizer: Any, prompt: str, **options: Any) -> str:
+    """What `generate` says."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = model.generate(**inputs, tokenizer=tokenizer, **{"max_new_tokens": 12, **options})[0, inputs["input_ids"].shape[1] :]
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def said(model: EFTForCausalLM, tokenizer: Any, ids: torch.Tensor, **options: Any) -> list[str]:
+    """What `generate` says, of each row."""
+    rows = model.generate(ids, attention_mask=torch.ones_like(ids), **{"max_new_tokens": 12, **options})
+    return [tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in rows]
+
+
+def ids_of(tokenizer: Any, messages: Any = CHAT) -> torch.Tensor:
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")[
+        "input_ids"
+    ]

@@ -1,8 +1,7 @@
-"""The analysis against sums over independent, stateless forwards, for recipes of every kind; its texts; its table."""
+"""The analysis against sums over independent, stateless forwards, for recipes of every kind."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from typing import Any
@@ -10,66 +9,12 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from families import EOS, build, shared
-from rich.console import Console
+from analysed import PROMPT, RECIPES, SAID, WHOLE, alone, model_of, models_of
+from families import build, shared
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
 from hf_eft.analysis import analyse, passage, rewards
 from hf_eft.analysis.effects import kl, total_variation
-from hf_eft.analysis.token_text import TokenTexts
-from hf_eft.programs.report import analysis_table
-
-PROMPT = torch.tensor([5, 9, 30, 11])
-SAID = torch.tensor([7, 40, 3, 22, 61, 18])
-WHOLE = torch.cat([PROMPT, SAID])
-
-
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(family: Any) -> Any:
-    return family.tokenizer
-
-
-@pytest.fixture
-def trained(family: Any) -> EFTForCausalLM:
-    return EFTForCausalLM.from_models(family.base, tuned=family.tuned, reference=family.reference)
-
-
-RECIPES: dict[str, tuple[dict[str, Any], Combination]] = {
-    "emulate": ({"base": ("llama", 0), "tuned": ("gpt2", 1), "reference": ("opt", 2)}, Combination.emulate(alpha=0.7)),
-    "steer": (
-        {"base": ("gemma3", 0), "helpful": ("gpt2", 1), "brief": ("qwen3", 3), "reference": ("gpt2", 2)},
-        Combination.steer({"helpful": 0.7, "brief": 0.4}),
-    ),
-    "interpolate": ({"tuned": ("mistral", 1), "reference": ("lfm2", 2)}, Combination.interpolate(0.6)),
-    "mix": ({"kind": ("llama", 1), "brief": ("mamba", 2)}, Combination.mix({"kind": 0.5, "brief": 0.5})),
-    "schedule": (
-        {"base": ("llama", 0), "tuned": ("gpt2", 1), "reference": ("gpt2", 2)},
-        Combination.emulate(alpha=[1.0, 0.2, 1.7]),
-    ),
-}
-
-
-def models_of(recipe: str) -> dict[str, Any]:
-    return {name: shared(*what) for name, what in RECIPES[recipe][0].items()}
-
-
-def model_of(recipe: str, combination: Combination | None = None) -> EFTForCausalLM:
-    models = models_of(recipe)
-    tuned = {name: model for name, model in models.items() if name not in ("base", "reference")} or None
-    return EFTForCausalLM.from_models(
-        models.get("base"), tuned=tuned, reference=models.get("reference"), combination=combination or RECIPES[recipe][1]
-    )
-
-
-def alone(model: Any, prompt: torch.Tensor = PROMPT, said: torch.Tensor = SAID) -> torch.Tensor:
-    """A model's own log-probs at every token of the continuation, one stateless forward for each: (tokens, vocab)."""
-    whole = torch.cat([prompt, said])
-    return torch.stack([oracle.log_probs({"it": model}, {"it": 1.0}, whole[: len(prompt) + i]) for i in range(len(said))])
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
@@ -201,6 +146,20 @@ def test_a_reference_of_its_own(tokenizer: Any) -> None:
         analyse(model, tokenizer, PROMPT, SAID, references={"brief": "nobody"})
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_adapters() -> None:
+    peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+    trunk = build("llama", 3)
+    adapter = peft.get_peft_model(trunk, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    model = EFTForCausalLM.from_models(build("llama", 0), tuned=adapter)
+    record = analyse(model, tiny.load().tokenizer, PROMPT, SAID).records[-1]
+    with torch.no_grad():
+        on = adapter(WHOLE[None]).logits[0, -2].log_softmax(-1)[SAID[-1]]
+        with adapter.disable_adapter():
+            off = adapter(WHOLE[None]).logits[0, -2].log_softmax(-1)[SAID[-1]]
+    assert record.delta == pytest.approx(float(on - off), abs=1e-4) and abs(record.delta) > 1e-3
+
+
 @pytest.mark.parametrize("rule", ["keep", "drop", "base", "plausible"])
 def test_what_is_ruled_out_is_json(rule: Any, tokenizer: Any) -> None:
     recipe = Combination.emulate(truncation=Truncation(rule, 0.3))
@@ -236,27 +195,10 @@ def test_divergences() -> None:
     assert float(kl(p, p)) == 0 and float(total_variation(q.exp(), q.exp())) == 0
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.8}, {"return_dict_in_generate": True}]
-)
-def test_a_generated_continuation(options: dict[str, Any], trained: EFTForCausalLM, tokenizer: Any) -> None:
-    prompt = tiny.questions()[3].prompt
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    torch.manual_seed(1)
-    out = trained.generate(**inputs, max_new_tokens=30, **options)
-    ids = (out if isinstance(out, torch.Tensor) else out.sequences)[0, inputs["input_ids"].shape[1] :]
-    torch.manual_seed(1)
-    analysis = analyse(trained, tokenizer, prompt, max_new_tokens=30, **options)
-    assert [record.token.id for record in analysis.records] == ids.tolist()
-    assert analysis.records[-1].token.text == "<eos>" and analysis.prompt == prompt
-    assert analysis.continuation == tokenizer.decode(ids)
-
-
-def test_what_follows_the_end_is_left_out(tokenizer: Any) -> None:
-    model = model_of("emulate")
-    analysis = analyse(model, tokenizer, PROMPT, max_new_tokens=12, forced_eos_token_id=EOS, eos_token_id=[EOS, 63])
-    ids = [record.token.id for record in analysis.records]
-    assert ids[-1] in (EOS, 63) and not set(ids[:-1]) & {EOS, 63}
+def test_no_delta_no_change(trained: EFTForCausalLM, tokenizer: Any) -> None:
+    trained.combination = Combination.emulate(alpha=0.0)
+    analysis = analyse(trained, tokenizer, tiny.questions()[0].prompt, max_new_tokens=6)
+    assert analysis.summary()["total_variation_base"] < 1e-6 and analysis.summary()["changed"] == 0
 
 
 def test_coefficients_and_prompts_of_a_call(tokenizer: Any) -> None:
@@ -275,100 +217,15 @@ def test_coefficients_and_prompts_of_a_call(tokenizer: Any) -> None:
     assert [record.token.id for record in made.records] == [record.choice.id for record in made.records]
 
 
+# In pieces ------------------------------------------------------------------------------------------------------------
+
+
 def test_prompts_of_a_call_in_pieces(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {"tuned": {"input_ids": torch.tensor([[0, 8, 8, 33]]), "attention_mask": torch.tensor([[0, 1, 1, 1]])}}
     whole = analyse(model_of("emulate"), tokenizer, PROMPT, SAID, member_inputs=other)
     monkeypatch.setattr(passage, "_CELLS", 2 * 64)
     pieces = analyse(model_of("emulate"), tokenizer, PROMPT, SAID, member_inputs=other)
     assert [r.log_prob for r in pieces.records] == pytest.approx([r.log_prob for r in whole.records], abs=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
-def test_adapters() -> None:
-    peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
-    trunk = build("llama", 3)
-    adapter = peft.get_peft_model(trunk, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
-    model = EFTForCausalLM.from_models(build("llama", 0), tuned=adapter)
-    record = analyse(model, tiny.load().tokenizer, PROMPT, SAID).records[-1]
-    with torch.no_grad():
-        on = adapter(WHOLE[None]).logits[0, -2].log_softmax(-1)[SAID[-1]]
-        with adapter.disable_adapter():
-            off = adapter(WHOLE[None]).logits[0, -2].log_softmax(-1)[SAID[-1]]
-    assert record.delta == pytest.approx(float(on - off), abs=1e-4) and abs(record.delta) > 1e-3
-
-
-@pytest.mark.parametrize(
-    "prompt, said, message",
-    [
-        (torch.tensor([], dtype=torch.long), SAID, "The prompt has no token"),
-        (PROMPT, torch.tensor([], dtype=torch.long), "The continuation has no token"),
-        (PROMPT, "", "The continuation has no token"),
-        ("", None, "The prompt has no token"),
-        (PROMPT, torch.tensor([3, 900]), "the members have 0 to 63 in common"),
-        (PROMPT.expand(2, -1), SAID, "one row of tokens, got the shape \\(2, 4\\)"),
-    ],
-)
-def test_what_cannot_be_analysed(prompt: Any, said: Any, message: str, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=message):
-        analyse(model_of("emulate"), tokenizer, prompt, said)
-
-
-def test_several_sequences_and_rewards_of_nobody_are_refused(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="returned 2"):
-        analyse(model_of("emulate"), tokenizer, PROMPT, max_new_tokens=2, do_sample=True, num_return_sequences=2)
-    with pytest.raises(ValueError, match="No tuned member has a reference"):
-        rewards(model_of("mix"), tokenizer, PROMPT, [SAID])
-    with pytest.raises(ValueError, match="shape \\(1, 3\\)"):
-        analyse(model_of("emulate"), tokenizer, PROMPT, SAID, coefficients=torch.ones(2, 3))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["plain words", " 日本語 and é", "\u202eright to left\u202c", "👩‍👩‍👧 family", "a\n\tb  c", "\ufffd\ufffd x", "</script>"],
-)
-def test_texts_of_tokens_are_the_text(text: str, tokenizer: Any) -> None:
-    ids, texts = tokenizer(text, add_special_tokens=False)["input_ids"], TokenTexts(tokenizer)
-    before = tokenizer("Answer:", add_special_tokens=False)["input_ids"]
-    said = texts.sequence(before, ids)
-    assert len(said) == len(ids)
-    assert "".join(said) == texts.decode([*before, *ids])[len(texts.decode(before)) :]
-    assert all("\ufffd" not in part for part in said) or "\ufffd" in text
-
-
-def test_two_texts_are_written_as_one(trained: EFTForCausalLM, tokenizer: Any) -> None:
-    prompt, said = tiny.questions()[0].prompt, " Of course! Happy to help!"
-    analysis = analyse(trained, tokenizer, prompt, said)
-    whole = tokenizer(prompt + said)["input_ids"]
-    assert [r.token.id for r in analysis.records] == whole[len(tokenizer(prompt)["input_ids"]) :]
-    assert analysis.continuation == said
-
-
-def shown(table: Any, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
-    return console.file.getvalue()
-
-
-@pytest.mark.parametrize("width", [80, 140])
-def test_the_table(width: int, trained: EFTForCausalLM, tokenizer: Any) -> None:
-    analysis = analyse(trained, tokenizer, tiny.questions()[3].prompt, max_new_tokens=30)
-    text = shown(analysis_table(analysis, width), width)
-    assert max(map(len, text.splitlines())) <= width
-    for record in analysis.records:
-        assert f"{math.exp(record.log_prob):.4f}" in text
-    assert f"implicit reward {analysis.summary()['reward']:+.2f}" in " ".join(text.split())
-    assert ("changed by" in text) == (width > 100)
-
-
-def test_the_table_lets_no_text_at_the_terminal(trained: EFTForCausalLM, tokenizer: Any) -> None:
-    text = shown(analysis_table(analyse(trained, tokenizer, "Hi", " \x1b[31m[bold]x\u202e\r\n")), 120)
-    assert "\x1b" not in text and "\u202e" not in text and "\r" not in text and "\\x1b" in text
-
-
-def test_no_delta_no_change(trained: EFTForCausalLM, tokenizer: Any) -> None:
-    trained.combination = Combination.emulate(alpha=0.0)
-    analysis = analyse(trained, tokenizer, tiny.questions()[0].prompt, max_new_tokens=6)
-    assert analysis.summary()["total_variation_base"] < 1e-6 and analysis.summary()["changed"] == 0
 
 
 def test_pieces_bound_the_memory(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from browser import missing, opened
 from families import shared
 
-from hf_eft import Combination, EFTForCausalLM, Truncation, tiny
+from hf_eft import Combination, EFTForCausalLM, Truncation
 from hf_eft.analysis import Analysis, analyse
 from hf_eft.analysis.heatmap import page
 from hf_eft.analysis.records import Shift
@@ -49,11 +49,6 @@ HOSTILE = [
     " ",
     "",
 ]
-
-
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 import pytest
+from commands import invoke
 from families import shared
-from typer.testing import CliRunner
 
 from hf_eft import EFTForCausalLM, tiny
-from hf_eft.cli import app, generation_options
+from hf_eft.cli import generation_options
 from hf_eft.programs.demo import ask
 
 SAMPLE = slice(0, 1200, 7)
@@ -51,10 +51,6 @@ def test_generation_options() -> None:
     )
     assert options == {"num_beams": 4, "do_sample": True, "stop_strings": "a b", "length_penalty": -1.5}
     assert rest == ["say"]
-
-
-def invoke(*arguments: str, **options: Any) -> Any:
-    return CliRunner().invoke(app, list(arguments), **options)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import RECURRENT, build, prompts
 from oracle import log_probs
-from test_speculative import double, random_case
+from random_cases import double, random_case
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
 from hf_eft.members.releases import cache_of

@@ -1,4 +1,4 @@
-"""Answers to the lines of a batch run: those of `generate`, whatever the lines around them."""
+"""Answers to the lines of a batch run: those of `generate`, whatever the lines around them, also when the run was killed on the way."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from commands import invoke
 from families import PAD
 from letters import Letters, answers, combination, lines_of
-from typer.testing import CliRunner
 
 from hf_eft import EFTForCausalLM, tiny
-from hf_eft.cli import app
 from hf_eft.programs.answer import Answerer
 from hf_eft.programs.batch import read_items
 
 ROOT = Path(__file__).resolve().parents[2]
-
 PROMPTS = ["a", "longer", "the longest of all", "of", "these", "few"]
 
 
@@ -176,7 +174,7 @@ def test_a_thousand_lines_killed_and_started_again(tmp_path: Path) -> None:
         options = ["--chat", "--max-new-tokens", "3", "--batch-size", "40", "--seed", "5"]
         return ["generate", *options, "--input", str(source), "--output", str(output)]
 
-    done = CliRunner().invoke(app, command(whole))
+    done = invoke(*command(whole))
     assert done.exit_code == 3 and "10 of 1000 lines could not be answered" in " ".join(done.output.split()), done.output
     results = lines_of(whole)
     assert [result["line"] for result in results] == list(range(1, 1001))
@@ -195,14 +193,14 @@ def test_a_thousand_lines_killed_and_started_again(tmp_path: Path) -> None:
         part = killed.read_bytes()
         assert part.count(b"\n") >= 40 and whole.read_bytes().startswith(part) and part != whole.read_bytes()
         killed.write_bytes(part[: -random.Random(batches).randrange(1, 300)])  # what a write that was cut leaves
-    done = CliRunner().invoke(app, command(killed))
+    done = invoke(*command(killed))
     assert done.exit_code == 3 and "carrying on" in done.output, done.output
     assert killed.read_bytes() == whole.read_bytes()
 
 
 def test_standard_input_to_standard_output() -> None:
     question = tiny.questions()[1]
-    done = CliRunner().invoke(app, ["generate", "--chat", "--input", "-"], input=f"{question.text}\n\n")
+    done = invoke("generate", "--chat", "--input", "-", input=f"{question.text}\n\n")
     first, second = map(json.loads, done.stdout.splitlines())
     assert question.answer in first["text"] and first["finish"] == "stop"
     assert second == {"line": 2, "error": "the prompt is empty"}
@@ -224,7 +222,7 @@ def test_standard_input_to_standard_output() -> None:
 def test_what_is_wrong_with_a_run_is_said(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "one").write_text("one")
-    done = CliRunner().invoke(app, ["generate", *(each.format(folder=tmp_path) for each in arguments)])
+    done = invoke("generate", *(each.format(folder=tmp_path) for each in arguments))
     assert done.exit_code == code
     assert message in done.stderr and "Traceback" not in done.output
     assert (tmp_path / "one").read_text() == "one"

@@ -13,9 +13,6 @@ from letters import answers, lines_of
 
 from hf_eft.programs.batch import Item, Results, encoded, read_items, run_batches
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 # Lines in --------------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +114,7 @@ def run(path: Path, items: Sequence[Item], batch_size: int = 4, **options: Any) 
     return results
 
 
-ITEMS = [*read_items(b"a\nb\nc\nd\n\ne\nf\ng\nh\ni\nj")]
+ITEMS = read_items(b"a\nb\nc\nd\n\ne\nf\ng\nh\ni\nj")
 
 
 def test_a_run_cut_at_any_byte_carries_on_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,14 @@ from typing import Any
 import openai
 import pytest
 import torch
-from served import BATCHED, complete, connect, family, fixtures, generated
+from served import BATCHED, CHAT, QUESTION, complete, connect, family, fixtures, generated
 
-from hf_eft import tiny
 from hf_eft.decoding.continuous import BatchEnded
 from hf_eft.serving import EFTServer
 from hf_eft.serving.bodies import IGNORED, ChatBody, CompletionBody, ResponseBody, read_body
 
 one_by_one, batched, served = fixtures()
 
-QUESTION = tiny.questions()[0]
-CHAT = [{"role": "user", "content": QUESTION.text}]
 CHATS, COMPLETIONS, RESPONSES = "v1/chat/completions", "v1/completions", "v1/responses"
 
 
