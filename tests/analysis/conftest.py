@@ -6,12 +6,7 @@ from typing import Any
 
 import pytest
 
-from hf_eft import EFTForCausalLM, tiny
-
-
-@pytest.fixture(scope="module")
-def family() -> Any:
-    return tiny.load()
+from hf_eft import EFTForCausalLM
 
 
 @pytest.fixture(scope="module")

@@ -102,10 +102,10 @@ def test_the_seed_decides(model: EFTForCausalLM, family: Any, ids: torch.Tensor)
 
 def test_an_answer_stops(model: EFTForCausalLM, family: Any, ids: torch.Tensor) -> None:
     answer = Answer(model, family.tokenizer, ids, 0, max_new_tokens=400, min_new_tokens=400, do_sample=False)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for _ in answer:
         break
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # those of other tests may end
     assert answer.tokens is not None and 0 < len(answer.tokens) < 400
 
 

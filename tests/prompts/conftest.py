@@ -30,11 +30,6 @@ def log() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def family() -> tiny.Family:
-    return tiny.load()
-
-
-@pytest.fixture(scope="module")
 def folder(family: tiny.Family, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("saved")
     wrapper(family).save_pretrained(path)
