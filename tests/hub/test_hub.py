@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from fake_hub import FakeHub, serving
-from families import build, prompts
+from families import build
+from saveable import logits
 from transformers import AutoModelForCausalLM
 
 from hf_eft import Combination, EFTForCausalLM, hub, tiny
@@ -29,11 +30,6 @@ MINE, STORED = "hf_mine", "hf_stored"
 def online(tmp_path: Path) -> Iterator[FakeHub]:
     with serving(tmp_path / "cache", STORED) as fake:
         yield fake
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**prompts("left")).logits
 
 
 @pytest.fixture(scope="module")
