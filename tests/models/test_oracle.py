@@ -7,7 +7,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from families import FAMILIES, STATEFUL, options_for, prompts, shared
+from families import EOS, FAMILIES, STATEFUL, options_for, prompts, shared
 from transformers import LogitsProcessor
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
@@ -75,14 +75,14 @@ def test_every_step_equals_the_oracle(family: str, small: str, strategy: str, pa
     options = options_for(strategy, new_tokens=8)
     if leaf == "wrapper":
         model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, combination=combination)
-        model.generate(**inputs, logits_processor=[probe], **options)
+        said = model.generate(**inputs, logits_processor=[probe], **options)
     else:
         add_on = EFTLogitsProcessor(tuned, reference, combination=combination, pad_token_id=0)
-        base.generate(**inputs, logits_processor=[add_on, probe], **options)
+        said = base.generate(**inputs, logits_processor=[add_on, probe], **options)
 
     members = {"base": base, "tuned": tuned, "reference": reference}
     mask = inputs["attention_mask"]
-    assert len(probe.seen) >= 3
+    assert len(probe.seen) >= 3 or (said[:, -3:] == EOS).any()  # unless it ended before
     for ids, scores in probe.seen:
         rows = mask.repeat_interleave(ids.shape[0] // mask.shape[0], dim=0)
         rows = torch.cat([rows, rows.new_ones(ids.shape[0], ids.shape[1] - mask.shape[1])], dim=1)
