@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +76,7 @@ def test_check_as_json() -> None:
     [
         (
             "serve", "hf_eft.serving", "serve", ["--port", "0", "--continuous-batching", "--model-name", "m", "--api-key", "k"],
-            {"host": "127.0.0.1", "port": 0, "model_name": "m", "continuous_batching": True, "api_key": "k", "generation_config": None},
+            {"host": "127.0.0.1", "port": 0, "model_name": "m", "continuous_batching": True, "api_key": "k", "generation_config": {}},
         ),
         ("playground", "hf_eft.playground", "launch", ["--host", "0.0.0.0", "--port", "0"], {"host": "0.0.0.0", "port": 0}),
     ],
@@ -87,11 +85,8 @@ def test_what_is_served(
     command: str, module: str, function: str, arguments: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[Any] = []
-    stand_in = types.ModuleType(module)
-    setattr(stand_in, function, lambda model, tokenizer, **options: called.append((model, tokenizer, options)))
-    setattr(stand_in, "check_installed", lambda: None)  # noqa: B010 (mypy)
-    setattr(stand_in, "read_options", lambda given: given)  # noqa: B010 (mypy)
-    monkeypatch.setitem(sys.modules, module, stand_in)
+    monkeypatch.setattr(f"{module}.{function}", lambda model, tokenizer, **options: called.append((model, tokenizer, options)))
+    monkeypatch.setattr(f"{module}.check_installed", lambda: None)
     done = invoke(command, "--alpha", "0.5", *arguments)
     assert done.exit_code == 0, done.output
     [(model, tokenizer, options)] = called

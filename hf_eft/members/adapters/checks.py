@@ -21,6 +21,7 @@ _CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def check_peft() -> None:
+    """Raise an `ImportError` if PEFT is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError as error:

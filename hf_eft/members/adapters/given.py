@@ -20,6 +20,7 @@ def is_peft(model: Any) -> bool:
 
 
 def is_folder(model: Any) -> bool:
+    """Whether this is the folder of an adapter."""
     return isinstance(model, (str, os.PathLike)) and (Path(model) / ADAPTER).is_file()
 
 
