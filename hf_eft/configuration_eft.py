@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from .files import write
 from .files.trust import check_description, member_description
 from .files.written import readable, scrubbed
 from .recipe.combination import Combination
@@ -160,7 +161,7 @@ class EFTConfig(PreTrainedConfig):
                 "anew after loading."
             )
         text = json.dumps(self._encode_special_floats(description), indent=2, sort_keys=True)
-        Path(json_file_path).write_text(text + "\n", encoding="utf-8")
+        write(Path(json_file_path), text + "\n")
 
 
 def as_config(name: str, given: Any) -> PreTrainedConfig:

@@ -92,6 +92,7 @@ TESTS: dict[str, str] = {
     "files/written.py": "folders/test_written.py::test_what_is_left_out_is_named_once",
     "decoding/generation.py": "decoding/test_generate.py::test_base_equal_to_reference_gives_the_tuned_model",
     "decoding/given.py": "programs/test_batch.py::test_lines_of_text",
+    "members/halfway.py": "reliability/test_faults_memory.py::test_a_cache_that_was_left_half_way_is_refused",
     "analysis/heatmap.py": "analysis/test_heatmap.py::test_the_data_are_the_records",
     "hub/__init__.py": "hub/test_hub.py::test_members_by_id",
     "decoding/inputs.py": "decoding/test_generate.py::test_base_equal_to_reference_gives_the_tuned_model",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_file
+from ..files import check_file, write
 from ..programs.batch import Item
 from .app import FAILED, app, console, notes
 from .generate import Prompted, one_prompt
@@ -74,7 +74,7 @@ def inspect(
     if html is not None:
         from ..analysis.heatmap import page
 
-        html.write_text(page([analysis]), encoding="utf-8")
+        write(html, page([analysis]))
         notes.print(f"The page is {html}.", style="dim", soft_wrap=True)
     if as_json:
         records = [record.to_dict() for record in analysis.records]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..files import check_file, check_folder
+from ..files import write as write_file
 from ..recipe.combination import BASE, REFERENCE, TUNED
 from .app import app, notes
 from .models import Composition, Models
@@ -78,5 +79,4 @@ def card(
     if output is None:
         typer.echo(text)
     else:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_file(output, text, new=True)

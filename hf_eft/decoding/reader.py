@@ -54,6 +54,16 @@ class Reader:
             `dict[str, torch.Tensor]`: Each member's logits for the next token, `(rows, 1, vocab)`. Not to be written to.
         """
         asked = prefix.keys(input_ids, attention_mask)
+        try:
+            return self._read(input_ids, attention_mask, asked)
+        except BaseException:
+            self.reset()  # states that were half moved or half read serve nobody
+            raise
+
+    def _read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, asked: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The same, from tokens and what they are found by."""
         length = asked.shape[1]
         keep = self._reconcile(asked)
         if keep == length and length in self._answers:
@@ -64,17 +74,13 @@ class Reader:
             self._cache = self.members.new_cache()
             if self._recording and not self.members.stateful:
                 self._cache.activate_past_recording()
-        try:
-            if start < keep and self._recording and self.members.stateful:
-                # What both questions share is marked: a draft may be rejected again.
-                self._step(input_ids, attention_mask, start, keep)
-                self._cache.activate_past_recording()  # which layers are recurrent is known once they have read
-                self._mark(keep)
-                start = keep
-            answer = self.members.logits(self._step(input_ids, attention_mask, start, length))
-        except BaseException:
-            self.reset()  # half-read states serve nobody
-            raise
+        if start < keep and self._recording and self.members.stateful:
+            # What both questions share is marked: a draft may be rejected again.
+            self._step(input_ids, attention_mask, start, keep)
+            self._cache.activate_past_recording()  # which layers are recurrent is known once they have read
+            self._mark(keep)
+            start = keep
+        answer = self.members.logits(self._step(input_ids, attention_mask, start, length))
         self._keys = asked.clone()
         self._answers = {n: known for n, known in self._answers.items() if n <= keep}
         self._answers[length] = answer

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import as_json
+from ..files import as_json, folder_for, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,9 +87,10 @@ def save(figure: Figure, path: str | Path, data: Any) -> Path:
         `Path`: The file of the data: `path` with the ending `.json`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path if path.suffix else path.with_suffix(".png")  # as matplotlib does
     beside = path.with_suffix(".json")
-    beside.write_text(as_json(data), encoding="utf-8")
-    with style():
-        figure.savefig(path)
+    # Neither is there without the other, nor with another's.
+    with folder_for(path.parent), replacing(beside, path) as (numbers, picture), style():
+        numbers.write_text(as_json(data), encoding="utf-8")
+        figure.savefig(picture, format=path.suffix.removeprefix("."))
     return beside

@@ -2,22 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+@contextlib.contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """
+    Files to write in place of `paths`, whose names they get once all are written, on the disk. What fails leaves `paths` as they were,
+    and nothing beside them. A pipe or a device is written to as it comes.
+    """
+    targets = [Path(os.path.realpath(path)) for path in paths]  # a link goes on being one
+    # Names of their own: another process that writes the same file must not have its half renamed to the whole.
+    partials = {
+        target: target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        for target in targets
+        if target.is_file() or not target.exists()
+    }
+    try:
+        yield [partials.get(target, target) for target in targets]
+        for target, partial in partials.items():
+            if target.exists():
+                shutil.copymode(target, partial)
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())
+        for target, partial in partials.items():
+            partial.replace(target)
+    except BaseException:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write(path: Path, text: str, *, new: bool = False) -> None:
+    r"""
+    Write a file so that it is there whole or not at all.
+
+    Raises:
+        `FileExistsError`: If it is there, and must be `new`.
+    """
+    if new and path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    with replacing(path) as (partial,):
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def folder_for(folder: Path) -> Iterator[None]:
+    """Have a folder be there. What fails takes away again what was made for it, unless something else has come into it."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def check_file(path: Path, *, new: bool = False) -> None:
@@ -38,9 +87,12 @@ def check_file(path: Path, *, new: bool = False) -> None:
             raise ValueError(f"{path} is there already, and is not written over: choose another file")
         if not os.access(path, os.W_OK):
             raise ValueError(f"{path} cannot be written: it is not for you to write")
-    elif not path.parent.is_dir():
+        if not path.is_file():
+            return  # a pipe or a device
+    folder = Path(os.path.realpath(path)).parent  # where a new file takes the name of the old one
+    if not folder.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be written: the folder {path.parent} is not for you to write to")
 
 

@@ -24,6 +24,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrain
 from transformers.utils import logging
 
 from ..configuration_eft import EFTConfig
+from ..files import folder_for
 from ..files.trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
 from ..members.adapters import Adapted, own_weights
 from ..members.adapters.checks import checked_folder
@@ -38,6 +39,8 @@ logger = logging.get_logger(__name__)
 
 MEMBERS = "members"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# Files of a tokenizer, which another one's may not be left beside.
+_OF_TOKENIZERS = ("tokenizer*", "chat_template*", "additional_chat_templates", "*tokens*.json")
 # What a tokenizer's description says about how it was loaded, not what it is.
 _OF_THE_LOADING = ("is_local", "local_files_only", "name_or_path")
 
@@ -179,15 +182,8 @@ def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """A place to write in before anything is replaced: in the folder, whose file system it shares. What fails leaves nothing behind."""
-    existed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
-            yield Path(staging)
-    except BaseException:
-        if not existed:
-            folder.rmdir()
-        raise
+    with folder_for(folder), tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
+        yield Path(staging)
 
 
 def _write_member(model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None, options: Mapping[str, Any]) -> None:
@@ -254,26 +250,38 @@ def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
         raise ValueError(
             f"The folder {str(folder)!r} holds saved members, which a recipe would leave behind. Write it into another one."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    if not (folder / "README.md").exists():
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    with _staging(folder) as staging:
+        new = staging / "new"
+        new.mkdir()
+        config.save_pretrained(new)
+        if not (folder / "README.md").exists():
+            (new / "README.md").write_text(card, encoding="utf-8")
+        _install(new, folder, staging / "old")
 
 
 def _install(new: Path, folder: Path, old: Path) -> None:
-    """Put what was written in its place, by renaming: files that are mapped into memory stay what they are."""
-    if (folder / MEMBERS).exists():
-        (folder / MEMBERS).replace(old)
+    """
+    Put what was written in its place, by renaming: files that are mapped into memory stay what they are. What fails half way is taken
+    back. The configuration goes first and comes last: wherever it is cut off for good, a folder without one is no combination.
+    """
+    stale = {MEMBERS, *(path.name for path in new.iterdir())}
     if (new / TOKENIZER_CONFIG).is_file():
-        for stale in (*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("*tokens*.json")):
-            if stale.is_file():
-                stale.unlink()
-    for path in new.iterdir():
-        target = folder / path.name
-        if path.is_dir() and path.name != MEMBERS:
-            shutil.copytree(path, target, dirs_exist_ok=True)
-        else:
+        stale |= {path.name for pattern in _OF_TOKENIZERS for path in folder.glob(pattern)}
+    moves = [(folder / name, old / name) for name in sorted(stale, key=_not_config) if (folder / name).exists()]
+    moves += [(path, folder / path.name) for path in sorted(new.iterdir(), key=_not_config, reverse=True)]
+    old.mkdir()
+    try:
+        for path, target in moves:
             path.replace(target)
+    except BaseException:
+        for path, target in reversed(moves):
+            if not path.exists() and target.exists():
+                target.replace(path)
+        raise
+
+
+def _not_config(path: Path | str) -> bool:
+    return Path(path).name != CONFIG
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

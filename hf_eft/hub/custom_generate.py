@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .._version import __version__
+from ..files import folder_for, replacing
 from ..files.repositories import check_repository, is_commit, is_repo_id
 from ..members.devices import execution_device
 from ..modeling_eft import EFTForCausalLM
@@ -144,9 +145,9 @@ def write_recipe(
     }
     if there := [str(path) for path in files if path.exists()]:
         raise FileExistsError(f"There is {', '.join(there)} already. Choose another folder, or remove what is there.")
-    for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    with folder_for(root / "custom_generate"), replacing(*files) as partials:
+        for partial, text in zip(partials, files.values(), strict=True):
+            partial.write_text(text, encoding="utf-8")
     return root
 
 

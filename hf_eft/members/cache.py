@@ -20,6 +20,7 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
+from .halfway import check_whole, together
 from .recurrent import give_layers, is_recurrent, records
 from .roll_back import crop
 
@@ -46,6 +47,7 @@ class EFTCache(Cache):
     main_member: str
     joints: dict[tuple[str, ...], Joint]  # states of members that run as one batch, which their own are views of
     sibling_caches: dict[str, Cache]
+    broken: bool  # a change of it was cut off half way
     seen_tokens: int  # asked for only where no member's cache counts, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
 
@@ -74,6 +76,7 @@ class EFTCache(Cache):
                 raise ValueError(
                     f"`cache` holds states of the members {list(cache.members)}, but the model has {list(models)}."
                 )
+            check_whole(cache)
             for name, sibling in cache.sibling_caches.items():
                 _check_room(name, sibling, max_cache_len)
             return cache
@@ -88,7 +91,7 @@ class EFTCache(Cache):
         attached = cast(EFTCache, cache)
         attached.main_member = main
         attached.sibling_caches = siblings
-        attached.joints = {}
+        attached.joints, attached.broken = {}, False
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
@@ -131,27 +134,26 @@ class EFTCache(Cache):
             shift (`torch.LongTensor` of shape `(rows,)`, *optional*): How many more each row forgets, and moves by.
             trims (`Mapping[str, int]`): By member, how many columns on the left have become padding in all rows and are dropped.
         """
-        for name, cache in self.members.items():
-            if shift is not None:
+        with together(self):
+            for name, cache in self.members.items():
                 for layer in cache.layers:
-                    _shift_rows(layer, shift)
-            for layer in cache.layers:
-                crop(layer, drops[name])
-                if trims[name]:
-                    _trim_left(layer, trims[name])
+                    if shift is not None:
+                        _shift_rows(layer, shift)
+                    crop(layer, drops[name])
+                    if trims[name]:
+                        _trim_left(layer, trims[name])
         self.unsettled_tokens = 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        for cache in self.sibling_caches.values():
-            cache.reorder_cache(beam_idx)
+        self._by_all("reorder_cache", beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
         layers = [layer for cache in self.members.values() for layer in cache.layers]
         if tokens_to_remove and any(map(is_recurrent, layers)):
             raise RuntimeError("Recurrent states have forgotten what they read before: they cannot be cropped.")
-        for layer in layers:
-            crop(layer, -tokens_to_remove)
+        with together(self):
+            for layer in layers:
+                crop(layer, -tokens_to_remove)
         self.unsettled_tokens = 0
 
     def reset(self) -> None:
@@ -160,16 +162,19 @@ class EFTCache(Cache):
         self.joints.clear()
         for cache in self.sibling_caches.values():
             cache.reset()
+        self.broken = False
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        for cache in self.sibling_caches.values():
-            cache.batch_repeat_interleave(repeats)
+        self._by_all("batch_repeat_interleave", repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        for cache in self.sibling_caches.values():
-            cache.batch_select_indices(indices)
+        self._by_all("batch_select_indices", indices)
+
+    def _by_all(self, change: str, how: Any) -> None:
+        with together(self):
+            getattr(super(), change)(how)
+            for cache in self.sibling_caches.values():
+                getattr(cache, change)(how)
 
     def activate_past_recording(self) -> None:
         # Recurrent layers are put back instead; some models take what a recording convolution holds for its last states only.
@@ -315,9 +320,8 @@ def _shift_rows(layer: Any, shift: torch.Tensor) -> None:
 
 def _shifted(states: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
     length = states.shape[dim]
-    source = (torch.arange(length, device=states.device)[None] - shift.to(states.device)[:, None]).clamp(
-        min=0
-    )  # (rows, length)
+    places = torch.arange(length, device=states.device)[None]
+    source = (places - shift.to(states.device)[:, None]).clamp(min=0)  # (rows, length)
     shape = [1] * states.dim()
     shape[0], shape[dim] = source.shape
     return states.gather(dim, source.view(shape).expand(states.shape))
@@ -330,9 +334,8 @@ def _trim_left(layer: Any, columns: int) -> None:
     left = layer.get_seq_length() - columns
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = left
-    keep = min(left, layer.keys.shape[-2])
-    layer.keys = layer.keys[..., layer.keys.shape[-2] - keep :, :]
-    layer.values = layer.values[..., layer.values.shape[-2] - keep :, :]
+    start = max(0, layer.keys.shape[-2] - left)
+    layer.keys, layer.values = layer.keys[..., start:, :], layer.values[..., start:, :]
 
 
 def _check_room(name: str, cache: Cache, needed: int | None) -> None:

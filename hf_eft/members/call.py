@@ -31,19 +31,20 @@ class Call:
 
 # One after the other, as they were entered: a call may run another one, of an assistant for example, of the same model even.
 _entered: ContextVar[tuple[Call, ...]] = ContextVar("calls", default=())
-_running: list[Call] = []  # of all threads
+_running: dict[int, Call] = {}  # of all threads; put in and taken out in one step each, which no other thread comes between
 
 
 @contextmanager
 def entered(call: Call) -> Iterator[Call]:
     """Have a call be the one that is running here, until it is left."""
-    token = _entered.set((*_entered.get(), call))
-    _running.append(call)
+    before = _entered.get()
     try:
+        _entered.set((*before, call))
+        _running[id(call)] = call
         yield call
     finally:
-        _entered.reset(token)
-        _running[:] = [other for other in _running if other is not call]
+        _running.pop(id(call), None)
+        _entered.set(before)
 
 
 def innermost(model: Any) -> Call | None:
@@ -53,7 +54,7 @@ def innermost(model: Any) -> Call | None:
 
 def refuse_while_running(model: Any, what: str) -> None:
     """Raise if a call of the model is running, in whatever thread: its text would be of two models."""
-    if any(call.model is model for call in tuple(_running)):
+    if any(call.model is model for call in tuple(_running.values())):
         raise RuntimeError(f"{what} cannot be replaced while `generate` is running on this model. Wait for the call to end.")
 
 
@@ -66,17 +67,11 @@ class PerThread(threading.local):
         return type(self), ()
 
 
-class Lock:
-    """A lock that can be copied and pickled along with what it guards: a copy is a lock of its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+class Lock(type(threading.RLock())):  # type: ignore[misc]
+    """
+    A lock that can be copied and pickled along with what it guards: a copy is a lock of its own. It is entered by the interpreter's own
+    code, which no interrupt comes between: in Python's, one could come when it is taken and not yet in the hands of `with`.
+    """
 
     def __reduce__(self) -> Any:
         return type(self), ()

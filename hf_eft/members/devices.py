@@ -1,4 +1,4 @@
-"""Where a model computes, which its first weight does not say if that is offloaded."""
+"""Where a model computes, which its first weight does not say if that is offloaded, and whether there was no memory for it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def execution_device(module: torch.nn.Module) -> torch.device:
             if (brought_to := getattr(part, "execution_device", None)) is not None:
                 return torch.device(brought_to)
     return device
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory, which is nobody's fault and may be otherwise the next time."""
+    # PyTorch has no class of its own for the memory of the CPU.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from .adapters.joint import Joint
 from .adapters.stack import Stack
 from .cache import EFTCache
 from .checks import check_finite, check_model
+from .halfway import together
 from .member import Member
 from .padding import readable
 from .vocabulary import Vocabulary, width
@@ -182,6 +184,28 @@ class Members:
         input_ids, own = self._readable(
             input_ids, attention_mask, asked - {self.main} if inputs_embeds is not None else asked, own or {}
         )
+        given = {
+            "inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids, "cache": cache,
+            "use_cache": use_cache, "logits_to_keep": logits_to_keep, "own": own,
+        }  # fmt: skip
+        with nullcontext() if torch.compiler.is_compiling() else together(cache):
+            return self._step(asked, input_ids, **given, extra=extra)
+
+    def _step(
+        self,
+        asked: set[str],
+        input_ids: torch.Tensor | None,
+        *,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        cache: EFTCache | None,
+        use_cache: bool,
+        logits_to_keep: int | torch.Tensor,
+        own: Mapping[str, Mapping[str, Any]],
+        extra: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The outputs of the members that are asked, by name."""
         caches = cache.members if cache is not None else {}
         outputs: dict[str, Any] = {}
         for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none

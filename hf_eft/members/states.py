@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import Cache, StaticCache
 
 from .cache import counts_tokens
+from .devices import ran_out_of_memory
 from .releases import returned_cache
 from .trial import check_static, check_trial
 
@@ -48,7 +49,7 @@ def read(name: str, model: Any, inputs: Mapping[str, Any], cache: Cache | None, 
 
 def _explain(name: str, model: Any, cache: Cache | None, error: Exception, several_behind: bool) -> None:
     """Raise in place of an error that a member ended in because it cannot read from a static cache, or several tokens behind others."""
-    if isinstance(error, torch.OutOfMemoryError) or not (several_behind or isinstance(cache, StaticCache)):
+    if ran_out_of_memory(error) or not (several_behind or isinstance(cache, StaticCache)):
         return
     what = "from a static cache" if isinstance(cache, StaticCache) else "several tokens behind those in its cache"
     remedy = "Use a dynamic cache" if isinstance(cache, StaticCache) else "Decode without an assistant and in one piece"

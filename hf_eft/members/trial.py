@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, StaticCache
 
 from .cache import EFTCache
+from .devices import ran_out_of_memory
 from .releases import cache_argument
 
 # Tokens: read in one piece, then one by one, behind that much padding. No multiples of the blocks of four or more that some
@@ -146,9 +147,9 @@ def _ends(read: Callable[[], torch.Tensor]) -> tuple[torch.Tensor | None, str | 
     """The logits of a way of reading, or what it ends in."""
     try:
         return read(), None
-    except torch.OutOfMemoryError:
-        raise
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if ran_out_of_memory(error):
+            raise
         return None, f"it ends in {type(error).__name__} ({error})"
 
 

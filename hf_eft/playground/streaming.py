@@ -42,7 +42,7 @@ class Answer:
         self.tokens: torch.Tensor | None = None  # of the answer, its end included, once it is there
         self._model, self._prompt, self._seed, self._options = model, prompt, seed, options
         self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._stopped = _Stopped()
 
     def __iter__(self) -> Generator[str, None, None]:
@@ -55,8 +55,12 @@ class Answer:
         finally:
             self._stopped.told.set()
             thread.join()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None  # which would hold this object, and all that `generate` held
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
 
     def _generate(self) -> None:
         try:
@@ -70,7 +74,7 @@ class Answer:
                 **self._options,
             )
             self.tokens = out[0, len(self._prompt) :].cpu()
-        except Exception as error:  # raised anew where the text is read
+        except BaseException as error:  # raised anew where the text is read: half of it is not the whole
             self._error = error
         finally:
             self._streamer.end()

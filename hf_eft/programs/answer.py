@@ -101,12 +101,13 @@ class Answerer:
         """By line. Where a batch fails, its rows are tried alone, so that only those fail that cannot be answered."""
         try:
             replies = self._generate(rows)
+            return {row.line: reply for row, reply in zip(rows, replies, strict=True)}
         except Exception as error:
             torch.zeros(1, device=self.model.device).add(1).cpu()  # a device that failed fails here: no line is to blame
             if len(rows) == 1:
                 return {rows[0].line: {"error": _said(error)}}
-            return {line: answer for row in rows for line, answer in self._answers([row]).items()}
-        return {row.line: reply for row, reply in zip(rows, replies, strict=True)}
+        # Not while the error is at hand, which holds the states of the batch: what is alone may fit where they did not.
+        return {line: answer for row in rows for line, answer in self._answers([row]).items()}
 
     # What a row reads ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ..files import check_file
+from ..files import check_file, write
 from ..files.json_lines import Line, json_lines, looks_like_json, shown, text_lines, without_nulls
 from ..prompts.messages import read_messages, read_text
 
@@ -157,7 +157,7 @@ def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
 class Sink(Protocol):
     """Where results go."""
 
-    kept: int  # results that were there before
+    kept: int  # results that are there
     errors: int  # lines that could not be answered, those included
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
@@ -175,6 +175,7 @@ class Stream:
         """Write the next results."""
         self._stream.write(b"".join(map(encoded, results)))
         self._stream.flush()
+        self.kept += len(results)
         self.errors += sum("error" in result for result in results)
 
 
@@ -196,7 +197,8 @@ class Results:
         self.path = Path(path)
         self.meta = _meta(self.path)
         self._identity = json.loads(json.dumps(identity))
-        self._file = self.path.open("ab")
+        # Not buffered: what a full disk did not take must not be written when the file is closed.
+        self._file = self.path.open("ab", buffering=0)
         try:
             _lock(self._file, self.path)
             if restart:
@@ -214,10 +216,17 @@ class Results:
         self._file.close()
 
     def append(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Write the next results, to the disk."""
-        self._file.write(b"".join(map(encoded, results)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write the next results, to the disk: all of them, or none."""
+        end, left = self._file.seek(0, os.SEEK_END), memoryview(b"".join(map(encoded, results)))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):  # if even that fails, the next run cuts it off
+                self._file.truncate(end)
+            raise
+        self.kept += len(results)
         self.errors += sum("error" in result for result in results)
 
     def _resume(self) -> tuple[int, int]:
@@ -233,13 +242,8 @@ class Results:
         return len(done), sum("error" in result for result in done)
 
     def _describe(self) -> None:
-        """Say what the run is, before there is a result: in one step, so that there is no half of it."""
-        written = self.meta.with_name(self.meta.name + ".new")
-        with written.open("w", encoding="utf-8") as file:
-            json.dump({"of": "a batch run of hf-eft, which carries on from here", **self._identity}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(self.meta)
+        """Say what the run is, before there is a result."""
+        write(self.meta, json.dumps({"of": "a batch run of hf-eft, which carries on from here", **self._identity}, indent=1))
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         with contextlib.suppress(ValueError):

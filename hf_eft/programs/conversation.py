@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..files import write
 from ..members.cache import EFTCache
 from ..members.releases import CACHE, cache_of
 from ..prompts import chat_ids
@@ -150,8 +151,9 @@ class ChatSession:
         return "".join(pieces)
 
     def _generate(self, ids: list[int], streamer: Any) -> None:
-        cache = self._read_so_far(ids)
+        cache, read = self._cache, self._read
         self._cache, self._read = None, []  # a reply that is stopped leaves members at different tokens
+        cache = _read_so_far(cache, read, ids)
         tokens = torch.tensor([ids], device=self.model.device)
         out = self.model.generate(
             input_ids=tokens,
@@ -167,18 +169,6 @@ class ChatSession:
         if isinstance(returned := cache_of(out), EFTCache):
             self._cache = returned
             self._read = out.sequences[0, : self._cache.get_seq_length()].tolist()
-
-    def _read_so_far(self, ids: list[int]) -> EFTCache | None:
-        """The states of what `ids` have in common with what was read, one token at least being left to read."""
-        common = 0
-        while common < min(len(self._read), len(ids) - 1) and self._read[common] == ids[common]:
-            common += 1
-        surplus = len(self._read) - common
-        if self._cache is None or common == 0 or (surplus and not self._cache.can_crop(surplus)):
-            return None
-        if surplus:
-            self._cache.crop(-surplus)
-        return self._cache
 
     # Commands -----------------------------------------------------------------------------------------------------------
 
@@ -245,11 +235,23 @@ class ChatSession:
         system = [{"role": "system", "content": self.system}] if self.system else []
         saved = {"messages": [*system, *self.messages], "recipe": str(self.model.combination), "options": self.options}
         try:
-            with Path(rest).expanduser().open("x", encoding="utf-8") as file:
-                json.dump(saved, file, ensure_ascii=False, indent=1)
+            write(Path(rest).expanduser(), json.dumps(saved, ensure_ascii=False, indent=1), new=True)
         except OSError as error:
             raise ValueError(f"The conversation cannot be written to {rest}: {error.strerror}.") from error
         return f"{len(self.messages)} messages are in {rest}"
+
+
+def _read_so_far(cache: EFTCache | None, read: list[int], ids: list[int]) -> EFTCache | None:
+    """The states of what `ids` have in common with what was read, one token at least being left to read."""
+    common = 0
+    while common < min(len(read), len(ids) - 1) and read[common] == ids[common]:
+        common += 1
+    surplus = len(read) - common
+    if cache is None or common == 0 or (surplus and not cache.can_crop(surplus)):
+        return None
+    if surplus:
+        cache.crop(-surplus)
+    return cache
 
 
 def _number(example: str, text: str) -> float:

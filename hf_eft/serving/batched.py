@@ -175,6 +175,7 @@ class Batched:
         self._manager = model.init_continuous_batching(neutral, config)
         Rows().join(self._manager)
         self._manager.start()
+        self._stopped = self._failing = False  # failing: a batch that was begun again has answered nothing yet
         self.room: int | None = infer_max_single_request_tokens(self._manager.batch_processor.cache)
 
     async def run(self, job: Job) -> AsyncGenerator[Told, None]:
@@ -183,6 +184,7 @@ class Batched:
         rows = [Row(job, self._model) for _ in range(job.rows)]
         names = [uuid.uuid4().hex for _ in rows]
         open_rows = set(range(len(rows)))
+        await self._begin_again()
         try:
             for place, (name, row) in enumerate(zip(names, rows, strict=True)):
                 self._submit(job, name, row, lambda output, place=place: told.put_nowait((place, output)))
@@ -192,6 +194,7 @@ class Batched:
                     raise error
                 if output.error is not None:
                     raise Unavailable(f"The batch failed: {output.error}")
+                self._failing = False
                 for what in _feed(job, place, output.generated_tokens, rows[place]):
                     yield what
                 answer = job.answers[place * job.copies]
@@ -208,7 +211,7 @@ class Batched:
         getting = asyncio.ensure_future(told.get())
         try:
             while True:
-                alive = self.is_alive()  # before the wait: what the batch still delivered comes first
+                alive = self._runs()  # before the wait: what the batch still delivered comes first
                 if (await asyncio.wait({getting}, timeout=_POLL))[0]:
                     return getting.result()
                 if not alive:
@@ -260,10 +263,24 @@ class Batched:
     def _reason(self) -> str:
         return str(self._manager.background_thread_status.fatal_error or "the server is being stopped")
 
-    def is_alive(self) -> bool:
+    def _runs(self) -> bool:
         return self._manager.is_running() and self._manager.background_thread_status.fatal_error is None
 
+    async def _begin_again(self) -> None:
+        """Start a new batch where one has failed: memory that ran out may be there now."""
+        if self._stopped or self._runs():
+            return
+        if (thread := self._manager._generation_thread) is not None:  # it has said that it failed, and is about to end
+            await asyncio.to_thread(thread.join, _POLL)
+        if not self._stopped and not self._manager.is_running():
+            self._failing = True
+            self._manager.start()
+
+    def is_alive(self) -> bool:
+        return not self._stopped and (self._runs() or not self._failing)
+
     def stop(self) -> None:
+        self._stopped = True
         thread = self._manager._generation_thread
         while thread is not None and thread.is_alive():  # a stop that comes to nothing is said again: the process must end
             self._manager.background_thread_status.request_stop(BackgroundThreadStatus.FLUSH_AND_STOP, 0)
@@ -284,4 +301,4 @@ def _feed(job: Job, place: int, tokens: Sequence[int], row: Row) -> Iterator[Tol
         noted = None if logits is None else entry(logits, tokens[at], job.top or 0)
         for copied, answer in enumerate(answers):
             if (pieces := answer.feed(tokens[at], noted)) or answer.finish is not None:
-                yield place * job.copies + copied, pieces
+                yield place * job.copies + copied, pieces, answer.finish

@@ -74,14 +74,14 @@ class Chat(Endpoint[ChatBody]):
             return event({**head, "choices": [choice]})
 
         begun: set[int] = set()
-        async for index, pieces in told:
+        async for index, pieces, finish in told:
             if index not in begun:
                 begun.add(index)
                 yield chunk(index, {"role": "assistant", "content": ""})
             for piece in pieces:
                 logprobs = self.reader.spelling.in_chat(piece.entries) if piece.entries else None
                 yield chunk(index, self._delta(run, index, piece, calls), logprobs=logprobs)
-            if (finish := run.answers[index].finish) is not None:
+            if finish is not None:
                 yield chunk(index, {}, finish)
         if usage:
             yield event({**head, "choices": [], "usage": run.usage})

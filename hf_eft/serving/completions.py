@@ -50,12 +50,12 @@ class Completions(Endpoint[CompletionBody]):
         if usage:
             head["usage"] = None
         offsets = [0] * len(run.answers)
-        async for index, pieces in run.told():
+        async for index, pieces, finish in run.told():
             for piece in pieces:
                 choice = self._choice(run, index, piece.text, [piece], offsets[index], None)
                 offsets[index] += sum(len(self.reader.spelling.text(entry.token)) for entry in piece.entries)
                 yield event({**head, "choices": [choice]})
-            if (finish := run.answers[index].finish) is not None:
+            if finish is not None:
                 yield event({**head, "choices": [self._choice(run, index, "", [], offsets[index], finish)]})
         if usage:
             yield event({**head, "choices": [], "usage": run.usage})

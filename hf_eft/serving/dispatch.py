@@ -20,7 +20,8 @@ from .logprobs import entry
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
 
-Told = tuple[int, list[Piece]]  # which answer goes on, and with what
+# Which answer goes on, with what, and why it ends there, if it does. (The answer itself may be further than what was told of it.)
+Told = tuple[int, list[Piece], str | None]
 
 
 class Generator(Protocol):
@@ -78,6 +79,7 @@ class OneByOne:
                 yield what
         finally:
             job.cancelled = True
+            what = None  # an error would hold this frame, and with it all that `generate` held, until somebody collects garbage
 
     def is_alive(self) -> bool:
         return True
@@ -93,6 +95,8 @@ def _generate(model: EFTForCausalLM, job: Job, tell: Any) -> None:
             _generate_all(model, job, tell)
     except Exception as error:
         tell(error)
+    except BaseException as error:  # a processor that ends its thread: half an answer is not a whole one
+        tell(RuntimeError(f"The generation was ended by {type(error).__name__}: {error}"))
     finally:
         tell(None)
 
@@ -183,5 +187,6 @@ class Steps(StoppingCriteria):
     def _told(self, row: int, what: Any) -> None:
         """Do it to each answer that a row stands for, and tell what comes of it."""
         for index in range(row * self._job.copies, (row + 1) * self._job.copies):
-            if (pieces := what(self._job.answers[index])) or self._job.answers[index].finish is not None:
-                self._tell((index, pieces))
+            pieces, finish = what(self._job.answers[index]), self._job.answers[index].finish
+            if pieces or finish is not None:
+                self._tell((index, pieces, finish))

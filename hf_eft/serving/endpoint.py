@@ -95,6 +95,7 @@ class Run(Generic[_B]):
                     self.pieces[what[0]] += what[1]
                     yield what
         finally:
+            what = None  # an error would hold this frame, see `OneByOne.run`
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -102,8 +103,8 @@ class Run(Generic[_B]):
     async def _run(self, job: Job, start: int, queue: asyncio.Queue[Told | Exception | None]) -> None:
         try:
             async with contextlib.aclosing(self._generator.run(job)) as told:
-                async for index, pieces in told:
-                    queue.put_nowait((start + index, pieces))
+                async for index, pieces, finish in told:
+                    queue.put_nowait((start + index, pieces, finish))
         except Exception as error:
             queue.put_nowait(error)
         finally:

@@ -46,7 +46,7 @@ class Responses(Endpoint[ResponseBody]):
     async def stream(self, run: Run[ResponseBody]) -> AsyncGenerator[str, None]:
         items = Items(run.id)
         begun = False
-        async for _, pieces in run.told():
+        async for _, pieces, _ in run.told():
             if not begun:
                 begun = True
                 yield items.event("response.created", response=self._response(run, items, "queued"))

@@ -176,9 +176,9 @@ def test_a_call_that_fails_is_left() -> None:
 
 def is_free(lock: Lock) -> bool:
     """Whether this thread could have it."""
-    free = lock._lock.acquire(blocking=False)
+    free = lock.acquire(blocking=False)
     if free:
-        lock._lock.release()
+        lock.release()
     return free
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...members.cache import EFTCache
+from ...members.halfway import together
 from ...members.members import Members
 from ...members.releases import CACHE
 from ...members.roll_back import Mark
@@ -69,8 +70,9 @@ class Speculation:
         scores = self._processed(first, 0)
         _, staying = self._advance([0] * self.rows.count, self._pick(scores, 0), first[:, None], scores[:, None])
         while staying:
-            self._keep(staying)
-            staying = self._round()
+            with together(self.cache):  # a member that drafts is ahead of the others until they have looked
+                self._keep(staying)
+                staying = self._round()
 
     def _round(self) -> list[int]:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
