@@ -32,6 +32,7 @@ docs: $(DEV)
 
 nightly: $(DEV)
 	$(BIN)/python $(PYTEST) -m nightly
+	$(BIN)/python tests/compositions.py --cases 5000 --state build/compositions.json
 
 mutations: $(DEV)
 	$(BIN)/python tests/mutations.py

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from .bytes import in_vocabulary
 from .decoding.given import Given, GivenByThread, goes_on
+from .decoding.left import nothing_left
 from .decoding.reader import Reader
 from .members import prefix
 from .members.adapters import by_adapter
@@ -44,6 +45,8 @@ class EFTLogitsProcessor(LogitsProcessor):
     - **Order**: `generate` runs guidance (`guidance_scale`), `sequence_bias`, `repetition_penalty`, `no_repeat_ngram_size`,
       `bad_words_ids`, `min_length`, `prefix_allowed_tokens_fn` and forced tokens *before* this processor: they act on the base's
       scores. What they forbid (`-inf`) stays forbidden; the strengths of bias, penalty and guidance are those for the base alone.
+      Where they forbid all that a truncation leaves, that is refused if no row has a token left; otherwise such a row's scores are all
+      `-inf`: a search drops it, and torch refuses to draw from it.
       Temperature, top-k, top-p and the other warpers, watermarking and `renormalize_logits` come after: they act on the
       combination. Where all must act on the combination, use [`EFTForCausalLM`].
     - **Generation config**: that of the base. A tuned model's end-of-turn tokens need `generation_config=tuned.generation_config`.
@@ -204,7 +207,10 @@ class EFTLogitsProcessor(LogitsProcessor):
         combined = combine(logits, combination, coefficients).squeeze(1)  # (rows, vocab)
         combined = vocabulary.widen(combined, scores.shape[-1])
         combined.masked_fill_(scores == -torch.inf, -torch.inf)
-        return combined.log_softmax(-1).to(scores.dtype)
+        none = combined.amax(-1, keepdim=True) == -torch.inf  # (rows, 1)
+        if bool(none.all()):
+            raise nothing_left(0)
+        return combined.log_softmax(-1).masked_fill_(none, -torch.inf).to(scores.dtype)
 
     def _read(self, input_ids: torch.Tensor, given: Given) -> dict[str, torch.Tensor]:
         """Every member's logits for the next token, each after its own prompt."""

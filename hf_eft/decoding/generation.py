@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import StaticCache
 from transformers.generation import GenerationMode
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
@@ -20,11 +20,12 @@ from ..members.members import Members
 from ..members.modalities import KINDS, refuse_inputs
 from ..members.releases import CACHE, cache_of, renamed
 from ..members.trial import check_moving
-from ..members.vocabulary import Vocabulary
+from ..members.vocabulary import Vocabulary, end_tokens
 from ..prompts import MemberPrompts, positions_of, warn_of_templates
 from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .inputs import EFTInputsMixin
+from .left import SomethingLeft
 from .speculative import Speculation
 from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .speculative.line import Line
@@ -75,6 +76,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     ) -> None:
         if generation_config.cache_implementation in ALL_STATIC_CACHE_IMPLEMENTATIONS:
             check_static(self._called_members.distinct_models)
+        if generation_config.use_cache is False and model_kwargs.get(CACHE) is not None:
+            raise ValueError(
+                f"`{CACHE}` was given with `use_cache=False`: every step would read the whole text again behind what it holds. Leave "
+                "one of them out."
+            )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         cache = model_kwargs.get(CACHE)
         if cache is None:
@@ -165,7 +171,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
-            return super()._sample(input_ids, **kwargs)
+            return super()._sample(input_ids, **self._with_something_left(input_ids, kwargs, is_final=True))
         return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
@@ -185,6 +191,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
                 )
             if self._request.prompts is not None:
                 raise ValueError("With `member_inputs`, a member, a model with the same tokenizer or the prompt may draft.")
+            if (cache := kwargs.get(CACHE)) is not None and (held := int(cache.get_seq_length())):
+                raise ValueError(
+                    f"With this assistant, transformers reads the whole prompt again behind the {held} tokens that `{CACHE}` holds. Leave "
+                    "the cache out; or let a member, a model with the same tokenizer or the prompt draft."
+                )
             return super()._assisted_decoding(input_ids, **kwargs)
         kwargs.pop("assistant_model", None)
         return self._speculate(input_ids, assistant, self._request.schedule(), **kwargs)
@@ -205,6 +216,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     ) -> Any:
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
+        asked = {"generation_config": generation_config, "logits_processor": logits_processor}
+        logits_processor = self._with_something_left(input_ids, asked, is_final=False)["logits_processor"]
         refuse_streamer(streamer, input_ids.shape[0])
         for name, member in self._called_members.distinct.items() if len(input_ids) > 1 else ():
             check_moving(name, member.model, member.device)
@@ -241,6 +254,16 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             streamer.end()
         self._reports.value = speculation.report
         return speculation.packed(generation_config)
+
+    def _with_something_left(self, input_ids: torch.Tensor, asked: dict[str, Any], is_final: bool) -> dict[str, Any]:
+        """What a way of decoding is given, with a look at whether processors leave a token of those that a truncation leaves."""
+        processors, config = asked["logits_processor"], asked["generation_config"]
+        truncation = self.combination.truncation
+        if not processors or truncation is None or truncation.rule == "keep":
+            return asked
+        pad = config._pad_token_tensor
+        look = SomethingLeft(input_ids.shape[1], end_tokens(config), None if pad is None else int(pad), is_final)
+        return {**asked, "logits_processor": LogitsProcessorList([*processors, look])}
 
     def _lines(
         self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int

@@ -123,7 +123,7 @@ def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, 
 def check_rows(tokens: torch.Tensor, cache: Cache | None) -> None:
     """Raise if a cache holds states of another number of rows than are read."""
     states = (getattr(layer, "keys", None) for layer in (cache.layers if cache is not None else ()))
-    rows = next((len(keys) for keys in states if keys is not None and keys.numel()), len(tokens))
+    rows = next((len(keys) for keys in states if keys is not None and keys.dim() > 1), len(tokens))
     if rows != len(tokens):
         raise ValueError(
             f"`cache` holds states of {rows} rows, but {len(tokens)} are read. Pass a cache of the same rows. (From a call "

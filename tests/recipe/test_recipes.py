@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from families import EOS, PAD, VOCAB, prompts, shared
+from oracle import nucleus, plausible, within
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, Truncation
 from hf_eft.members.releases import cache_of
@@ -57,25 +58,6 @@ RECIPES: dict[str, tuple[Combination, Any, str]] = {
              lambda m: within(m["tuned"], 0.6, m["tuned"] + m["base"] - m["reference"]),
              "base + tuned - reference, only within the nucleus of tuned of mass 0.6"),
 }  # fmt: skip
-
-
-def nucleus(log_probs: torch.Tensor, p: float) -> torch.Tensor:
-    """Token by token: in, until the mass of those before it reaches p."""
-    inside, mass = torch.zeros_like(log_probs, dtype=torch.bool), 0.0
-    for token in log_probs.argsort(descending=True).tolist():
-        if mass >= p:
-            break
-        inside[token] = True
-        mass += float(log_probs[token].exp())
-    return inside
-
-
-def within(guide: torch.Tensor, p: float, values: torch.Tensor) -> torch.Tensor:
-    return values.masked_fill(~nucleus(guide, p), -torch.inf)
-
-
-def plausible(guide: torch.Tensor, p: float, values: torch.Tensor) -> torch.Tensor:
-    return values.masked_fill(guide.exp() < p * guide.exp().max(), -torch.inf)
 
 
 def model_for(recipe: Combination) -> EFTForCausalLM:

@@ -16,6 +16,7 @@ from ...members.releases import CACHE
 from ...members.roll_back import Mark
 from ...recipe.combination import Combination
 from ...recipe.combine import combine
+from ..left import refuse_marked
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
 from .line import Line
@@ -265,6 +266,7 @@ class Speculation:
                 staying.remove(i)
             if not any(ahead + 1 < appended[i] for i in staying):
                 break
+        refuse_marked(scores, self.rows.present, appended)
         for i, row in enumerate(self.rows.present):
             for store, values in ((self.scores, scores), (self.logits, logits)):
                 if store is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -70,13 +70,18 @@ def _together(layers: Sequence[Any], known: Any, handed_out: dict[str, list[torc
         states = [getattr(layer, name) for layer in layers]
         if all(mine is given for mine, given in zip(states, handed_out.get(name, ()), strict=False)) and name in handed_out:
             setattr(joint, name, getattr(known, name))
-        elif states[0] is not None and states[0].numel():
+        elif _has_rows(states[0]):
             setattr(joint, name, torch.cat(states))
     return joint
 
 
+def _has_rows(states: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    """Whether these are states of rows, be it of no token: those that were rolled back to the beginning still have their rows."""
+    return states is not None and states.dim() > 1
+
+
 def _parts(states: torch.Tensor | None, count: int) -> list[Any]:
-    if states is None or not states.numel():
+    if not _has_rows(states):
         return [states] * count
     rows = states.shape[0] // count
     return [states.narrow(0, i * rows, rows) for i in range(count)]

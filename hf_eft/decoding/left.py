@@ -1,0 +1,65 @@
+"""Whether there is a token left to choose: a truncation leaves few, and the processors of a call may forbid all of these."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from transformers import LogitsProcessor
+
+# What stands for a token where none is left. As a score that is no `-inf`, since no distribution can be made of these alone.
+_NONE = torch.finfo(torch.float32).min
+
+
+def nothing_left(row: int) -> ValueError:
+    """What to say where a row has come to its last token."""
+    return ValueError(
+        f"There is no token left for row {row}: the processors of this call forbid every one that the truncation of the recipe leaves. "
+        "Take a wider truncation (or its rule 'keep'), or forbid fewer tokens."
+    )
+
+
+class SomethingLeft(LogitsProcessor):
+    r"""
+    Stands behind all other processors of a call. `is_final` says that a token is chosen for every row that has not ended: without any left
+    for one, that is refused. Otherwise rows are marked, and [`refuse_marked`] tells those of which a token is taken.
+
+    Args:
+        prompt (`int`): How many tokens of a row are its prompt.
+        ends (`Collection[int]`): What texts end with.
+        pad (`int`, *optional*): What fills rows that have ended.
+        is_final (`bool`): Whether nothing is drafted.
+    """
+
+    is_stateless = True
+
+    def __init__(self, prompt: int, ends: Collection[int], pad: int | None, is_final: bool) -> None:
+        self.prompt, self.ends, self.pad, self.is_final = prompt, list(ends), pad, is_final
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        none = scores.amax(-1) == -torch.inf  # (rows,)
+        if not bool(none.any()):
+            return scores
+        if self.is_final and bool((live := none & ~self._over(input_ids)).any()):
+            raise nothing_left(int(live.nonzero()[0]))
+        return scores.masked_fill(none[:, None], _NONE)
+
+    def _over(self, input_ids: torch.Tensor) -> torch.Tensor:
+        said = input_ids[:, self.prompt :]
+        over = torch.isin(said, torch.tensor(self.ends, device=said.device)).any(-1)
+        return over | (said[:, -1] == self.pad) if said.shape[1] and self.pad is not None else over
+
+
+def refuse_marked(scores: torch.Tensor, rows: Collection[int], taken: Collection[int]) -> None:
+    r"""
+    Raise if a token was taken where none was left.
+
+    Args:
+        scores (`torch.Tensor` of shape `(rows, positions, vocab)`): What tokens were chosen by.
+        rows (`Collection[int]`): Which rows of the batch they are.
+        taken (`Collection[int]`): How many positions of each count.
+    """
+    marked = scores.amax(-1) == _NONE  # (rows, positions)
+    for i, (row, count) in enumerate(zip(rows, taken, strict=True)):
+        if bool(marked[i, :count].any()):
+            raise nothing_left(row)

@@ -1,0 +1,74 @@
+"""What drawn compositions found, each as the smallest case that showed it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from composition_cases import Call, Case, Member
+from composition_checks import check
+
+TRIO = {"base": Member("llama"), "tuned": Member("gpt2", 1), "reference": Member("gpt2", 2)}
+
+
+def refused(case: Case) -> str:
+    outcome = check(case)
+    assert outcome.refused is not None
+    return outcome.refused
+
+
+def test_transformers_own_assisted_decoding_does_not_go_on_from_a_cache() -> None:
+    """It reads the whole prompt behind what the cache holds, in plain models as well."""
+    case = Case(TRIO, prompts=((56, 6, 20),), calls=(Call(new_tokens=2), Call(drafter="itself", goes_on=True, turn=(53,))))
+    assert "transformers reads the whole prompt again behind the 4 tokens that `" in refused(case)
+    for drafter in ("tuned", "lookup", "outsider", None):
+        calls = (case.calls[0], replace(case.calls[1], drafter=drafter))
+        assert check(replace(case, calls=calls)).refused is None
+
+
+def test_a_cache_is_not_given_to_a_call_that_uses_none() -> None:
+    """Plain models read the whole text again behind it, step by step."""
+    calls = (Call(new_tokens=2), Call(new_tokens=5, states="none", goes_on=True, turn=(3,)))
+    assert "was given with `use_cache=False`" in refused(Case(TRIO, prompts=((56, 6, 20),), calls=calls))
+
+
+def test_adapters_start_again_from_states_that_were_rolled_back_to_nothing() -> None:
+    """The only token of the prompt is read again, for other rows: what is left of the states has rows and no token."""
+    members = {"base": Member(), "tuned": Member(adapter=True), "reference": Member()}
+    calls = (Call(new_tokens=1), Call("beams", new_tokens=3, beams=2))
+    assert check(Case(members, leaf="add-on", prompts=((3,),), calls=calls)).refused is None
+
+
+# The nucleus holds one token at most steps, and it is forbidden once it was said.
+NARROW = Case(
+    TRIO, truncation=("drop", 0.01), prompts=((5, 9, 11, 3),), calls=(Call(new_tokens=8, options={"no_repeat_ngram_size": 1}),)
+)
+
+
+@pytest.mark.parametrize("how", ["greedy", "sample", "match", "reject"])
+@pytest.mark.parametrize("drafter", [None, "tuned", "lookup"])
+def test_a_row_without_any_token_left_is_refused(how: str, drafter: str | None) -> None:
+    if how == "reject" and drafter is None:
+        how = "sample"
+    if how == "sample" and drafter is not None:
+        how = "reject"
+    options = {"suppress_tokens": list(range(3, 64))}
+    call = Call(how, new_tokens=8, options=options, drafter=drafter, block=2)
+    case = replace(NARROW, calls=(call,))
+    assert "There is no token left for row 0" in refused(case)
+    assert check(replace(case, truncation=("keep", 0.01))).refused is None
+    if drafter is None and how != "match":
+        assert "There is no token left for row 0" in refused(replace(case, leaf="add-on"))
+
+
+def test_rows_that_have_ended_may_have_no_token_left() -> None:
+    """They are filled, whatever their scores are; a batch goes on with the others."""
+    case = replace(NARROW, prompts=((5, 9, 11, 3), (7, 8)), calls=(Call("sample", options={"eos_token_id": [2]}),))
+    assert check(case).refused is None
+
+
+@pytest.mark.parametrize("leaf", ["wrapper", "add-on"])
+def test_a_search_drops_beams_without_any_token_left(leaf: str) -> None:
+    call = Call("beams", new_tokens=4, options={"bad_words_ids": [[i] for i in range(3, 60)]}, beams=2)
+    case = replace(NARROW, leaf=leaf, truncation=("drop", 0.9), calls=(call,))
+    assert check(case).refused is None
