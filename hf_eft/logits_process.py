@@ -11,8 +11,8 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from .bytes import in_vocabulary
 from .decoding.given import Given, GivenByThread, goes_on
-from .decoding.left import nothing_left
 from .decoding.reader import Reader
+from .decoding.tokens_left import nothing_left
 from .members import prefix
 from .members.adapters import by_adapter
 from .members.call import Lock, PerThread

@@ -97,7 +97,7 @@ TESTS: dict[str, str] = {
     "hub/__init__.py": "hub/test_hub.py::test_members_by_id",
     "decoding/inputs.py": "decoding/test_generate.py::test_base_equal_to_reference_gives_the_tuned_model",
     "files/json_lines.py": "evaluation/test_evaluation_use.py::test_your_own_data",
-    "decoding/left.py": "models/test_compositions_found.py::test_a_row_without_any_token_left_is_refused",
+    "decoding/tokens_left.py": "models/test_compositions_found.py::test_a_row_without_any_token_left_is_refused",
     "logits_process.py": "models/test_logits_process.py::test_one_object_serves_any_sequence_of_calls",
     "members/member.py": "models/test_oracle.py::test_every_step_equals_the_oracle",
     "members/members.py": "models/test_oracle.py::test_every_step_equals_the_oracle",

@@ -25,7 +25,6 @@ from ..prompts import MemberPrompts, positions_of, warn_of_templates
 from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .inputs import EFTInputsMixin
-from .left import SomethingLeft
 from .speculative import Speculation
 from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .speculative.line import Line
@@ -34,6 +33,7 @@ from .speculative.request import Request, refuse_what_cannot_be_speculated
 from .speculative.rows import Rows
 from .speculative.schedule import Automatic, Fixed, Report
 from .speculative.watchers import refuse_stateful, refuse_streamer
+from .tokens_left import SomethingLeft
 
 
 class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):

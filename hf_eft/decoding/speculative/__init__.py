@@ -16,7 +16,7 @@ from ...members.releases import CACHE
 from ...members.roll_back import Mark
 from ...recipe.combination import Combination
 from ...recipe.combine import combine
-from ..left import refuse_marked
+from ..tokens_left import refuse_marked
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
 from .line import Line
