@@ -33,6 +33,9 @@ docs: $(DEV)
 nightly: $(DEV)
 	$(BIN)/python $(PYTEST) -m nightly
 	$(BIN)/python tests/compositions.py --cases 5000 --state build/compositions.json
+	$(BIN)/python tests/random_requests.py --requests 20000
+	$(BIN)/python tests/random_requests.py --what lines --requests 2000
+	$(BIN)/python tests/fuzz.py --seconds 3600
 
 mutations: $(DEV)
 	$(BIN)/python tests/mutations.py

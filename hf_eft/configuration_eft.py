@@ -137,7 +137,12 @@ class EFTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         check_description(config_dict, cls().to_dict())
         recipe = kwargs.pop("combination") if isinstance(kwargs.get("combination"), Combination) else None
-        made = super().from_dict(dict(config_dict), **kwargs)
+        try:
+            made = super().from_dict(dict(config_dict), **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # transformers checks the fields that it knows, and raises what it likes
+            raise ValueError(f"The configuration of the combination cannot be read: {error}") from error
         config = made[0] if isinstance(made, tuple) else made
         if recipe is not None and isinstance(made, tuple):
             return config, {**made[1], "combination": recipe}  # the model takes it: a configuration has no functions
@@ -173,7 +178,11 @@ def as_config(name: str, given: Any) -> PreTrainedConfig:
     """
     if isinstance(given, PreTrainedConfig):
         return given
-    return AutoConfig.for_model(**member_description(name, given))
+    description = member_description(name, given)
+    try:
+        return AutoConfig.for_model(**description)
+    except Exception as error:  # each type of model checks its own fields, and raises what it likes
+        raise ValueError(f"The configuration of the member {name!r} cannot be read: {error}") from error
 
 
 AutoConfig.register(EFTConfig.model_type, EFTConfig, exist_ok=True)

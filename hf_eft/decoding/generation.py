@@ -81,6 +81,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
                 f"`{CACHE}` was given with `use_cache=False`: every step would read the whole text again behind what it holds. Leave "
                 "one of them out."
             )
+        if "offloaded" in (generation_config.cache_implementation or "") and not torch.accelerator.is_available():
+            raise ValueError(
+                f"`cache_implementation={generation_config.cache_implementation!r}` moves states between a GPU and the CPU, and there is "
+                "no GPU here. Use another one, or none."
+            )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         cache = model_kwargs.get(CACHE)
         if cache is None:

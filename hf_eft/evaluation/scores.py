@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import as_json, write
+from ..files import as_json, read_json, write
 from ..recipe.combination import BASE, REFERENCE
 from .intervals import Interval, Items, of_difference, of_gap, of_value
 
@@ -227,7 +227,7 @@ class Evaluation:
         """
         where = source if isinstance(source, Path) else "The text"
         try:
-            described = json.loads(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+            described = read_json(source) if isinstance(source, Path) else json.loads(source)
             if described["format"] != _FORMAT:
                 raise ValueError(f"expected format {_FORMAT}, got {described['format']!r}")
             scores = {
@@ -238,7 +238,7 @@ class Evaluation:
                 for task, by_system in described["scores"].items()
             }
             return cls(scores, described["replies"], described["settings"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{where} is not an evaluation of this library: {type(error).__name__}: {error}.") from error
 
     def _items(self, system: str, task: str, metric: str) -> Items:

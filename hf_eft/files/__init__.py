@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whether they can be written, and JSON that any reader takes."""
+"""Files that are written whole or not at all, whether they can be written, and JSON: as any reader takes it, and read from a file."""
 
 from __future__ import annotations
 
@@ -67,6 +67,19 @@ def folder_for(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 each.rmdir()
         raise
+
+
+def read_json(path: Path) -> Any:
+    """
+    What is in a file of JSON.
+
+    Raises:
+        `ValueError`: If it is none, naming the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def check_file(path: Path, *, new: bool = False) -> None:

@@ -20,6 +20,7 @@ _MARKS = (
 )
 _BREAK = re.compile("\r\n|\n|\r")  # what editors and shells end a line with; JSON lets U+2028 and U+0085 stand within a string
 _SPACE = " \t\r\n"  # JSON's own
+_DEEPEST = 200  # Python reads and writes about a thousand, fewer of them the deeper the call is in which it does
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Line:
 
 def parsed(text: str) -> Any:
     r"""
-    A JSON value, read strictly: a name twice in one object, and numbers that JSON has not (`NaN`, `Infinity`, `1e999`), are refused.
+    A JSON value, read strictly: a name twice in one object, numbers that JSON has not (`NaN`, `Infinity`, `1e999`), and what is nested
+    deeper than anybody can write again, are refused.
 
     Args:
         text (`str`): The JSON.
@@ -43,9 +45,16 @@ def parsed(text: str) -> Any:
         `ValueError`: If it is none, saying where.
     """
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEEPEST + 1):
+        if not level:
+            return value
+        inner = [each for holder in level for each in (holder.values() if isinstance(holder, dict) else holder)]
+        level = [each for each in inner if isinstance(each, dict | list)]
+    raise ValueError("it is nested too deeply")
 
 
 def _no_number(name: str) -> Any:

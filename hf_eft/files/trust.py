@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -91,6 +92,8 @@ def check_description(description: Mapping[str, Any], defaults: Mapping[str, Any
             "configuration for each member."
         )
     _check_dtype("the combination", "dtype", description.get("dtype"))
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        _check_token(key, description.get(key))
     _names(description.get("tokenizer_members") or [])
     _check_combination(description.get("combination"), names)
     references = description.get("references") or {}
@@ -175,10 +178,14 @@ def check_weights(name: str, folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        for shard in set((read_json(index).get("weight_map") or {}).values()):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, Mapping):
+            raise ValueError(f"The index of the member {name!r} must have a `weight_map`, got {shards!r:.200}.")
+        for shard in shards.values():
             if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-                raise ValueError(f"The index of the member {name!r} names {shard!r}, which is no safetensors file.")
-            if not inside(folder, shard).is_file():
+                raise ValueError(f"The index of the member {name!r} names {shard!r:.200}, which is no safetensors file.")
+        for shard in set(shards.values()):
+            if not _is_file(inside(folder, shard)):
                 raise ValueError(f"The index of the member {name!r} names {shard!r}, which is not in {str(folder)!r}.")
     elif not (folder / "model.safetensors").is_file():
         pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
@@ -228,8 +235,29 @@ def _clean_value(name: str, value: Any, depth: int) -> Any:
 
 def _check_dtype(name: str, key: str, value: Any) -> None:
     # transformers takes whatever torch has under this name.
-    if key in ("dtype", "torch_dtype") and isinstance(value, str) and not _DTYPE.fullmatch(value):
-        raise ValueError(f"The configuration of {name} has `{key}` = {value!r}, expected a floating-point dtype of torch.")
+    named = isinstance(value, str) and _DTYPE.fullmatch(value) is not None
+    if key in ("dtype", "torch_dtype") and not named and _is_json(value):
+        raise ValueError(f"The configuration of {name} has `{key}` = {value!r:.80}, expected a floating-point dtype of torch.")
+
+
+def _check_token(key: str, value: Any) -> None:
+    several = key == "eos_token_id" and isinstance(value, (list, tuple))
+    if not all(
+        token is None or (isinstance(token, int) and not isinstance(token, bool)) for token in (value if several else [value])
+    ):
+        raise ValueError(f"The configuration of the combination has `{key}` = {value!r:.80}, expected the id of a token.")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; there is none whose name is longer than names can be."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value came out of a file, rather than from who makes a configuration with torch's own dtypes."""
+    return isinstance(value, (str, int, float, list, dict))
 
 
 def _check_number(name: str, key: str, value: Any) -> None:

@@ -158,7 +158,10 @@ def read(
     model = cls(config, Members(given, recipe.coefficients, known), recipe)
     model._held_tokenizers = tokenizers
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # what is in a file decides what is raised
+            raise ValueError(f"The generation_config.json in {str(folder)!r} cannot be read: {error}") from error
     return model.eval(), reports
 
 

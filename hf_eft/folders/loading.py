@@ -27,7 +27,7 @@ def load_tokenizer(name: str, place: str | Path, trust_remote_code: bool = False
     """A member's tokenizer; a `ValueError` that names the member if it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # what is in a file decides what is raised, and by which library
         raise ValueError(f"The tokenizer of the member {name!r} cannot be loaded from {str(place)!r}: {error}") from error
 
 
@@ -39,8 +39,13 @@ def check_size(name: str, folder: Path, config: PreTrainedConfig) -> None:
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     quantised = getattr(config, "quantization_config", None) is not None
     most = stored * 8 if quantised else stored  # a weight takes a byte at least, or a bit
-    with torch.device("meta"):
-        described = AutoModelForCausalLM.from_config(copy.deepcopy(config)).num_parameters()
+    try:
+        with torch.device("meta"):
+            described = AutoModelForCausalLM.from_config(copy.deepcopy(config)).num_parameters()
+    except Exception as error:  # sizes that do not go together are noticed wherever they meet
+        raise ValueError(
+            f"No model can be made by the configuration of the member {name!r} in {str(folder)!r}: {error}"
+        ) from error
     if described > most:
         raise ValueError(
             f"The configuration of the member {name!r} describes {described:,} weights, but {stored:,} bytes are in {str(folder)!r}: they "
@@ -77,7 +82,7 @@ def load_model(
         model, report = AutoModelForCausalLM.from_pretrained(
             place, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # what is in a file decides what is raised, and by which library
         hint = " Pickled weights are not read: save it anew with `save_pretrained`." if "safetensors" in str(error) else ""
         raise ValueError(f"The member {name!r} cannot be loaded from {str(place)!r}: {error}{hint}") from error
     missing = report["missing_keys"]

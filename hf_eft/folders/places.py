@@ -53,7 +53,6 @@ class Place:
             `ValueError`: If a folder has its name; `OSError`: If the Hub has no such thing.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
         if Path(repo_id).exists():
             raise ValueError(
@@ -65,7 +64,7 @@ class Place:
             asked = {key: options[key] for key in ("token", "cache_dir", "local_files_only") if key in options}
             try:
                 commit = HfApi().resolve_revision(repo_id, revision=revision, **asked).resolved
-            except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+            except Exception as error:  # errors of the Hub's client have no root of their own
                 raise OSError(
                     f"The repository {repo_id!r} cannot be found at {revision or 'its main revision'!r}: {error}"
                 ) from error

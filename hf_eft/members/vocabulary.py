@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,20 @@ def table_rows(model: PreTrainedModel) -> int:
 
 
 def end_tokens(generation_config: Any) -> list[int]:
-    """The ids that end a text."""
+    """
+    The ids that end a text.
+
+    Raises:
+        `ValueError`: If something else stands in their place, as a file may have it.
+    """
     value = generation_config.eos_token_id
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    ends = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    try:
+        return [operator.index(end) for end in ends]
+    except TypeError:
+        raise ValueError(
+            f"`eos_token_id` of a generation config must be a token or a list of them, got {value!r:.80}."
+        ) from None
 
 
 class Vocabulary:

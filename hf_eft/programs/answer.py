@@ -16,6 +16,7 @@ from ..prompts.messages import read_messages, read_text, with_system
 from ..recipe.combination import Truncation
 from ..recipe.shorthands import recipe
 from .batch import PROMPT_FIELDS, RECIPE_FIELDS, Item
+from .option_values import check_tokens
 from .options import check_name, check_together, read_options
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Answerer:
         self.tokenizers = tokenizers
         self.model, self.tokenizer, self.options = model, tokenizer, read_options(options)
         check_together(self.options, model.generation_config.num_beams, speculative)
+        check_tokens(self.options, model.vocab_size)
         self.seed, self.chat, self.system = seed, chat, system
         self.extra: dict[str, Any] = {}
         if chat:  # a template that is not there, or takes no system message, is said before any line is read
@@ -120,6 +122,7 @@ class Answerer:
             check_name(name, (*PROMPT_FIELDS, *RECIPE_FIELDS, "id", "seed"))
         options = read_options(own, before=self.options)
         check_together(options, self.model.generation_config.num_beams, bool(self.extra))
+        check_tokens(options, self.model.vocab_size)
         prompts = self.prompts(item)
         check_length(self.model, max(map(len, prompts.values())), options["max_new_tokens"])
         noise = _noise(self.seed if seed is None else seed, item.line)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ..files import check_file, write
+from ..files import check_file, read_json, write
 from ..files.json_lines import Line, json_lines, looks_like_json, shown, text_lines, without_nulls
 from ..prompts.messages import read_messages, read_text
 
@@ -133,7 +133,7 @@ def _meta(path: Path) -> Path:
 def _described(path: Path) -> dict[str, Any]:
     """What stands beside results about their run."""
     with contextlib.suppress(OSError, ValueError):
-        before = json.loads(_meta(path).read_text(encoding="utf-8"))
+        before = read_json(_meta(path))
         if isinstance(before, dict):
             return {name: value for name, value in before.items() if name != "of"}
     raise ValueError(
@@ -246,7 +246,7 @@ class Results:
         write(self.meta, json.dumps({"of": "a batch run of hf-eft, which carries on from here", **self._identity}, indent=1))
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             result = json.loads(line)
             if isinstance(result, dict) and result.get("line") == number:
                 return result

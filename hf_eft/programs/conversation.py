@@ -18,6 +18,7 @@ from ..prompts.messages import with_system
 from ..recipe.combination import BASE, REFERENCE, Combination
 from ..recipe.shorthands import recipe
 from .answer import check_length
+from .option_values import check_tokens
 from .options import check_together, read_options
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class ChatSession:
         self.model, self.tokenizer = model, tokenizer
         self.options: dict[str, Any] = read_options(options or {}, before={"max_new_tokens": 256})
         check_together(self.options, model.generation_config.num_beams)
+        check_tokens(self.options, model.vocab_size)
         self.system, self.who = system, COMBINED
         self.messages: list[dict[str, str]] = []
         self._cache: EFTCache | None = None

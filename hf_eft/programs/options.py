@@ -7,19 +7,8 @@ import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..files.json_lines import shown
-from ..prompts.messages import read_text
+from .option_values import read_value
 
-_FLAGS = frozenset("disable_compile do_sample remove_invalid_values renormalize_logits use_cache use_mtp".split())
-_WHOLE = frozenset(
-    """encoder_no_repeat_ngram_size max_cache_len max_matching_ngram_size max_new_tokens min_length min_new_tokens
-    no_repeat_ngram_size num_assistant_tokens num_beams num_return_sequences pad_token_id prefill_chunk_size prompt_lookup_num_tokens
-    top_k""".split()
-)
-_NUMBERS = frozenset(
-    """assistant_confidence_threshold encoder_repetition_penalty epsilon_cutoff eta_cutoff length_penalty max_time min_p
-    repetition_penalty temperature top_h top_p typical_p""".split()
-)
 # What says how tokens are drawn, and nothing where none is drawn.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty")
@@ -120,7 +109,7 @@ def read_options(given: Mapping[str, Any], before: Mapping[str, Any] | None = No
     {'do_sample': False}
     ```
     """
-    own = {name: _read(name, value) for name, value in given.items() if value is not None and not _is_empty(name, value)}
+    own = {name: read_value(name, value) for name, value in given.items() if value is not None and not _is_empty(name, value)}
     asked = [name for name in _SAMPLING if name in own]
     if own.get("temperature") == 0 and own.get("do_sample") is not True:
         own = {**_without_sampling(own), "do_sample": False}
@@ -164,19 +153,3 @@ def _is_empty(name: str, value: Any) -> bool:
     if name == "eos_token_id":
         raise ValueError("`eos_token_id` is empty: name a token, or leave it out for the model's own")
     return True
-
-
-def _read(name: str, value: Any) -> Any:
-    if name == "stop_strings":
-        for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]:
-            if not read_text(text, "each of `stop_strings`"):
-                raise ValueError("`stop_strings` has an empty text, which ends every reply at once: leave it out")
-    if name in _FLAGS and not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be true or false, got {shown(value)}")
-    if name in _WHOLE | _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"`{name}` must be a number, got {shown(value)}")
-    if name in _WHOLE and not float(value).is_integer():
-        raise ValueError(f"`{name}` must be a whole number, got {shown(value)}")
-    if name in _WHOLE and value < 0:
-        raise ValueError(f"`{name}` must be 0 or more, got {shown(value)}")
-    return int(value) if name in _WHOLE else value  # 20.0 is 20 in JSON: tables of numbers with gaps are written so

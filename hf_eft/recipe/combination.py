@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,10 +278,16 @@ class Combination:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Combination:
-        truncation = description.get("truncation")
-        if lost := [name for name, value in description["coefficients"].items() if value is None]:
+        coefficients, truncation = description.get("coefficients"), description.get("truncation")
+        if not isinstance(coefficients, Mapping):
+            raise ValueError(f"A recipe must have `coefficients` by member, got {description!r:.200}.")
+        if truncation and (not isinstance(truncation, Mapping) or set(truncation) != {"rule", "p"}):
+            raise ValueError(
+                f"The `truncation` of a recipe must have `rule` and `p`, and nothing else, got {truncation!r:.200}."
+            )
+        if lost := [name for name, value in coefficients.items() if value is None]:
             raise ValueError(f"The coefficients of {lost} were callables, which are not saved. Give the combination anew.")
-        return cls(dict(description["coefficients"]), Truncation(**truncation) if truncation else None)
+        return cls(dict(coefficients), Truncation(**truncation) if truncation else None)
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -293,9 +300,13 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"The coefficient of the member {name!r} must be a finite number, got {value!r}.")
-    return float(value)
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # a whole number that no float is
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"The coefficient of the member {name!r} must be a finite number, got {value!r:.80}.")
+    return number
 
 
 def _at(name: str, value: Any, position: int) -> float:

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from ..files.json_lines import parsed
 from ..members.vocabulary import end_tokens
+from ..programs.option_values import check_tokens
 from ..programs.options import check_name, check_together, read_options
 from ..recipe.shorthands import recipe
 from .answers import Answer
@@ -182,6 +183,7 @@ class Reader:
         config = copy.deepcopy(self._defaults)
         options = read_options({**own, **said})
         check_together(options, config.num_beams)
+        check_tokens(options, self.model.vocab_size)
         count = options.pop("num_return_sequences", config.num_return_sequences or 1)
         if not 1 <= count <= MOST:
             raise ValueError(f"`num_return_sequences` must be 1 to {MOST}, got {count!r}.")
@@ -200,6 +202,10 @@ class Reader:
         if length >= most:
             raise ValueError(
                 f"The prompt is too long: its {length} tokens leave none of the {most} {what} for an answer. Shorten it."
+            )
+        if config.max_cache_len is not None and config.max_cache_len > most:
+            raise ValueError(
+                f"`max_cache_len` is {config.max_cache_len}, and there are {most} {what or 'tokens'}: give a smaller one."
             )
         named = wanted.new_tokens is not None or "max_new_tokens" in own
         new = config.max_new_tokens

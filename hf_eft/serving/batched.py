@@ -26,6 +26,7 @@ from .asked import Job
 from .dispatch import Told
 from .errors import Unavailable
 from .logprobs import entry
+from .penalties import SomeLeft
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -105,7 +106,8 @@ class Row:
         if self._processors is None or self.error is not None:
             return scores
         try:
-            changed = self._processors(torch.tensor([list(ids)], device=scores.device), scores[None].clone())[0]
+            history = torch.tensor([list(ids)], device=scores.device)
+            changed = SomeLeft()(history, self._processors(history, scores[None].clone()))[0]
         except Exception as error:  # it is this request's, and must not end the others'
             self.error = error
             return scores
@@ -301,4 +303,4 @@ def _feed(job: Job, place: int, tokens: Sequence[int], row: Row) -> Iterator[Tol
         noted = None if logits is None else entry(logits, tokens[at], job.top or 0)
         for copied, answer in enumerate(answers):
             if (pieces := answer.feed(tokens[at], noted)) or answer.finish is not None:
-                yield place * job.copies + copied, pieces, answer.finish
+                yield Told(place * job.copies + copied, pieces, answer.finish)

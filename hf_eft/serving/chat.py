@@ -17,6 +17,12 @@ from .tools import Call, read_tools
 
 logger = logging.getLogger("hf_eft.serving")
 
+# What `apply_chat_template` is told and no template reads, what the server writes, and the template itself, which is a program.
+_NOT_THE_TEMPLATES = frozenset(
+    "chat_template conversation max_length messages padding return_assistant_tokens_mask return_dict return_tensors "
+    "sanitize_control_tokens tokenize tokenizer tokenizer_kwargs tools truncation".split()
+)
+
 
 class Chat(Endpoint[ChatBody]):
     """Chats, in the template of the server's tokenizer."""
@@ -112,8 +118,7 @@ def template_ids(tokenizer: Any, messages: Any, tools: list[dict[str, Any]], opt
         `ValueError`: If there is no template, or it has no place for what it is to write.
     """
     read = read_messages(messages, developer_as_system="developer" not in str(getattr(tokenizer, "chat_template", "")))
-    own = {"tokenize", "return_dict", "return_tensors", "tools", "padding", "truncation", "max_length"} & options.keys()
-    if own:
+    if own := _NOT_THE_TEMPLATES & options.keys():
         raise ValueError(f"`chat_template_kwargs` are for the template: {sorted(own)[0]!r} is not.")
     ids = chat_ids(tokenizer, read, tools=tools or None, **options)
     if tools and ids == chat_ids(tokenizer, read, **options):

@@ -7,21 +7,27 @@ import contextlib
 import copy
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from .answers import Piece
 from .asked import Job
 from .errors import Unavailable
 from .logprobs import entry
+from .penalties import SomeLeft
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
 
-# Which answer goes on, with what, and why it ends there, if it does. (The answer itself may be further than what was told of it.)
-Told = tuple[int, list[Piece], str | None]
+
+class Told(NamedTuple):
+    """Which answer goes on, with what, and why it ends with that, if it does: when this is heard, it may have gone on since."""
+
+    place: int
+    pieces: list[Piece]
+    finish: str | None
 
 
 class Generator(Protocol):
@@ -118,7 +124,7 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any) -> None:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            logits_processor=job.processors,
+            logits_processor=LogitsProcessorList([*job.processors, SomeLeft()]),
             **options,
         )
     steps.finish(sequences.tolist())
@@ -187,6 +193,6 @@ class Steps(StoppingCriteria):
     def _told(self, row: int, what: Any) -> None:
         """Do it to each answer that a row stands for, and tell what comes of it."""
         for index in range(row * self._job.copies, (row + 1) * self._job.copies):
-            pieces, finish = what(self._job.answers[index]), self._job.answers[index].finish
-            if pieces or finish is not None:
-                self._tell((index, pieces, finish))
+            answer = self._job.answers[index]
+            if (pieces := what(answer)) or answer.finish is not None:
+                self._tell(Told(index, pieces, answer.finish))

@@ -56,10 +56,10 @@ class Endpoint(Generic[_B]):
             raise NotFound(f"There is no model {body.model!r} here: the model of this server is called {self.name!r}.")
         try:
             return await self._answer(body)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             if body.generation_config is None:
                 raise
-            raise ValueError(f"`generation_config` has a value of a wrong type: {error}") from error
+            raise ValueError(f"`generation_config` has a value of a wrong type, or out of range: {error}") from error
 
     async def _answer(self, body: _B) -> Response:
         run = Run(body, self.read(body), self.name, self._generator)
@@ -92,7 +92,7 @@ class Run(Generic[_B]):
                 while (what := await queue.get()) is not None:
                     if isinstance(what, Exception):
                         raise what
-                    self.pieces[what[0]] += what[1]
+                    self.pieces[what.place] += what.pieces
                     yield what
         finally:
             what = None  # an error would hold this frame, see `OneByOne.run`
@@ -103,8 +103,8 @@ class Run(Generic[_B]):
     async def _run(self, job: Job, start: int, queue: asyncio.Queue[Told | Exception | None]) -> None:
         try:
             async with contextlib.aclosing(self._generator.run(job)) as told:
-                async for index, pieces, finish in told:
-                    queue.put_nowait((start + index, pieces, finish))
+                async for what in told:
+                    queue.put_nowait(what._replace(place=start + what.place))
         except Exception as error:
             queue.put_nowait(error)
         finally:

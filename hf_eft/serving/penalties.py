@@ -1,4 +1,4 @@
-"""OpenAI's own ways to change what is likely: a bias of tokens, and penalties for what has been said."""
+"""OpenAI's own ways to change what is likely: a bias of tokens, penalties for what has been said; and that something is likely at all."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class LogitBias(LogitsProcessor):
     """
 
     supports_continuous_batching = True
+    is_stateless = True
 
     def __init__(self, bias: Mapping[str, float], size: int) -> None:
         self.ids, self.values = [], list(bias.values())
@@ -34,6 +35,31 @@ class LogitBias(LogitsProcessor):
         return scores + bias.index_put((bias.new_tensor(self.ids).long(),), bias.new_tensor(self.values), accumulate=True)
 
 
+class SomeLeft(LogitsProcessor):
+    """
+    The last processor of a request, which changes nothing: where the others leave no token, one that they ruled out would be chosen, or
+    drawing would fail, in a batch for everybody.
+
+    Raises:
+        `ValueError`: If no token is left, or one has become infinitely likely.
+    """
+
+    supports_continuous_batching = True
+    is_stateless = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        best = scores.amax(dim=-1)  # (rows,)
+        if bool((best == -torch.inf).any()):
+            raise ValueError(
+                "No token is left: options of the request, such as `suppress_tokens` or `bad_words_ids`, rule them all out. Leave some out."
+            )
+        if not bool(best.isfinite().all()):
+            raise ValueError(
+                "Options of the request make a token's logit larger than numbers are: give smaller penalties, biases or coefficients."
+            )
+        return scores
+
+
 class Penalties(LogitsProcessor):
     r"""
     Takes `presence` from the logits of tokens that the answer has, and `frequency` for each time that it has them, as OpenAI's API does.
@@ -45,6 +71,7 @@ class Penalties(LogitsProcessor):
     """
 
     supports_continuous_batching = False  # transformers' batches have no history at hand; a server's do
+    is_stateless = True  # what was said is in the tokens
 
     def __init__(self, presence: float, frequency: float, prompt: int) -> None:
         self.presence, self.frequency, self.prompt = presence, frequency, prompt

@@ -77,8 +77,8 @@ class Responses(Endpoint[ResponseBody]):
             "output": list(items.done),
             "parallel_tool_calls": body.parallel_tool_calls,
             "temperature": body.temperature,
-            "tool_choice": body.tool_choice or "auto",
-            "tools": body.tools,
+            "tool_choice": _flat(body.tool_choice or "auto"),
+            "tools": [{**_flat(tool), "strict": False} for tool in read_tools(body.tools, None).tools],
             "top_p": body.top_p,
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
@@ -90,6 +90,11 @@ class Responses(Endpoint[ResponseBody]):
             if status in ("completed", "incomplete")
             else None,
         }
+
+
+def _flat(function: Any) -> Any:
+    """A tool, or the choice of one, as responses have it: without the layer that chat completions have around its name."""
+    return {"type": "function", **function["function"]} if isinstance(function, dict) and "function" in function else function
 
 
 def messages_of(body: ResponseBody) -> list[dict[str, Any]]:

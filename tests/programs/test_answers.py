@@ -99,7 +99,7 @@ def test_members_may_read_a_conversation_in_their_own_templates() -> None:
     "wrong, error",
     [
         ({"temprature": 1.0}, "'temprature' is no option of `generate`; did you mean 'temperature'?"),
-        ({"temperature": -1.0, "do_sample": True}, "strictly positive"),
+        ({"temperature": -1.0, "do_sample": True}, "`temperature` must be from 0.0001 to 10000, got -1.0"),
         ({"max_new_tokens": "many"}, '`max_new_tokens` must be a number, got "many"'),
         ({"alpha": "strong"}, "'alpha' must be a number, got 'strong'"),
         ({"weights": {"tuned": [1.0]}}, "'tuned' must be a number, got [1.0]"),

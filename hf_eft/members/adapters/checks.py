@@ -75,7 +75,7 @@ def checked_folder(name: str, given: Any) -> Path:
     check_peft()
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     folder = Path(given)
     where = f"The adapter of the member {name!r} in {str(folder)!r}"
@@ -89,7 +89,11 @@ def checked_folder(name: str, given: Any) -> Path:
         raise ValueError(f"{where} has settings that this version of PEFT does not know: {', '.join(sorted(unknown))}.")
     if description.get("megatron_config"):  # looked at before PEFT reads the file
         raise ValueError(f"{where} has `megatron_config`: it {_REFUSED['megatron_config']}, and is refused.")
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        saved = _saved(config)
+    except Exception as error:  # each method checks its own settings, and raises what it likes
+        raise ValueError(f"{where} has settings that PEFT does not read: {error}") from error
     _check_config(name, folder.name, config)
     if why := changes_weights(config):
         raise ValueError(
@@ -100,15 +104,19 @@ def checked_folder(name: str, given: Any) -> Path:
     if not weights.is_file():
         raise ValueError(f"{where} has no `adapter_model.safetensors`. Pickled weights are not read: save it anew with PEFT.")
     own = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type].split("_")[0] + "_"
-    with safe_open(weights, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  (no mapping)
-            parts = key.split(".")
-            ours = any(part.startswith(own) for part in parts) or set(parts) & {"token_adapter", *(_saved(config))}
-            if not ours or set(parts) & {"base_layer", "original_module"}:
-                raise ValueError(
-                    f"{where} holds the model's own weights {key!r}, which would overwrite yours. Load it with `PeftModel` into a "
-                    "model of its own."
-                )
+    try:
+        with safe_open(weights, framework="pt") as file:
+            keys = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{where} has weights that cannot be read: {error}") from error
+    for key in keys:
+        parts = key.split(".")
+        ours = any(part.startswith(own) for part in parts) or set(parts) & {"token_adapter", *saved}
+        if not ours or set(parts) & {"base_layer", "original_module"}:
+            raise ValueError(
+                f"{where} holds the model's own weights {key!r}, which would overwrite yours. Load it with `PeftModel` into a "
+                "model of its own."
+            )
     return folder
 
 
