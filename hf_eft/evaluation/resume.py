@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from .._version import __version__
-from ..files import as_json, read_json, write
+from ..files import as_json, load_json, write
 from ..members.adapters.views import adapter_modules
 from ..modeling_eft import EFTForCausalLM
 from ..recipe.combination import Combination
@@ -91,7 +91,7 @@ class Store:
         if path is None or self._restart or not path.is_file():
             return None
         try:
-            found: dict[str, Any] = read_json(path)
+            found: dict[str, Any] = load_json(path)
             measured_of = dict(found["fingerprint"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a result of an evaluation ({error!r}). Remove it, or restart.") from error

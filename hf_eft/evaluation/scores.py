@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import as_json, read_json, write
+from ..files import as_json, load_json, write
 from ..recipe.combination import BASE, REFERENCE
 from .intervals import Interval, Items, of_difference, of_gap, of_value
 
@@ -227,7 +227,7 @@ class Evaluation:
         """
         where = source if isinstance(source, Path) else "The text"
         try:
-            described = read_json(source) if isinstance(source, Path) else json.loads(source)
+            described = load_json(source) if isinstance(source, Path) else json.loads(source)
             if described["format"] != _FORMAT:
                 raise ValueError(f"expected format {_FORMAT}, got {described['format']!r}")
             scores = {

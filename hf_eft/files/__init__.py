@@ -69,9 +69,9 @@ def folder_for(folder: Path) -> Iterator[None]:
         raise
 
 
-def read_json(path: Path) -> Any:
+def load_json(path: Path) -> Any:
     """
-    What is in a file of JSON.
+    What is in a file of JSON that this machine wrote. What others wrote goes through [`~hf_eft.files.trust.read_json`].
 
     Raises:
         `ValueError`: If it is none, naming the file.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ..files import check_file, read_json, write
+from ..files import check_file, load_json, write
 from ..files.json_lines import Line, json_lines, looks_like_json, shown, text_lines, without_nulls
 from ..prompts.messages import read_messages, read_text
 
@@ -133,7 +133,7 @@ def _meta(path: Path) -> Path:
 def _described(path: Path) -> dict[str, Any]:
     """What stands beside results about their run."""
     with contextlib.suppress(OSError, ValueError):
-        before = read_json(_meta(path))
+        before = load_json(_meta(path))
         if isinstance(before, dict):
             return {name: value for name, value in before.items() if name != "of"}
     raise ValueError(
