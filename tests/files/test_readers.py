@@ -18,7 +18,7 @@ from hf_eft.members.vocabulary import end_tokens
 from hf_eft.programs.batch import Results, encoded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries warn of what they find in a file before they refuse it
-DEEP = b'{"a":' * 990 + b"1" + b"}" * 990  # what Python still reads, and cannot write again from every depth of calls
+DEEP = b'{"a":' * 300 + b"1" + b"}" * 300  # what Python reads, and cannot write again from every depth of calls
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
