@@ -11,12 +11,12 @@ import architecture_checks
 import pytest
 import torch
 from architecture_models import build as of_any_architecture
-from families import VOCAB, build, prompts
-from faults import MEMORY_OF_THE_CPU, failing
+from families import PAD, VOCAB, build, prompts
+from faults import MEMORY_OF_THE_CPU, FailingProcessor, failing
 from transformers import LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from hf_eft import EFTForCausalLM, tiny
+from hf_eft import EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.members import states, trial
 from hf_eft.members.cache import EFTCache
 from hf_eft.members.releases import CACHE, cache_of
@@ -56,23 +56,23 @@ def go_on(model: EFTForCausalLM, ids: torch.Tensor, cache: EFTCache | None, **op
     ).tolist()
 
 
-@pytest.mark.parametrize("how", ["a step", "a layer", "a draft", "a move", "a crop"])
+@pytest.mark.parametrize("how", ["a step", "a layer", "a draft", "between drafts", "a move", "a crop"])
 def test_a_cache_that_was_left_half_way_is_refused(model: EFTForCausalLM, how: str) -> None:
     ids, cache = begun(model)
     expected = go_on(model, ids, None)
     owner, name, at = {
         "a step": (LlamaForCausalLM, "forward", 2), "a layer": (DynamicLayer, "update", 2), "a draft": (LlamaForCausalLM, "forward", 7),
-        "a move": (DynamicLayer, "reorder_cache", 2), "a crop": (DynamicLayer, "crop", 2),
+        "between drafts": (FailingProcessor, "__call__", 2), "a move": (DynamicLayer, "reorder_cache", 2),
+        "a crop": (DynamicLayer, "crop", 2),
     }[how]  # fmt: skip
+    drafts = {"assistant_model": model.tuned, "num_assistant_tokens": 2, "logits_processor": [FailingProcessor(0, KeyError())]}
     with failing(owner, name, at, torch.OutOfMemoryError("simulated")), pytest.raises(torch.OutOfMemoryError):
         if how == "a move":
             cache.reorder_cache(torch.tensor([0]))
         elif how == "a crop":
             cache.crop(-1)
         else:
-            go_on(
-                model, ids, cache, **({"assistant_model": model.tuned, "num_assistant_tokens": 2} if how == "a draft" else {})
-            )
+            go_on(model, ids, cache, **(drafts if "draft" in how else {}))
     for use in (lambda: go_on(model, ids, cache), lambda: model(ids[:, -1:], **{CACHE: cache})):
         with pytest.raises(ValueError, match=r"left half way.*cache\.reset\(\)"):
             use()
@@ -111,6 +111,19 @@ def test_a_talk_goes_on_after_states_that_were_half_cropped() -> None:
         talk.ask("And?")
     talk.messages[0]["content"] = "Hello"
     assert talk.compare() == expected
+
+
+def test_rows_of_the_add_on_that_were_half_moved_are_read_again(model: EFTForCausalLM) -> None:
+    def add_on() -> EFTLogitsProcessor:
+        return EFTLogitsProcessor(model.tuned, model.reference, pad_token_id=PAD)
+
+    begun, fresh = add_on(), add_on()
+    ids, scores = prompts("even")["input_ids"], torch.zeros(2, VOCAB)
+    more = torch.cat([ids, ids[:, :1]], dim=1)
+    begun(ids, scores)
+    with failing(DynamicLayer, "reorder_cache", 2, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        begun(more.flip(0), scores)  # the tuned member's rows have changed places, the reference's have not
+    assert torch.allclose(begun(more, scores), fresh(more, scores), atol=1e-5)
 
 
 # What is remembered ---------------------------------------------------------------------------------------------------------
