@@ -117,6 +117,7 @@ class Members:
         other.owner = {name: first.setdefault(id(model), name) for name, model in other.models.items()}
         other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
         other.main = names[0]
+        other.stacks = [stack for stack in self.stacks if set(stack.names) <= set(names)]
         return other
 
     def find(self, model: Any) -> str | None:

@@ -39,6 +39,16 @@ def test_adapters_start_again_from_states_that_were_rolled_back_to_nothing() -> 
     assert check(Case(members, leaf="add-on", prompts=((3,),), calls=calls)).refused is None
 
 
+@pytest.mark.parametrize("first", [(Call(new_tokens=2),), ()], ids=["reused", "fresh"])
+def test_an_adapter_has_a_prompt_of_its_own_in_an_add_on(first: tuple[Call, ...]) -> None:
+    """Then it does not share a pass with the model under it."""
+    members = {"base": Member(), "tuned": Member(adapter=True), "reference": Member()}
+    case = Case(
+        members, leaf="add-on", prompts=((3,), (5, 6)), calls=(*first, Call(own={"tuned": ((3, 9), (7,))}, scores=True))
+    )
+    assert check(case).refused is None
+
+
 # The nucleus holds one token at most steps, and it is forbidden once it was said.
 NARROW = Case(
     TRIO, truncation=("drop", 0.01), prompts=((5, 9, 11, 3),), calls=(Call(new_tokens=8, options={"no_repeat_ngram_size": 1}),)
