@@ -9,7 +9,7 @@ FLOOR ?= .venv-floor
 NEWEST ?= .venv-newest
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations floor rooms newest installed clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -39,6 +39,10 @@ nightly: $(DEV)
 
 mutations: $(DEV)
 	$(BIN)/python tests/mutations.py
+
+# Faults that nobody picked, drawn by a seed. What has run is not run again (`.mutants/`); `-m mutants --help` has the options.
+mutants: $(DEV)
+	PYTHONPATH=tests $(BIN)/python -m mutants
 
 # The whole suite on the oldest versions, and one test for every room of the package there.
 floor: $(FLOOR)/.dev

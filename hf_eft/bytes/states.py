@@ -52,7 +52,7 @@ def _added(pieces: tuple[torch.Tensor, ...], piece: torch.Tensor) -> tuple[torch
 
 def together(rows: Sequence[Sequence[Any]], config: Any) -> DynamicCache:
     """One cache whose rows are sequences of one length; an empty one for sequences without states."""
-    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    cache = DynamicCache(config=config)
     if rows[0]:
         cache.layers = [_joined(layers) for layers in zip(*rows, strict=True)]
     return cache

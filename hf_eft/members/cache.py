@@ -234,9 +234,8 @@ def sibling_cache(cache: Cache, name: str, model: PreTrainedModel, max_cache_len
     A static cache holds the larger of `max_cache_len` and what the layers of `cache` hold. (`cache.get_max_length()` would be
     wrong: with sliding layers only, it answers with their window.)
     """
-    config = model.config.get_text_config(decoder=True)
     if isinstance(cache, QuantizedCache):
-        return _sibling_quantized(cache, name, config)
+        return _sibling_quantized(cache, name, model.config.get_text_config(decoder=True))
     if isinstance(cache, StaticCache):
         lengths = _static_lengths(cache)
         if max_cache_len is None and not lengths:
@@ -245,23 +244,19 @@ def sibling_cache(cache: Cache, name: str, model: PreTrainedModel, max_cache_len
                 "do not say. Call `generate`, which knows, or pass a dynamic cache."
             )
         room = max([*lengths, max_cache_len or 0])
-        static = StaticCache(config=config, max_cache_len=room, offloading=cache.offloading)
+        static = StaticCache(config=model.config, max_cache_len=room, offloading=cache.offloading)
         # A window that holds all tokens never slides, but counts them in a number, for each of which a graph would be compiled.
         static.layers = [
             StaticLayer(room) if isinstance(layer, StaticSlidingWindowLayer) and layer.max_cache_len == room else layer
             for layer in static.layers
         ]
         return static
-    return DynamicCache(config=config, offloading=cache.offloading)
+    return DynamicCache(config=model.config, offloading=cache.offloading)
 
 
 def _static_lengths(cache: Cache) -> list[int]:
     """How many tokens the layers hold that hold all tokens: not sliding ones, not linear ones."""
-    return [
-        layer.max_cache_len
-        for layer in cache.layers
-        if isinstance(layer, StaticLayer) and not getattr(layer, "is_sliding", False)
-    ]
+    return [layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer) and not layer.is_sliding]
 
 
 def _sibling_quantized(cache: QuantizedCache, name: str, config: Any) -> QuantizedCache:

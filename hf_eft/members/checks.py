@@ -76,7 +76,7 @@ def _check_cache(name: str, model: PreTrainedModel) -> None:
             "that takes the `DynamicCache` of transformers."
         )
     try:
-        DynamicCache(config=model.config.get_text_config(decoder=True))
+        DynamicCache(config=model.config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{who} has a configuration that no cache can be made from ({error}). Give a model that `generate` can run with a cache."
@@ -94,7 +94,7 @@ def check_static(models: Mapping[str, PreTrainedModel]) -> None:
     """Raise if a member has layers whose states a static cache cannot hold."""
     for name, model in models.items():
         try:
-            StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=1)
+            StaticCache(config=model.config, max_cache_len=1)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The member {name!r} ({type(model).__name__}) has layers whose states no static cache holds ({error}). Use a "

@@ -144,8 +144,7 @@ class Members:
 
     def new_cache(self) -> EFTCache:
         """An empty dynamic cache for every member."""
-        config = self.models[self.main].config.get_text_config(decoder=True)
-        return EFTCache.attach(DynamicCache(config=config), self.distinct_models)
+        return EFTCache.attach(DynamicCache(config=self.models[self.main].config), self.distinct_models)
 
     def step(
         self,

@@ -90,7 +90,7 @@ def _try_static(model: Any, device: torch.device) -> str | None:
     room = ids.shape[1] + 2 * _PADDING
 
     def read(padding: int) -> torch.Tensor:
-        cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=room)
+        cache = StaticCache(config=model.config, max_cache_len=room)
         return _read(model, ids, padding=padding, pieces=[_PROMPT] + [1] * _MORE, cache=cache)
 
     return _difference(model, alone, lambda: read(0)) or _difference(model, alone, lambda: read(_PADDING))
@@ -117,7 +117,7 @@ def _is_unusual(model: Any) -> bool:
         return False
     if "position_ids" not in parameters and not getattr(model, "_is_stateful", False):
         return True
-    layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    layers = DynamicCache(config=config).layers
     if any(type(layer).__module__ != DynamicLayer.__module__ for layer in layers):
         return True
     return "pixel_values" in parameters and config.get_text_config(decoder=True) is config
@@ -129,7 +129,7 @@ def _try(model: Any, device: torch.device) -> dict[str, str | None]:
     whole, pieces = [ids.shape[1]], [_PROMPT] + [1] * _MORE
 
     def growing() -> DynamicCache:
-        return DynamicCache(config=model.config.get_text_config(decoder=True))
+        return DynamicCache(config=model.config)
 
     alone, wrong = _ends(lambda: _read(model, ids, padding=0, pieces=whole, cache=None))
     if alone is None:
@@ -194,7 +194,7 @@ def _read(model: Any, ids: torch.Tensor, padding: int, pieces: list[int], cache:
 
 def _read_moved(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """The logits of the last ids, `(_MORE, vocab)`: they are read, taken back by moving the row to the right, and read again."""
-    cache = EFTCache.attach(DynamicCache(config=model.config.get_text_config(decoder=True)), {"tried": model})
+    cache = EFTCache.attach(DynamicCache(config=model.config), {"tried": model})
     inputs: dict[str, Any] = {"use_cache": True, str(cache_argument(inspect.signature(model.forward).parameters)): cache}
     model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs)
     cache.roll_back({"tried": 0}, torch.tensor([_MORE], device=ids.device), {"tried": 0})

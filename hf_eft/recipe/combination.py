@@ -107,7 +107,7 @@ class Combination:
             self._nucleus_member(self.truncation.rule)
 
     def __hash__(self) -> int:
-        return hash((self._pairs, self.truncation))
+        return hash((frozenset(self._pairs), self.truncation))  # as they are equal, in any order
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Combination, (dict(self.coefficients), self.truncation)

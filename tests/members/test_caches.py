@@ -200,12 +200,38 @@ def test_structure_reaches_every_member() -> None:
     assert all(b.shape[0] == 4 for b in keys())
     cache.batch_select_indices(torch.tensor([2]))
     assert all(torch.equal(a[:1], b) for a, b in zip(before, keys(), strict=True))
+    assert cache.unsettled_tokens == ids.shape[1]
     cache.crop(-2)
+    assert cache.unsettled_tokens == 0
     assert all(b.shape[-2] == ids.shape[1] - 2 for b in keys())
     assert cache.is_croppable and not cache.is_compileable
     cache.reset()
     assert all(member.get_seq_length() == 0 for member in cache.members.values())
+    assert (cache.seen_tokens, cache.unsettled_tokens) == (0, 0)
     assert list(cache.members) == list(models)
+
+
+def test_recurrent_states_are_taken_back_only_where_they_are_marked() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("mamba", 1), reference=shared("mamba", 2))
+    with torch.no_grad():
+        cache = cache_of(model(prompts("even")["input_ids"], use_cache=True))
+    assert not cache.can_crop(1)
+    assert cache.can_crop(1, marked=True)
+
+
+def test_windows_are_taken_back_as_far_as_they_recorded() -> None:
+    base, _, _, model = trio("mistral", "gpt2")
+    ids = prompts("even")["input_ids"]
+    assert ids.shape[1] > base.config.sliding_window
+    cache = model._members.new_cache()
+    with torch.no_grad():
+        model(ids, use_cache=True, **{CACHE: cache})
+    assert not cache.can_crop(1)  # they have not recorded what falls in again
+    cache.reset()
+    cache.activate_past_recording()
+    with torch.no_grad():
+        model(ids, use_cache=True, **{CACHE: cache})
+    assert [cache.can_crop(tokens) for tokens in (0, 1, 6, 7)] == [True, True, True, False]
 
 
 def test_members_that_share_a_model_share_a_cache() -> None:

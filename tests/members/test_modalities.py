@@ -174,6 +174,15 @@ def test_the_add_on_refuses_prompts_with_placeholders() -> None:
 
 
 def test_placeholders_are_those_of_the_configuration() -> None:
-    found = placeholders([multimodal("qwen2_vl", 1).config, multimodal("gemma3", 1).config, shared("gpt2", 1).config])
+    found = placeholders([shared("gpt2", 1).config, multimodal("qwen2_vl", 1).config, multimodal("gemma3", 1).config])
     assert set(found) == {IMAGE, VIDEO, START, STOP}
     assert found[VIDEO] == "video_token_id"
+
+
+def test_how_to_attend_is_said_of_what_is_nested_too() -> None:
+    models = {name: MAKERS["qwen2_vl"]() for name in ("base", "tuned", "reference")}
+    model = EFTForCausalLM.from_models(models.pop("base"), **models)
+    model.set_attn_implementation("eager")
+    for config in model.config.member_configs.values():
+        assert {config._attn_implementation, config.text_config._attn_implementation} == {"eager"}
+        assert config.vision_config._attn_implementation == "eager"

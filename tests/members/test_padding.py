@@ -215,6 +215,7 @@ def test_bytes_have_rows_of_their_own() -> None:
 def test_the_pieces() -> None:
     ids = torch.tensor([[5, 9, 9], [9, 5, 9]])
     assert filling(ids, 9).tolist() == [[0, 1, 1], [0, 0, 1]] and filling(ids, 10).sum() == 0
+    assert filling(ids.flip(0), 9).tolist() == [[0, 0, 1], [0, 1, 1]]  # each row by itself
     assert unfilled(ids, 1, 9, 8).tolist() == [[5, 0, 0], [9, 5, 0]]
     for prompt, pad, fewest in ((None, 9, 8), (1, None, 8), (1, 9, 10), (3, 9, 8)):
         assert unfilled(ids, prompt, pad, fewest) is ids

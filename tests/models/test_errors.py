@@ -90,6 +90,14 @@ def test_vocabularies_that_differ_in_content() -> None:
     wider = tokenizer()
     wider.add_tokens(["<new>"])
     check_tokenizers({"base": tokenizer(), "tuned": wider})
+    other, swapped = tokenizer(), tokenizer()
+    other.add_tokens(["<other>"])
+    with pytest.raises(ValueError, match=r"the id 64 is '<new>' in 'base' but '<other>' in 'tuned'"):
+        check_tokenizers({"base": wider, "tuned": other})
+    wider.add_tokens(["<other>"])
+    swapped.add_tokens(["<other>", "<new>"])  # all before these are alike
+    with pytest.raises(ValueError, match=r"the token '<(new|other)>' is 6\d in 'base' but 6\d in 'tuned'"):
+        check_tokenizers({"base": wider, "tuned": swapped})
     with pytest.raises(ValueError, match="differ in content"):
         EFTForCausalLM.from_models(
             shared("llama", 0),

@@ -29,6 +29,25 @@ def test_presets() -> None:
     contrast = Combination.contrast(0.5, 0.1)
     assert dict(contrast.coefficients) == {"base": 1.5, "reference": -0.5}
     assert contrast.truncation == Truncation("plausible", 0.1)
+    assert dict(Combination.guide(3.0).coefficients) == {"base": 3, "reference": -2}
+
+
+def test_presets_have_the_strengths_of_their_papers() -> None:
+    assert Combination.contrast() == Combination.contrast(0.5, 0.1)
+    assert Combination.guide() == Combination.guide(1.5)
+    assert Combination.experts() == Combination.emulate(2.0, truncation=Truncation("base", 0.9))
+    assert Combination.proxy() == Combination.emulate(1.0)
+
+
+def test_how_recipes_print() -> None:
+    assert str(Combination({"base": 1, "a": 0, "b": 0.7, "reference": -0.7})) == "base + 0.7 b - 0.7 reference"
+    assert repr(Combination({"base": 1})) == "Combination(coefficients=mappingproxy({'base': 1.0}), truncation=None)"
+
+
+def test_the_order_of_the_members_is_no_part_of_a_recipe() -> None:
+    one, other = Combination({"base": 1, "tuned": 2}), Combination({"tuned": 2, "base": 1})
+    assert one == other
+    assert len({one, other}) == 1
 
 
 @pytest.mark.parametrize(
@@ -38,8 +57,8 @@ def test_presets() -> None:
         (lambda: Combination({"base": 1, "tuned": INF}), "'tuned' must be a finite number, got inf"),
         (lambda: Combination({"base": "1"}), "'base' must be a finite number, got '1'"),
         (lambda: Combination({"base": True}), "got True"),
-        (lambda: Combination({}), "At least one coefficient"),
-        (lambda: Combination({"base": 0.0}), "At least one coefficient"),
+        (lambda: Combination({}), "At least one coefficient must differ from 0, got no members"),
+        (lambda: Combination({"base": 0.0}), "At least one coefficient must differ from 0, got {'base': 0.0}"),
         (lambda: Combination.emulate(alpha=1, beta=2), "not both"),
         (lambda: Combination.mix({"a": 0.5}), "must sum to 1"),
         (lambda: Combination.mix({"base": 1.0}), "weights of the tuned members"),

@@ -1,0 +1,68 @@
+"""The rooms: what of the package is mutated, how many mutants are drawn there, and the tests that are to see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "hf_eft"
+
+
+@dataclass(frozen=True)
+class Room:
+    sources: str  # files and folders of the package
+    tests: str  # files `test_*.py`, in whatever folder of `tests`, by what stands for the star
+    drawn: int
+
+
+ROOMS: dict[str, Room] = {
+    "recipe": Room(
+        "combination.py combine.py shorthands.py",
+        "combination shorthands errors recipes oracle",
+        80,
+    ),
+    "members": Room(
+        "adapters cache.py checks.py devices.py embeds.py member.py members.py membership.py modalities.py padding.py"
+        " recurrent.py roll_back.py states.py trial.py vocabulary.py",
+        "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced adapters"
+        " architectures features logits_process checks trial adapter_references members_cast",
+        140,
+    ),
+    "decoding": Room(
+        "call.py continuous generation.py given.py inputs.py prefix.py reader.py speculative",
+        "generate generation_options prefix watchers speculative threads roll_back padding caches prompts paged paged_options"
+        " paged_refused paged_answers",
+        140,
+    ),
+    "leaves": Room(
+        "modeling_eft.py logits_process.py",
+        "errors oracle generate logits_process features prompts members_replaced threads saving pipeline",
+        60,
+    ),
+}
+
+
+def sources(room: str) -> list[Path]:
+    """The files of a room, in order."""
+    found: list[Path] = []
+    for name in ROOMS[room].sources.split():
+        path = PACKAGE / name
+        files = [path] if path.suffix else sorted(path.rglob("*.py"))
+        if not files or not all(each.is_file() for each in files):
+            raise FileNotFoundError(f"The room {room!r} names {name!r}, which is not in {PACKAGE}. Change it in {__file__}.")
+        found += files
+    return found
+
+
+def tests(room: str) -> list[str]:
+    """The names of a room's test files, from the root of the checkout."""
+    there = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
+    wanted = [f"test_{name}" for name in ROOMS[room].tests.split()]
+    if lost := [name for name in wanted if name not in there]:
+        raise FileNotFoundError(f"The room {room!r} names {', '.join(lost)}, which is not there. Change it in {__file__}.")
+    return [there[name].relative_to(ROOT).as_posix() for name in wanted]
+
+
+def name_of(source: Path) -> str:
+    return source.relative_to(PACKAGE).as_posix()
