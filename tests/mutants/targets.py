@@ -18,26 +18,25 @@ class Room:
 
 ROOMS: dict[str, Room] = {
     "recipe": Room(
-        "combination.py combine.py shorthands.py",
+        "recipe",
         "combination shorthands errors recipes oracle",
         80,
     ),
     "members": Room(
-        "adapters cache.py checks.py devices.py embeds.py member.py members.py membership.py modalities.py padding.py"
-        " recurrent.py roll_back.py states.py trial.py vocabulary.py",
-        "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced adapters"
+        "members",
+        "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced members_by_name adapters adapters_given adapters_refused"
         " architectures features logits_process checks trial adapter_references members_cast",
         140,
     ),
     "decoding": Room(
-        "call.py continuous generation.py given.py inputs.py prefix.py reader.py speculative",
-        "generate generation_options prefix watchers speculative threads roll_back padding caches prompts paged paged_options"
+        "decoding",
+        "generate generation_options prefix watchers speculative coupling schedule threads threads_add_on roll_back padding caches prompts paged paged_options"
         " paged_refused paged_answers",
         140,
     ),
     "leaves": Room(
         "modeling_eft.py logits_process.py",
-        "errors oracle generate logits_process features prompts members_replaced threads saving pipeline",
+        "errors oracle generate logits_process features prompts members_replaced members_by_name threads threads_add_on saving saving_over pipeline member_pipeline",
         60,
     ),
 }
