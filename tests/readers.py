@@ -159,7 +159,7 @@ def _index(data: bytes) -> None:
 
 
 def _adapter(data: bytes, name: str) -> None:
-    from hf_eft.members.adapters import checked_folder
+    from hf_eft.members.adapters.checks import checked_folder
 
     with replaced(models() / "adapter" / name, data):
         checked_folder("tuned", models() / "adapter")
