@@ -20,7 +20,7 @@ from served import BATCHED
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.serving import EFTServer
 
-BOUND = 120  # seconds until an answer that does not come is taken for one that never will
+BOUND = 900  # seconds until an answer that does not come is taken for one that never will: a busy machine is slow
 _FINISHED = {"stop", "length", "tool_calls"}
 
 
