@@ -4,7 +4,7 @@ Run the mutants that were drawn, each against the tests of its room (`make mutan
     python -m mutants                       # all; what has run is not run again
     python -m mutants --room recipe --jobs 1
     python -m mutants --list                # nothing runs: the table, and each survivor that nobody has judged
-    python -m mutants --survivors           # only those, again, with every test of the room that runs their lines
+    python -m mutants --survivors           # only those, again, with more of the room's tests that run their lines
     python -m mutants --profile             # first see anew which tests run which lines, after the package has changed
 
 The state is in `.mutants/`, which may be deleted. A survivor asks for a test, for less code, or for a line in `judged.json` that
@@ -28,7 +28,8 @@ from .targets import ROOMS, ROOT, name_of, tests
 
 FOLDER = ROOT / ".mutants"
 SEED = 16
-_BUDGET = 8.0  # seconds of tests at a first look, as they took alone: who survives it is tried with all in `--survivors`
+# Seconds of tests, as they took alone, of a first look at a mutant and of a second one at those who survived it.
+_FIRST, _SECOND = 8.0, 80.0
 _SLACK, _TIMES, _WAIT = 30.0, 4.0, 8.0  # to import the package; what a mutant may be slower; what a busy machine may be
 
 
@@ -120,7 +121,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=SEED, help="of the draw")
     parser.add_argument("--count", type=int, help="how many of each room, instead of the table's")
     parser.add_argument(
-        "--survivors", action="store_true", help="run those that survived and are not judged again, with all tests"
+        "--survivors", action="store_true", help="run those that survived and are not judged again, with more tests"
     )
     parser.add_argument("--list", action="store_true", help="run nothing; print the table and the survivors")
     parser.add_argument("--profile", action="store_true", help="see anew which tests run which lines")
@@ -147,7 +148,7 @@ def main(words: list[str]) -> int:
                 f"profile {n + 1}: {name}" + "".join(f"\n  did not pass, and sees nothing: {test}" for test in failed),
                 flush=True,
             )
-        run_all(todo, reach, state, given.jobs, float("inf") if given.survivors else _BUDGET)
+        run_all(todo, reach, state, given.jobs, _SECOND if given.survivors else _FIRST)
         rows = {room: row(draw, state, why) for room, draw in drawn.items()}
     print(table(rows))
     for mutant in total(rows.values()).open:

@@ -91,13 +91,15 @@ class Run:
     Args:
         call (`Callable[[Path], dict]`): Is given a folder of its own, and gives what can be written as JSON.
         cpu (`float`): Seconds of processor time after which it is ended.
-        wall (`float`): Seconds after which it is ended if it waits: long, since a machine may be busy with something else.
+        wall (`float`): Seconds after which it is ended if it waits: long, since a machine may be busy with something else. `poll` counts
+            them, and has to be called more than once a second.
     """
 
     def __init__(self, call: Callable[[Path], dict[str, Any]], cpu: float, wall: float) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mutant-"))
         self._answer = self.folder / "answer.json"
-        self.began, self._wall = time.monotonic(), wall
+        self.began = self._seen = time.monotonic()
+        self._left = wall
         sys.stdout.flush()
         sys.stderr.flush()
         self._pid = os.fork()
@@ -134,7 +136,10 @@ class Run:
         """What the call gave, or `{"died": why}`; `None` while it runs."""
         ended, status = os.waitpid(self._pid, os.WNOHANG)
         if not ended:
-            if time.monotonic() - self.began < self._wall:
+            # Only while somebody looks: where all of it is stopped for a while, no time is up.
+            self._seen, before = time.monotonic(), self._seen
+            self._left -= min(self._seen - before, 1.0)
+            if self._left > 0:
                 return None
             self.end()
             return {"died": "timed out"}
