@@ -13,7 +13,7 @@ import pytest
 from mutants import draw, record, targets
 from mutants.reach import lines_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 # A project as small as can be. Its torch does nothing, since nothing of it is asked for: to import the true one takes seconds.
 SMALL = {
     "hf_eft/__init__.py": "",
