@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .configuration_eft import EFTConfig
 from .members.cache import EFTCache
+from .programs.moved import OldNames
 from .recipe.combination import Combination, Truncation
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def _register_model() -> None:
     sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]  # a lazy module, which can be made anew
 
 
+sys.meta_path.append(OldNames())
 EFTConfig.register_model = staticmethod(_register_model)  # type: ignore[method-assign]
 
 # These need transformers' modeling code, which takes seconds to import and which an importer may never use.

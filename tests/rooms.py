@@ -106,6 +106,7 @@ TESTS: dict[str, str] = {
     "members/modalities.py": "decoding/test_generate.py::test_base_equal_to_reference_gives_the_tuned_model",
     "modeling_eft.py": "models/test_oracle.py::test_forward_equals_the_oracle_at_every_position",
     "programs/option_values.py": "programs/test_option_values.py::test_what_has_no_meaning_is_named",
+    "programs/moved.py": "programs/test_moved.py::test_other_names_are_not_found",
     "programs/options.py": "programs/test_batch.py::test_lines_of_text",
     "members/padding.py": "models/test_logits_process.py::test_padding_by_mask_by_token_and_by_default",
     "prompts/pipeline.py": "prompts/test_member_pipeline.py::test_each_member_reads_its_own_prompt",
