@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from adapted import adapted
 from families import build, shared
-from test_adapters import adapted
 
 from hf_eft import Combination, EFTForCausalLM
 from hf_eft.members.adapters.views import without_adapters

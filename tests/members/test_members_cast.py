@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adapted import adapted
 from families import build, prompts
-from test_adapters import adapted
 
 from hf_eft import EFTForCausalLM
 
