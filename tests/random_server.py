@@ -138,7 +138,8 @@ class Served:
         assert expected is not None, "`generate` refuses what the server answered"
         cut = [min([text.find(stop) for stop in stops if stop and stop in text], default=None) for text in expected]
         wanted = [text if end is None else text[:end] for text, end in zip(expected, cut, strict=True)]
-        assert _told(request.path, answer) == wanted
+        told = _told(request.path, answer)
+        assert told == wanted, (told, wanted)
 
     def _expected(self, path: str, body: dict[str, Any], own: dict[str, Any]) -> list[str] | None:
         prompt = body["prompt"] if path == COMPLETIONS else None
