@@ -106,7 +106,7 @@ def test_a_talk_goes_on_after_states_that_were_half_cropped() -> None:
 
     talk, fresh = session(), session()
     expected = fresh.compare()
-    with failing(EFTCache, "crop", 1, MemoryError("simulated"), after=True), pytest.raises(MemoryError):
+    with failing(DynamicLayer, "crop", 2, MemoryError("simulated")), pytest.raises(MemoryError):
         talk.messages[0]["content"] = "Hi"  # what was read is not what is asked
         talk.ask("And?")
     talk.messages[0]["content"] = "Hello"

@@ -160,6 +160,9 @@ def test_a_batch_that_fails_again_and_again_is_said(monkeypatch: pytest.MonkeyPa
             assert [client.ask()[0] for _ in range(3)] == [503] * 3
             assert client.health() == 503
         assert client.text() == expected and client.health() == 200
+        with failing(LlamaForCausalLM, "forward", 2, torch.OutOfMemoryError("simulated")):
+            assert client.ask()[0] == 503
+        assert client.health() == 200  # there was an answer in between: the next request begins again
     assert not server._generator._manager.is_running()
 
 
