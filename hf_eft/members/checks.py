@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
+from .cache import EFTCache
+from .recurrent import rows_of
 from .releases import cache_argument
 
 
@@ -122,8 +124,8 @@ def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, 
 
 def check_rows(tokens: torch.Tensor, cache: Cache | None) -> None:
     """Raise if a cache holds states of another number of rows than are read."""
-    states = (getattr(layer, "keys", None) for layer in (cache.layers if cache is not None else ()))
-    rows = next((len(keys) for keys in states if keys is not None and keys.dim() > 1), len(tokens))
+    caches: list[Cache] = [] if cache is None else list(cache.members.values()) if isinstance(cache, EFTCache) else [cache]
+    rows = next((count for each in caches if (count := rows_of(each)) is not None), len(tokens))
     if rows != len(tokens):
         raise ValueError(
             f"`cache` holds states of {rows} rows, but {len(tokens)} are read. Pass a cache of the same rows. (From a call "

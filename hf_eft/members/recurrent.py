@@ -34,6 +34,14 @@ def has_read(cache: Cache) -> bool:
     )
 
 
+def rows_of(cache: Cache) -> int | None:
+    """Of how many rows a cache holds states, if it holds any: those of attention (be it of no token) or those that sum up."""
+    held = [getattr(layer, "keys", None) for layer in cache.layers]
+    for layer in linear_layers(cache):
+        held += [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return next((len(states) for states in held if states is not None and states.dim() > 1), None)
+
+
 def give_layers(cache: Cache, config: Any) -> None:
     """
     Give a `DynamicCache()` that was made without a configuration the layers that this one needs, in place: left to itself it would make

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from composition_cases import Call, Case, Member
+import torch
+from composition_cases import Call, Case, Member, model_of
 from composition_checks import check
+
+from hf_eft import Combination, EFTForCausalLM
+from hf_eft.members.releases import CACHE, cache_of
 
 TRIO = {"base": Member("llama"), "tuned": Member("gpt2", 1), "reference": Member("gpt2", 2)}
 
@@ -47,6 +51,17 @@ def test_an_adapter_has_a_prompt_of_its_own_in_an_add_on(first: tuple[Call, ...]
         members, leaf="add-on", prompts=((3,), (5, 6)), calls=(*first, Call(own={"tuned": ((3, 9), (7,))}, scores=True))
     )
     assert check(case).refused is None
+
+
+@pytest.mark.parametrize("kinds", [("mamba", "llama"), ("mamba", "mamba"), ("lfm2", "falcon_h1")], ids="-".join)
+def test_a_cache_of_other_rows_is_refused_whatever_its_states_are(kinds: tuple[str, str]) -> None:
+    """Rows that ended during speculation have left; a recurrent main member has no keys to tell by."""
+    models = {"a": model_of(Member(kinds[0])), "b": model_of(Member(kinds[1], 1))}
+    model = EFTForCausalLM.from_models(None, models, combination=Combination.mix({"a": 0.5, "b": 0.5}))
+    out = model.generate(torch.tensor([[3, 4]]), max_new_tokens=2, return_dict_in_generate=True)
+    longer = torch.cat([out.sequences, out.sequences[:, :1]], dim=1).repeat(3, 1)
+    with pytest.raises(ValueError, match="states of 1 rows, but 3 are read"):
+        model.generate(longer, attention_mask=torch.ones_like(longer), max_new_tokens=2, **{CACHE: cache_of(out)})
 
 
 # The nucleus holds one token at most steps, and it is forbidden once it was said.
