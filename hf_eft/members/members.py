@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -91,7 +92,8 @@ class Members:
 
     def apart(self, names: Collection[str]) -> Members:
         """The same members, in which those of `names` have states of their own though they share another's model."""
-        if all(name in self.distinct for name in names):
+        users = Counter(self.owner.values())
+        if all(users[self.owner[name]] == 1 for name in names):
             return self
         return self._kept_apart.get(frozenset(names)) or self._parted(names)
 

@@ -64,6 +64,17 @@ def test_a_cache_of_other_rows_is_refused_whatever_its_states_are(kinds: tuple[s
         model.generate(longer, attention_mask=torch.ones_like(longer), max_new_tokens=2, **{CACHE: cache_of(out)})
 
 
+@pytest.mark.parametrize("name", ["b", "reference"])
+def test_members_that_are_one_object_have_a_prompt_each(name: str) -> None:
+    """Whichever of them comes first: the other goes on reading the call's."""
+    members = {"base": Member(), "a": Member("gpt2", 1), "b": Member(seed=2), "reference": Member(seed=2)}
+    call = Call(new_tokens=3, own={name: ((3, 9), (7,))}, scores=True)
+    case = Case(members, ("steer", 1.0, 1.0), prompts=((4,), (5, 6)), calls=(call, Call(scores=True)))
+    for calls in (case.calls, case.calls[::-1]):
+        assert check(replace(case, calls=calls)).refused is None
+    assert check(replace(case, calls=(replace(call, drafter="b", block=2, new_tokens=6),))).refused is None
+
+
 # The nucleus holds one token at most steps, and it is forbidden once it was said.
 NARROW = Case(
     TRIO, truncation=("drop", 0.01), prompts=((5, 9, 11, 3),), calls=(Call(new_tokens=8, options={"no_repeat_ngram_size": 1}),)
