@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import RECURRENT, build, prompts
+from families import RECURRENT, build, prompts, shared
 from oracle import log_probs
 from random_cases import double, random_case
 
@@ -121,3 +121,18 @@ def test_what_an_outsider_with_recurrent_states_drafts_is_what_it_would_say() ->
     model.generate(ids, max_new_tokens=room, eos_token_id=None, assistant_model=outsider, num_assistant_tokens=block)
     assert sum(model.speculation.accepted) == sum(kept) > 0
     assert model.speculation.rounds == len(kept)
+
+
+@pytest.mark.parametrize("new_tokens", [2, 3, 5])
+def test_a_cache_that_counts_no_tokens_is_gone_on_from(new_tokens: int) -> None:
+    base, tuned, reference = (shared("mamba", seed) for seed in range(3))
+    model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
+    said = model.generate(
+        torch.tensor([[3]]), max_new_tokens=new_tokens, assistant_model=model.tuned, num_assistant_tokens=1,
+        return_dict_in_generate=True, **options,
+    )  # fmt: skip
+    text = torch.cat([said.sequences, torch.tensor([[3]])], dim=1)
+    assert cache_of(said).seen_tokens == said.sequences.shape[1] - 1  # the last token has not been read
+    more = model.generate(text, cache=cache_of(said), max_new_tokens=4, **options)
+    assert torch.equal(more, model.generate(text, max_new_tokens=4, **options))

@@ -245,6 +245,8 @@ class Speculation:
         shift = most - counts if len(set(kept)) > 1 else None
         self.cache.roll_back(drops, shift, {name: trims[id(self.lines[name])] for name in drops})
         self.drafter.roll_back(drafter_drop, shift, trims[id(self._line())])
+        # Members that draft and members that look count apart: what all have read is what the caches hold.
+        self.cache.seen_tokens = self.lines[self.members.main].columns
 
     def _distinct_lines(self) -> list[Line]:
         return list({id(line): line for line in self.lines.values()}.values())
