@@ -48,6 +48,7 @@ class EFTCache(Cache):
     joints: dict[tuple[str, ...], Joint]  # states of members that run as one batch, which their own are views of
     sibling_caches: dict[str, Cache]
     broken: bool  # a change of it was cut off half way
+    uneven: bool  # its rows ended at different tokens, and stand in line on the right
     seen_tokens: int  # asked for only where no member's cache counts, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
 
@@ -91,7 +92,7 @@ class EFTCache(Cache):
         attached = cast(EFTCache, cache)
         attached.main_member = main
         attached.sibling_caches = siblings
-        attached.joints, attached.broken = {}, False
+        attached.joints, attached.broken, attached.uneven = {}, False, False
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
@@ -162,7 +163,7 @@ class EFTCache(Cache):
         self.joints.clear()
         for cache in self.sibling_caches.values():
             cache.reset()
-        self.broken = False
+        self.broken = self.uneven = False
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._by_all("batch_repeat_interleave", repeats)

@@ -22,9 +22,14 @@ def together(cache: Any) -> Iterator[None]:
 
 
 def check_whole(cache: Any) -> None:
-    """Raise if a cache was left half way."""
+    """Raise if a cache was left half way, or holds rows of different lengths."""
     if cache.broken:
         raise ValueError(
             "`cache` was left half way by a call that failed or was interrupted: its members hold states of different tokens. Call "
             "`cache.reset()` and read the text again, or begin with a new cache."
+        )
+    if cache.uneven:
+        raise ValueError(
+            "`cache` is of a call with an assistant or a `seed` whose rows ended at different tokens: it holds of each row what was "
+            "read, not what fills the shorter ones up. Go on from such a batch without its cache."
         )

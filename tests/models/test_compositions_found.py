@@ -75,6 +75,35 @@ def test_members_that_are_one_object_have_a_prompt_each(name: str) -> None:
     assert check(replace(case, calls=(replace(call, drafter="b", block=2, new_tokens=6),))).refused is None
 
 
+@pytest.mark.parametrize("kind", ["llama", "lfm2", "mamba"])
+def test_a_cache_of_rows_that_ended_at_different_tokens_is_refused(kind: str) -> None:
+    """Here the drafter is the whole combination: rows end in one round, of which each keeps another number of tokens."""
+    model = EFTForCausalLM.from_models(None, model_of(Member(kind)), combination=Combination({"tuned": 1.0}))
+    ids = torch.tensor([[20, 6, 36], [5, 31, 30]])
+    plain = model.generate(ids, max_new_tokens=6, eos_token_id=None)[:, 3:].tolist()
+    ends = {"same": 6, "other": 5}
+    for which, last in ends.items():
+        stop = [lambda ids, _, last=last: torch.tensor([ids.shape[1] >= 3 + 6, ids.shape[1] >= 3 + last])]
+        out = model.generate(
+            ids, max_new_tokens=6, eos_token_id=None, stopping_criteria=stop, assistant_model=model.tuned, num_assistant_tokens=8,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        assert out.sequences[0, 3:].tolist() == plain[0]
+        text = torch.cat([out.sequences, ids[:, :1]], dim=1)
+        if which == "other":
+            with pytest.raises(ValueError, match="whose rows ended at different tokens"):
+                model.generate(text, max_new_tokens=2, **{CACHE: cache_of(out)})
+            cache = cache_of(out)
+            cache.reset()
+            assert (
+                model.generate(text, max_new_tokens=2, **{CACHE: cache}).tolist()
+                == model.generate(text, max_new_tokens=2).tolist()
+            )
+        else:
+            more = model.generate(text, max_new_tokens=2, **{CACHE: cache_of(out)})
+            assert more.tolist() == model.generate(text, max_new_tokens=2).tolist()
+
+
 # The nucleus holds one token at most steps, and it is forbidden once it was said.
 NARROW = Case(
     TRIO, truncation=("drop", 0.01), prompts=((5, 9, 11, 3),), calls=(Call(new_tokens=8, options={"no_repeat_ngram_size": 1}),)

@@ -311,6 +311,7 @@ class Speculation:
     def packed(self, generation_config: Any) -> Any:
         """What `generate` returns: rows padded on the right to one length, and everything that was asked for beside them."""
         longest = max(self.rows.lengths)
+        self.cache.uneven = len({self.rows.lengths[row] for row in self.rows.present}) > 1
         pad = generation_config._pad_token_tensor
         sequences = self.rows.tokens[:, :longest].clone()
         for row, length in enumerate(self.rows.lengths):
