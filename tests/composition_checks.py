@@ -102,10 +102,10 @@ def _is_ours(error: Exception) -> bool:
 
 def _is_theirs(error: Exception, case: Case, call: Call, inputs: dict[str, torch.Tensor]) -> bool:
     """Whether an add-on's base raises the same without the add-on."""
-    if case.leaf != "add-on" or call.drafter is not None:
+    if case.leaf != "add-on":
         return False
     try:
-        model_of(case.members["base"]).generate(**inputs, **options_of(call), **_states(call))
+        model_of(case.members["base"]).generate(**inputs, **options_of(call), **_states(call), **_drafts(case, call, None))
     except Exception as other:
         return (type(other), str(other)) == (type(error), str(error))
     return False
