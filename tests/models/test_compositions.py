@@ -148,12 +148,16 @@ def test_the_edge_of_a_set_is_a_near_tie_only_within_the_bound() -> None:
     assert "are 0.92 off" in str(differ(torch.tensor([4.0, 1.0]).log_softmax(-1), torch.tensor([4.0, 2.0]), 0.1, edge=True))
 
 
-def test_what_the_base_alone_refuses_is_a_refusal() -> None:
-    """transformers reads a prompt in chunks only where some layer counts tokens."""
-    case = Case(
-        dict.fromkeys(TRIO, Member("mamba")), leaf="add-on", prompts=((3,),), calls=(Call(new_tokens=1, states="chunks"),)
-    )
-    assert "get_seq_length" in str(check(case).refused)
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (Call(new_tokens=1, states="chunks"), "get_seq_length"),  # read in chunks only where some layer counts tokens
+        (Call(new_tokens=1, drafter="tuned", block=1), "not supported with stateful models"),
+    ],
+)
+def test_what_the_base_alone_refuses_is_a_refusal(call: Call, reason: str) -> None:
+    case = Case(dict.fromkeys(TRIO, Member("mamba")), leaf="add-on", prompts=((3,),), calls=(call,))
+    assert reason in str(check(case).refused)
 
 
 # The script -------------------------------------------------------------------------------------------------------------
