@@ -1,0 +1,137 @@
+"""A learner for every `Setting`: trained with a base in the loop, or ordinarily; on the same data, steps and learning rate."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from make_tiny import BATCH, finetune, packed, train
+from peft import LoraConfig, get_peft_model
+from second import SecondWorld
+from settings import Setting
+from sizes import _PEAKS, _TUNING_PEAK, Family
+from transformers import AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from hf_eft import EFTForCausalLM
+
+Watch = Callable[[int, Any], None]
+
+
+@contextmanager
+def remembering(model: Any, kept: dict[bytes, torch.Tensor]) -> Iterator[None]:
+    """
+    A frozen model whose last hidden states for a batch are worked out once: settings of one seed see the same batches. Only for whole
+    batches without padding and without a cache, which is all that training reads.
+    """
+    trunk = model.base_model
+    work = trunk.forward
+
+    def forward(input_ids: torch.Tensor, **options: Any) -> BaseModelOutputWithPast:
+        batch = hashlib.sha256(input_ids.numpy().tobytes()).digest()
+        if batch not in kept:
+            kept[batch] = work(input_ids=input_ids, **options).last_hidden_state
+        return BaseModelOutputWithPast(last_hidden_state=kept[batch])
+
+    trunk.forward = forward
+    try:
+        yield
+    finally:
+        del trunk.forward
+
+
+class Bench:
+    """
+    The families of one seed, and the learners that are trained from them; what is in the folder is not trained again.
+
+    Args:
+        family ([`Family`]): The base models, and what `scales` tunes ordinarily.
+        folder (`Path`): Where learners are kept.
+    """
+
+    def __init__(self, family: Family, folder: Path) -> None:
+        self.family, self.folder = family, folder
+        self._kept: dict[str, dict[bytes, torch.Tensor]] = {}
+        self.worlds = {"first": family.world, "second": SecondWorld(**vars(family.world))}
+
+    def shown(self, setting: Setting) -> Iterator[str]:
+        """The answers of fine-tuning: the stream of `scales`, or one out of a share of the answers that it would show."""
+        stream = self.worlds[setting.world].behaviour(setting.behaviour, random.Random(self.family.seed + 20))
+        if setting.data == 1:
+            return stream
+        answers = sorted(set(itertools.islice(stream, 20_000)))  # every answer: there are 6 for each person who is shown
+        rng = random.Random(self.family.seed + 30)
+        kept = rng.sample(answers, max(1, round(setting.data * len(answers))))
+        return (rng.choice(kept) for _ in itertools.count())
+
+    def replayed(self) -> Iterator[str]:
+        """What is replayed beside the answers, as in `scales`."""
+        return self.family.world.biographies(random.Random(self.family.seed + 21))
+
+    def learner(self, setting: Setting, watch: Watch | None = None) -> Any:
+        """The model that has learnt, in evaluation mode; `watch` is called with the number of steps done and the model."""
+        plain = (setting.times, setting.lora, setting.data, setting.rate, setting.world) == (1, 0, 1.0, 1.0, "first")
+        if setting.alpha is None and plain:
+            return self.family.model(setting.size, setting.behaviour)
+        # How it is used says nothing about what it learnt.
+        name = setting.name.removeprefix("small tuned alone").removeprefix("ordinary").strip(", ") or "x1"
+        where = self.folder / (name if setting.alpha is None else setting.name)
+        if not (where / "model.safetensors").exists():
+            self._train(setting, watch).save_pretrained(where)
+        return AutoModelForCausalLM.from_pretrained(where).eval()
+
+    def forget(self) -> None:
+        """Drop what is remembered of batches beyond the steps that all settings take: it is 0.4 MB a step."""
+        for kept in self._kept.values():
+            for batch in list(kept)[self.family.effort.tuning_steps :]:
+                del kept[batch]
+
+    def _train(self, setting: Setting, watch: Watch | None) -> Any:
+        family = self.family
+        reference = family.model(setting.size, "base")
+        steps = setting.times * family.effort.tuning_steps
+        peak = setting.rate * _TUNING_PEAK * _PEAKS[setting.size]
+        label = f"seed {family.seed}, {setting.name}"
+        learner = _trainable(reference, setting.lora)
+        if setting.alpha is None:
+            seed, shown, replayed = family.seed + 20, self.shown(setting), self.replayed()
+            learnt = finetune(learner, family.world, family.tokenizer, steps, peak, seed, label, shown, replayed)
+        else:
+            losses = self._losses(setting, learner, watch)
+            learnt = train(learner, lambda: next(losses), steps, peak, label)
+        return learnt.merge_and_unload() if setting.lora else learnt
+
+    def _losses(self, setting: Setting, learner: Any, watch: Watch | None) -> Iterator[torch.Tensor]:
+        """The combination's loss on each batch of `finetune`, through a base that is drawn for each step."""
+        answers, replay = (packed(texts, self.family.tokenizer) for texts in (self.shown(setting), self.replayed()))
+        frozen = {size: self.family.model(size, "base").requires_grad_(False) for size in (*setting.bases, setting.size)}
+        reference = frozen[setting.size]
+        models = [
+            EFTForCausalLM.from_models(frozen[size], tuned=learner, reference=reference, alpha=setting.alpha)
+            for size in setting.bases
+        ]
+        # Most settings read the same batches.
+        common = (setting.behaviour, setting.data, setting.world) == ("helpful", 1.0, "first")
+        drawn = random.Random(1)
+        for step in itertools.count():
+            if watch is not None:
+                watch(step, learner)
+            ids = torch.cat([next(answers)[: BATCH // 2], next(replay)[: BATCH // 2]])
+            with ExitStack() as stack:
+                for size, model in frozen.items() if common else ():
+                    stack.enter_context(remembering(model, self._kept.setdefault(size, {})))
+                loss = drawn.choice(models)(input_ids=ids, labels=ids, use_cache=False).loss
+            yield loss
+
+
+def _trainable(reference: Any, rank: int) -> Any:
+    """A copy of the reference, or one with an adapter on all linear layers."""
+    copied = copy.deepcopy(reference).requires_grad_(True)
+    return get_peft_model(copied, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")) if rank else copied
