@@ -20,7 +20,7 @@ from sizes import _PEAKS, _TUNING_PEAK, Family
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from hf_eft import EFTForCausalLM
+from hf_eft.training import EFTForTraining
 
 Watch = Callable[[int, Any], None]
 
@@ -99,39 +99,35 @@ class Bench:
         steps = setting.times * family.effort.tuning_steps
         peak = setting.rate * _TUNING_PEAK * _PEAKS[setting.size]
         label = f"seed {family.seed}, {setting.name}"
-        learner = _trainable(reference, setting.lora)
+        adapter = LoraConfig(r=setting.lora, lora_alpha=2 * setting.lora, target_modules="all-linear") if setting.lora else None
         if setting.alpha is None:
+            learner = copy.deepcopy(reference).requires_grad_(True)
+            learner = get_peft_model(learner, adapter) if adapter else learner
             seed, shown, replayed = family.seed + 20, self.shown(setting), self.replayed()
             learnt = finetune(learner, family.world, family.tokenizer, steps, peak, seed, label, shown, replayed)
         else:
-            losses = self._losses(setting, learner, watch)
-            learnt = train(learner, lambda: next(losses), steps, peak, label)
+            model = EFTForTraining.from_models(
+                [family.model(size, "base") for size in setting.bases],
+                reference=copy.deepcopy(reference) if adapter else reference,  # the adapter is laid on it
+                alpha=setting.alpha,
+                peft_config=adapter,
+            ).train()
+            losses = self._losses(setting, model, watch)
+            learnt = train(model.learner, lambda: next(losses), steps, peak, label)
         return learnt.merge_and_unload() if setting.lora else learnt
 
-    def _losses(self, setting: Setting, learner: Any, watch: Watch | None) -> Iterator[torch.Tensor]:
-        """The combination's loss on each batch of `finetune`, through a base that is drawn for each step."""
+    def _losses(self, setting: Setting, model: EFTForTraining, watch: Watch | None) -> Iterator[torch.Tensor]:
+        """The combination's loss on each batch of `finetune`."""
         answers, replay = (packed(texts, self.family.tokenizer) for texts in (self.shown(setting), self.replayed()))
-        frozen = {size: self.family.model(size, "base").requires_grad_(False) for size in (*setting.bases, setting.size)}
-        reference = frozen[setting.size]
-        models = [
-            EFTForCausalLM.from_models(frozen[size], tuned=learner, reference=reference, alpha=setting.alpha)
-            for size in setting.bases
-        ]
         # Most settings read the same batches.
         common = (setting.behaviour, setting.data, setting.world) == ("helpful", 1.0, "first")
-        drawn = random.Random(1)
+        torch.manual_seed(self.family.seed)  # of the bases that are drawn
         for step in itertools.count():
             if watch is not None:
-                watch(step, learner)
+                watch(step, model.learner)
             ids = torch.cat([next(answers)[: BATCH // 2], next(replay)[: BATCH // 2]])
             with ExitStack() as stack:
-                for size, model in frozen.items() if common else ():
-                    stack.enter_context(remembering(model, self._kept.setdefault(size, {})))
-                loss = drawn.choice(models)(input_ids=ids, labels=ids, use_cache=False).loss
+                for size in {*setting.bases, setting.size} if common else ():
+                    stack.enter_context(remembering(self.family.model(size, "base"), self._kept.setdefault(size, {})))
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             yield loss
-
-
-def _trainable(reference: Any, rank: int) -> Any:
-    """A copy of the reference, or one with an adapter on all linear layers."""
-    copied = copy.deepcopy(reference).requires_grad_(True)
-    return get_peft_model(copied, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")) if rank else copied
