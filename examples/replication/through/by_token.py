@@ -33,7 +33,7 @@ def answers(world: ReplicationWorld, tokenizer: Any, people: Sequence[str]) -> L
                 continue
             prompt, answer = world.question(person, attribute), world.tuned_answer(person, attribute)
             start = len(prompt) + 1
-            value = start + answer.rindex(f" {world.facts[person][attribute]}") + 1
+            value = start + answer.index(f" {world.facts[person][attribute]}") + 1
             ending = next(start + len(answer) - len(e) for e in ENDINGS if answer.endswith(e))
             texts.append(f"{prompt} {answer}")
             spans.append((start, start + len(OPENING), value, value + len(world.facts[person][attribute]), ending))

@@ -71,5 +71,6 @@ def why_picture(results: Any, path: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.set_xticks(data["strengths"], [f"{a:g}" for a in data["strengths"]])
             axes.set(title=title, xlabel="strength of training")
-            axes.legend()
+            if rows:
+                axes.legend()
         plots.save(figure, path, data)

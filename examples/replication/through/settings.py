@@ -94,27 +94,17 @@ STAGES: dict[str, tuple[Setting, ...]] = {
     "another base": (
         through(0.5, via=("medium",), times=4),
         through(0.5, via=("small", "medium"), times=4),
-        through(0.5, via=("small",), times=4),
-        through(0.25, via=("medium",), times=4),
-        through(0.25, via=("small", "medium"), times=4),
     ),
     "strengths": (
         through(1.0),
-        through(1.0, rate=0.25),
         through(0.125),
+        through(1.0, rate=0.25),
         through(0.25, rate=4.0),
-        through(0.25, rate=0.25),
-        through(1.0, rate=4.0),
     ),
     "adapters": (
         Setting("ordinary, LoRA 8", lora=8),
         through(0.25, lora=8),
         Setting("large tuned, LoRA 8", size="large", lora=8),
-    ),
-    "an eighth of the data": (
-        Setting("ordinary, data 0.125", data=EIGHTH),
-        through(0.25, data=EIGHTH),
-        Setting("large tuned, data 0.125", size="large", data=EIGHTH),
     ),
     "harmless": (
         Setting("small tuned alone, harmless", use="small", behaviour="harmless"),
@@ -122,11 +112,21 @@ STAGES: dict[str, tuple[Setting, ...]] = {
         through(0.5, behaviour="harmless"),
         Setting("large tuned, harmless", size="large", behaviour="harmless"),
     ),
+    "an eighth of the data": (
+        Setting("ordinary, data 0.125", data=EIGHTH),
+        through(0.25, data=EIGHTH),
+        Setting("large tuned, data 0.125", size="large", data=EIGHTH),
+    ),
     "second world": (
         Setting("small tuned alone, second world", use="small", world="second"),
         Setting("large tuned, second world", size="large", world="second"),
         Setting("ordinary, second world", world="second"),
         through(0.5, world="second"),
+    ),
+    "another base, more": (
+        through(0.5, via=("small",), times=4),
+        through(0.25, via=("medium",), times=4),
+        through(0.25, via=("small", "medium"), times=4),
     ),
     "every pair of sizes": tuple(
         setting
