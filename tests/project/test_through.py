@@ -166,6 +166,28 @@ def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypat
     assert "| ordinary |" in (tmp_path / "results.md").read_text() and (tmp_path / "results-form.png").exists()
 
 
+def test_the_strength_is_chosen_by_the_validation_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asks:
+        """Validation people get perfect answers at 0.5 only, test people at 1 only."""
+
+        def __init__(self, family: Any, people: list[str]) -> None:
+            self.world, self.questions = family.world, family.world.questions(people)
+            self.good = 0.5 if people == family.world.validation else 1.0
+
+        def answers(self, model: EFTForCausalLM, temperature: float) -> list[str]:
+            good = model.combination.coefficients["tuned"] == self.good
+            return [self.world.tuned_answer(q.person, q.attribute) if good else "" for q in self.questions]
+
+    family = run.Family(tmp_path, 0, run.QUICK)
+    base, tuned, reference, tokenizer = tiny.load()
+    monkeypatch.setattr(run.Family, "tokenizer", tokenizer)
+    monkeypatch.setattr(family, "model", lambda size, stage: {"large": base, "helpful": tuned}.get(size, reference))
+    monkeypatch.setattr(run, "Asked", Asks)
+    found = run.measure(Bench(family, tmp_path), Setting("ordinary", tested=(1.0,)))
+    assert found["chosen"] == 0.5 and found["validation"]["0.5"]["factuality"] == 1
+    assert found["test"]["0.5"]["factuality"] == 0 and found["test"]["1"]["factuality"] == 1
+
+
 def test_what_is_committed_is_what_the_results_say(tmp_path: Path) -> None:
     results = json.loads((THROUGH / "results.json").read_text())
     assert (THROUGH / "results.md").read_text() == report.page(results)

@@ -55,6 +55,7 @@ def measure(bench: Bench, setting: Setting) -> dict[str, Any]:
     looked_at, glance = (answers(world, family.tokenizer, people) for people in (world.test, world.test[:20]))
     steps = setting.times * family.effort.tuning_steps
     watched: dict[str, Any] = {}
+    trained_on = reference if setting.alpha is None else base  # what the loss was of: the tuned model alone, or a combination
 
     def tokens(learner: Any, alpha: float, on: Any = base, what: Any = looked_at) -> dict[str, Any]:
         return by_token({"base": on, "tuned": learner, "reference": reference}, alpha, *what)
@@ -63,6 +64,8 @@ def measure(bench: Bench, setting: Setting) -> dict[str, Any]:
         if setting.alpha is not None and done in {round(part * steps) for part in WATCHED}:
             watched[str(done)] = tokens(learner, setting.alpha, what=glance)
 
+    if setting.alpha is None:
+        watched["0"] = tokens(reference, 1.0, trained_on, glance)
     started = time.perf_counter()
     learner = bench.learner(setting, watch)
     seconds = time.perf_counter() - started
@@ -85,8 +88,7 @@ def measure(bench: Bench, setting: Setting) -> dict[str, Any]:
         "test": {f"{strength:g}": scores(test, strength) for strength in sorted({chosen, *setting.tested})},
         "test, temperature 1": scores(test, chosen, TEMPERATURE),
         "tokens": tokens(learner, chosen),
-        # What the loss was of: the combination at the strength of training, or the tuned model alone.
-        "tokens of what was trained": tokens(learner, setting.alpha or 1.0, reference if setting.alpha is None else base),
+        "tokens of what was trained": tokens(learner, setting.alpha or 1.0, trained_on),
         "tokens while training": watched,
         "seconds": round(seconds, 1),
         "machine": machine(),
