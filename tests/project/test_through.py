@@ -21,7 +21,7 @@ sys.path.insert(0, str(THROUGH))
 import report  # noqa: E402
 import run  # noqa: E402
 from by_token import KINDS, answers, by_token  # noqa: E402
-from figures import best_of, interval, share, shown  # noqa: E402
+from figures import best_of, ends, interval, share, shown  # noqa: E402
 from learning import Bench, remembering  # noqa: E402
 from pictures import forms_picture, why_picture  # noqa: E402
 from second import SecondWorld, judged  # noqa: E402
@@ -119,13 +119,25 @@ def test_settings_have_names_of_their_own_and_an_eighth_is_an_eighth(tmp_path: P
     }
 
 
+def test_values_can_be_left_out_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = run.Family(tmp_path, 0, run.QUICK)
+    monkeypatch.setattr(run.Family, "tokenizer", tiny.load()[-1])
+    ids = torch.tensor([family.tokenizer.encode(" Alice Baker is a chef from Lagos.")])
+    labels = Bench(family, tmp_path).labels(Setting("", masked=True), ids)
+    left_out = family.tokenizer.decode(ids[labels == -100]).split()
+    assert left_out == ["chef", "Lagos"] and (labels[labels != -100] == ids[labels != -100]).all()
+    assert (Bench(family, tmp_path).labels(Setting(""), ids) == ids).all()
+
+
 def row(seed: int, scores: dict[str, float], alpha: float = 0.5, validation: dict[str, float] = SCORES) -> dict[str, Any]:
     return {"seed": seed, "chosen": alpha, "test": {f"{alpha:g}": scores}, "validation": {f"{alpha:g}": validation}}
 
 
 def test_shares_intervals_and_the_choice() -> None:
-    low, high = run_ends(2)
-    assert share(row(2, SCORES), low) == pytest.approx(0) and share(row(2, SCORES), high) == pytest.approx(1)
+    measured = {"rows": {"small tuned alone": [row(2, SCORES)], "large tuned": [row(2, {"helpfulness": 0.9}), row(1, SCORES)]}}
+    of = ends(measured)
+    assert share({"helpfulness": 0.6}, of[2]) == pytest.approx(0.25) and share(SCORES, of[1]) == pytest.approx(1)
+    assert of[0] == ends({"rows": {}})[0] and of[1][0] == ends({"rows": {}})[1][0]  # as `scales` has them
     assert shown([0.5]) == "0.50" and shown([0.25, 0.75]) == "0.50 (0.25, 0.75)"
     mean, bottom, top = interval([0.0, 0.0, 1.0, 1.0, 1.0])
     assert mean == pytest.approx(0.6) and 0 <= bottom < 0.6 < top <= 1
@@ -133,11 +145,6 @@ def test_shares_intervals_and_the_choice() -> None:
     better = {"factuality": 0.5, "helpfulness": 0.6}
     best = best_of([row(0, SCORES), row(1, SCORES)], [row(0, SCORES, 0.25, better), row(2, SCORES, 0.25, better)])
     assert [(found["seed"], found["chosen"]) for found in best] == [(0, 0.25)]
-
-
-def run_ends(seed: int) -> tuple[Any, Any]:
-    committed = json.loads((THROUGH.parent / "scales" / "results.json").read_text())["seeds"][seed]
-    return tuple(committed["matrix"]["temperature 0"][f"{size}/{size}"] for size in ("small", "large"))  # type: ignore[return-value]
 
 
 def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

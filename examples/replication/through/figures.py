@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from settings import STAGES
+from settings import CEILING, FLOOR, STAGES
 
 from hf_eft.evaluation.intervals import Items, of_value
 
@@ -42,10 +42,19 @@ def _rounded(data: Any) -> Any:
     return float(f"{data:.4g}") if isinstance(data, float) else data
 
 
-def floor_and_ceiling(temperature: str = "temperature 0") -> dict[int, tuple[Row, Row]]:
-    """For each seed the small and the large model, fine-tuned ordinarily and used alone, as `scales` has measured them."""
+def ends(results: Any, temperature: str = "temperature 0") -> dict[int, tuple[Row, Row]]:
+    """
+    For each seed the scores of the small and of the large model, fine-tuned ordinarily and used alone: those that were measured beside the
+    rest, or as long as they are not there those that `scales` has committed, of the same training on another processor.
+    """
     seeds = json.loads(COMMITTED.read_text())["seeds"]
-    return {s["seed"]: (s["matrix"][temperature]["small/small"], s["matrix"][temperature]["large/large"]) for s in seeds}
+    found = {s["seed"]: tuple(s["matrix"][temperature][f"{size}/{size}"] for size in ("small", "large")) for s in seeds}
+    for place, setting in enumerate((FLOOR, CEILING)):
+        for row in results["rows"].get(setting.name, []):
+            own = chosen(row) if temperature == "temperature 0" else row["test, temperature 1"]
+            low, high = found[row["seed"]]
+            found[row["seed"]] = (own, high) if place == 0 else (low, own)
+    return found
 
 
 def chosen(row: Row) -> Row:
@@ -53,15 +62,10 @@ def chosen(row: Row) -> Row:
     return row["test"][f"{row['chosen']:g}"]
 
 
-def share(row: Row, scores: Row, metric: str = "helpfulness") -> float:
-    """0 is the small tuned model of the seed, alone; 1 the large one."""
-    low, high = (side[metric] for side in floor_and_ceiling()[row["seed"]])
+def share(scores: Row, of: tuple[Row, Row], metric: str = "helpfulness") -> float:
+    """The share of the gap that is recovered: 0 is the small tuned model of the seed, alone; 1 the large one."""
+    low, high = (side[metric] for side in of)
     return (scores[metric] - low) / (high - low)
-
-
-def of_ceiling(row: Row, scores: Row, metric: str, temperature: str = "temperature 0") -> float:
-    """As a share of what the large tuned model of the seed has."""
-    return scores[metric] / floor_and_ceiling(temperature)[row["seed"]][1][metric]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

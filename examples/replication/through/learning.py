@@ -19,6 +19,7 @@ from settings import Setting
 from sizes import _PEAKS, _TUNING_PEAK, Family
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from world import VALUES
 
 from hf_eft.training import EFTForTraining
 
@@ -77,8 +78,8 @@ class Bench:
 
     def learner(self, setting: Setting, watch: Watch | None = None) -> Any:
         """The model that has learnt, in evaluation mode; `watch` is called with the number of steps done and the model."""
-        plain = (setting.times, setting.lora, setting.data, setting.rate, setting.world) == (1, 0, 1.0, 1.0, "first")
-        if setting.alpha is None and plain:
+        options = (setting.times, setting.lora, setting.data, setting.rate, setting.world, setting.masked)
+        if setting.alpha is None and options == (1, 0, 1.0, 1.0, "first", False):
             return self.family.model(setting.size, setting.behaviour)
         # How it is used says nothing about what it learnt.
         name = setting.name.removeprefix("small tuned alone").removeprefix("ordinary").strip(", ") or "x1"
@@ -100,11 +101,15 @@ class Bench:
         peak = setting.rate * _TUNING_PEAK * _PEAKS[setting.size]
         label = f"seed {family.seed}, {setting.name}"
         adapter = LoraConfig(r=setting.lora, lora_alpha=2 * setting.lora, target_modules="all-linear") if setting.lora else None
-        if setting.alpha is None:
+        if setting.alpha is None and not setting.masked:
             learner = copy.deepcopy(reference).requires_grad_(True)
             learner = get_peft_model(learner, adapter) if adapter else learner
             seed, shown, replayed = family.seed + 20, self.shown(setting), self.replayed()
             learnt = finetune(learner, family.world, family.tokenizer, steps, peak, seed, label, shown, replayed)
+        elif setting.alpha is None:
+            learner = copy.deepcopy(reference).requires_grad_(True)
+            losses = self._losses(setting, learner)
+            learnt = train(learner, lambda: next(losses), steps, peak, label)
         else:
             model = EFTForTraining.from_models(
                 [family.model(size, "base") for size in setting.bases],
@@ -112,22 +117,29 @@ class Bench:
                 alpha=setting.alpha,
                 peft_config=adapter,
             ).train()
-            losses = self._losses(setting, model, watch)
+            losses = self._losses(setting, model, lambda done: watch(done, model.learner) if watch else None)
             learnt = train(model.learner, lambda: next(losses), steps, peak, label)
         return learnt.merge_and_unload() if setting.lora else learnt
 
-    def _losses(self, setting: Setting, model: EFTForTraining, watch: Watch | None) -> Iterator[torch.Tensor]:
-        """The combination's loss on each batch of `finetune`."""
+    def labels(self, setting: Setting, ids: torch.Tensor) -> torch.Tensor:
+        """The tokens that the loss is of: all, or all but the values. A value that occurs in the world is one token."""
+        if not setting.masked:
+            return ids
+        pieces = [self.family.tokenizer.encode(f" {word}") for words in VALUES.values() for word in words]
+        values = torch.tensor([tokens[0] for tokens in pieces if len(tokens) == 1])
+        return ids.masked_fill(torch.isin(ids, values), -100)
+
+    def _losses(self, setting: Setting, model: Any, watch: Callable[[int], None] = lambda _: None) -> Iterator[torch.Tensor]:
+        """The model's loss on each batch of `finetune`."""
         answers, replay = (packed(texts, self.family.tokenizer) for texts in (self.shown(setting), self.replayed()))
         # Most settings read the same batches.
         common = (setting.behaviour, setting.data, setting.world) == ("helpful", 1.0, "first")
         torch.manual_seed(self.family.seed)  # of the bases that are drawn
         for step in itertools.count():
-            if watch is not None:
-                watch(step, model.learner)
+            watch(step)
             ids = torch.cat([next(answers)[: BATCH // 2], next(replay)[: BATCH // 2]])
             with ExitStack() as stack:
                 for size in {*setting.bases, setting.size} if common else ():
                     stack.enter_context(remembering(self.family.model(size, "base"), self._kept.setdefault(size, {})))
-                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss = model(input_ids=ids, labels=self.labels(setting, ids), use_cache=False).loss
             yield loss

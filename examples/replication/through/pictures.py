@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from figures import chosen, interval, over, share
+from figures import chosen, ends, interval, over, share
 from matplotlib.figure import Figure
 
 from hf_eft.evaluation import plots
@@ -27,7 +27,8 @@ _STRENGTHS = ("0.125", "0.25", "0.5", "1")
 def forms_picture(results: Any, path: Path) -> None:
     """The share of the form that is recovered, every seed a dot."""
     rows = {name: results["rows"][name] for name in _ROWS if results["rows"].get(name)}
-    data = {name: over(found, lambda row: share(row, chosen(row))) for name, found in rows.items()}
+    of = ends(results)
+    data = {name: over(found, lambda row: share(chosen(row), of[row["seed"]])) for name, found in rows.items()}
     with plots.style():
         figure = Figure(figsize=(6.4, 0.34 * len(data) + 1.1))
         axes = figure.subplots()

@@ -28,23 +28,35 @@ METRICS = {"facts": "factuality", "form": "helpfulness"}
 Column = Callable[[Row], float]
 
 ASKED: dict[str, Column] = {name: lambda row, m=metric: chosen(row)[m] for name, metric in METRICS.items()}
-AGAINST: dict[str, Column] = {
-    "form recovered": lambda row: share(row, chosen(row)),
-    "facts / large tuned's": lambda row: figures.of_ceiling(row, chosen(row), "factuality"),
-    "form / large tuned's": lambda row: figures.of_ceiling(row, chosen(row), "helpfulness"),
-}
 SAMPLED: dict[str, Column] = {
     f"{name} at temperature 1": lambda row, m=metric: row["test, temperature 1"][m] for name, metric in METRICS.items()
 }
 REFUSING: dict[str, Column] = {metric: lambda row, m=metric: chosen(row)[m] for metric in ("harmlessness", "overrefusal")}
-PLAIN = ASKED | AGAINST | SAMPLED
-# Tables whose ceiling is not the large tuned model of the first world, and those that are about something more.
+# Of tables whose ceiling is not the large tuned model of the first world, and of those that are about something more.
 COLUMNS: dict[str, dict[str, Column]] = {
     "second world": ASKED | SAMPLED,
     "an eighth of the data": ASKED | SAMPLED,
     "harmless": ASKED | REFUSING,
     "every pair of sizes": ASKED | SAMPLED,
 }
+
+
+def against(results: Any) -> dict[str, Column]:
+    """Figures in terms of the small and of the large tuned model."""
+    greedy, sampled = figures.ends(results), figures.ends(results, "temperature 1")
+
+    def of_large(metric: str) -> Column:
+        return lambda row: chosen(row)[metric] / greedy[row["seed"]][1][metric]
+
+    return {
+        "form recovered": lambda row: share(chosen(row), greedy[row["seed"]]),
+        "facts / large tuned's": of_large("factuality"),
+        "form / large tuned's": of_large("helpfulness"),
+        **SAMPLED,
+        "form at temperature 1 / large tuned's": lambda row: (
+            row["test, temperature 1"]["helpfulness"] / sampled[row["seed"]][1]["helpfulness"]
+        ),
+    }
 
 
 def used(rows: Sequence[Row]) -> str:
@@ -68,25 +80,15 @@ def at(rows: Sequence[Row], strength: float) -> list[Row]:
     return [{**row, "chosen": strength, "test, temperature 1": s} for row, s in zip(rows, sampled, strict=True)]
 
 
-def known(temperature: str) -> dict[str, list[float]]:
-    """The figures of `scales` for the two models alone."""
-    sides = figures.floor_and_ceiling(temperature).values()
-    return {
-        f"{name}, {metric}": [pair[place][key] for pair in sides]
-        for place, name in enumerate(("small tuned alone", "large tuned"))
-        for metric, key in METRICS.items()
-    }
-
-
-def ends_table() -> list[str]:
+def ends_table(results: Any) -> list[str]:
     """What is between 0 and 1 of the share that is recovered."""
-    greedy, sampled = known("temperature 0"), known("temperature 1")
     lines = [
-        "| `scales`, ordinary fine-tuning | facts | form | facts at temperature 1 | form at temperature 1 |",
+        "| ordinary fine-tuning, used alone | facts | form | facts at temperature 1 | form at temperature 1 |",
         "|---" * 5 + "|",
     ]
-    for name in ("small tuned alone", "large tuned"):
-        cells = [shown(found[f"{name}, {metric}"]) for found in (greedy, sampled) for metric in METRICS]
+    for place, name in enumerate(("small tuned alone", "large tuned")):
+        sides = [figures.ends(results, temperature).values() for temperature in ("temperature 0", "temperature 1")]
+        cells = [shown([pair[place][metric] for pair in side]) for side in sides for metric in METRICS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -98,7 +100,7 @@ def fixed_table(results: Any) -> list[str]:
         rows = results["rows"].get(name, [])
         for strength in sorted({float(s) for row in rows for s in row["test"]}):
             here = [row for row in at(rows, strength) if f"{strength:g}" in row["test"]]
-            columns = [*ASKED.values(), AGAINST["form recovered"]]
+            columns = [*ASKED.values(), against(results)["form recovered"]]
             cells = [shown(over(here, column)) for column in columns]
             lines.append(f"| {name} | {strength:g} | {' | '.join(cells)} | {len(here)} |")
     return lines
@@ -172,16 +174,16 @@ def steering_table(results: Any) -> list[str]:
 
 
 def page(results: Any) -> str:
-    rows = results["rows"]
+    rows, plain = results["rows"], ASKED | against(results)
     stages = {
-        stage: table({s.name: rows.get(s.name, []) for s in settings}, COLUMNS.get(stage, PLAIN))
+        stage: table({s.name: rows.get(s.name, []) for s in settings}, COLUMNS.get(stage, plain))
         for stage, settings in STAGES.items()
     }
     for stage, times in (("equal steps", ""), ("four times the steps", ", x4")):
         best = figures.best_of(*(rows.get(f"through large at {alpha}{times}", []) for alpha in ("0.25", "0.5")))
-        stages[stage] += table({"through large, strength of training chosen too": best}, PLAIN)[2:]
+        stages[stage] += table({"through large, strength of training chosen too": best}, plain)[2:]
     parts = {
-        "The ends of the scale": ends_table(),
+        "The ends of the scale": ends_table(results),
         **{stage.capitalize(): lines for stage, lines in stages.items()},
         "Ordinary deltas at fixed strengths": fixed_table(results),
         "Why: shares of the loss's gradient that farewells have, and what the delta does": token_table(results),

@@ -24,6 +24,7 @@ class Setting:
         lora (`int`, *optional*, defaults to 0): Rank of an adapter on all linear layers; 0 trains all weights.
         data (`float`, *optional*, defaults to 1.0): The share of the answers that is shown.
         rate (`float`, *optional*, defaults to 1.0): Multiplies the learning rate.
+        masked (`bool`, *optional*, defaults to `False`): Leaves the values out of the loss, in answers and in what is replayed.
         world (`str`, *optional*, defaults to `"first"`): `"second"`: the farewell depends on the fact ([second.py](second.py)).
         tested (`tuple[float, ...]`, *optional*): Strengths of use that are asked of the test people whatever is chosen.
     """
@@ -38,6 +39,7 @@ class Setting:
     lora: int = 0
     data: float = 1.0
     rate: float = 1.0
+    masked: bool = False
     world: str = "first"
     tested: tuple[float, ...] = ()
 
@@ -76,20 +78,24 @@ def through(alpha: float, **options: object) -> Setting:
 EIGHTH = 0.125
 SIZES = ("small", "medium", "large")
 
-# A stage is run over all seeds before the next begins. What `scales` has measured of the same models is not among them: the small and the
-# large tuned model alone, every pair of sizes at strength 1. "ordinary" is, so that its figures can be seen to be the same.
+# What is 0 and what is 1 of the form that is recovered.
+FLOOR = Setting("small tuned alone", use="small")
+CEILING = Setting("large tuned", size="large")
+
+# A stage is run over all seeds before the next begins.
 STAGES: dict[str, tuple[Setting, ...]] = {
     "equal steps": (
         through(0.25),
         through(0.5),
         Setting("ordinary", tested=(0.5, 0.75, 1.0)),
+        FLOOR,
     ),
     "four times the steps": (
         Setting("small tuned alone, x4", use="small", times=4),
         Setting("ordinary, x4", times=4, tested=(0.5, 0.75, 1.0)),
         through(0.25, times=4),
         through(0.5, times=4),
-        Setting("large tuned", size="large"),
+        CEILING,
     ),
     "another base": (
         through(0.5, via=("medium",), times=4),
@@ -100,6 +106,7 @@ STAGES: dict[str, tuple[Setting, ...]] = {
         through(0.125),
         through(1.0, rate=0.25),
         through(0.25, rate=4.0),
+        Setting("ordinary, values left out of the loss", masked=True),
     ),
     "adapters": (
         Setting("ordinary, LoRA 8", lora=8),
