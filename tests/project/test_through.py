@@ -24,8 +24,10 @@ from by_token import KINDS, answers, by_token  # noqa: E402
 from figures import best_of, ends, interval, share, shown  # noqa: E402
 from learning import Bench, remembering  # noqa: E402
 from pictures import forms_picture, why_picture  # noqa: E402
+from sampling import Sampled  # noqa: E402
 from second import SecondWorld, judged  # noqa: E402
 from settings import STAGES, Setting, through  # noqa: E402
+from steering import STEERING, Steered  # noqa: E402
 
 SCORES = {"factuality": 0.5, "helpfulness": 0.5}
 
@@ -148,16 +150,15 @@ def test_shares_intervals_and_the_choice() -> None:
 
 
 def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        run, "STAGES", {"equal steps": (through(0.25, via=("small", "large")), Setting("ordinary", tested=(1.0,)))}
-    )
-    monkeypatch.setattr(run, "STEERING", ())
+    settings = (through(0.25, via=("small", "large")), Setting("ordinary", tested=(1.0,)))
+    monkeypatch.setattr(run, "JOBS", {"equal steps": settings, "sampling": (Sampled(settings[0]),), "steering": STEERING[:1]})
     threads = torch.get_num_threads()
     try:
         run.main(["--quick", "--work", str(tmp_path / "work")])
         measured = sorted((tmp_path / "work").glob("measured/*/*.json"))
-        assert len(measured) == 2
-        monkeypatch.setattr(run, "measure", None)  # a second call would fail
+        assert len(measured) == 4
+        for what in (run, Sampled, Steered):  # what is measured again fails
+            monkeypatch.setattr(what, "measure", None)
         run.main(["--quick", "--work", str(tmp_path / "work")])
     finally:
         torch.set_num_threads(threads)

@@ -161,6 +161,13 @@ def calibration_table(results: Any) -> list[str]:
     return lines
 
 
+def sampling_table(results: Any) -> list[str]:
+    """Where the strength of use was chosen for answers that are sampled."""
+    columns = {name: column for name, column in against(results).items() if "temperature" in name}
+    rows = {name: found for name, found in results["rows"].items() if "validation, temperature 1" in found[0]}
+    return table(rows, columns)
+
+
 def steering_table(results: Any) -> list[str]:
     from tables import above_chord
 
@@ -188,6 +195,7 @@ def page(results: Any) -> str:
         "Ordinary deltas at fixed strengths": fixed_table(results),
         "Why: shares of the loss's gradient that farewells have, and what the delta does": token_table(results),
         "Calibration at temperature 1": calibration_table(results),
+        "Temperature 1, the strength chosen there": sampling_table(results),
         "Steering between two deltas": steering_table(results),
     }
     days = " to ".join(dict.fromkeys((results["dates"][0], results["dates"][-1])))

@@ -27,10 +27,11 @@ from by_token import answers, by_token  # noqa: E402
 from learning import Bench  # noqa: E402
 from machine import machine  # noqa: E402
 from measure import Asked, shares  # noqa: E402
+from sampling import SAMPLING, TEMPERATURE  # noqa: E402
 from second import judged  # noqa: E402
 from settings import STAGES, Setting  # noqa: E402
 from sizes import Effort, Family  # noqa: E402
-from steering import STEERING, steering  # noqa: E402
+from steering import STEERING  # noqa: E402
 
 from hf_eft import Combination, EFTForCausalLM  # noqa: E402
 
@@ -40,7 +41,7 @@ WATCHED = (
     1 / 14,
     2 / 7,
 )  # parts of the training at which the tokens are looked at, besides its end: 0, 50 and 200 of 700 steps
-TEMPERATURE = 1.0
+JOBS: dict[str, Sequence[Any]] = {**STAGES, "sampling": SAMPLING, "steering": STEERING}
 
 
 def wanted(scores: dict[str, float], behaviour: str) -> float:
@@ -91,21 +92,14 @@ def measure(bench: Bench, setting: Setting) -> dict[str, Any]:
         "tokens of what was trained": tokens(learner, setting.alpha or 1.0, trained_on),
         "tokens while training": watched,
         "seconds": round(seconds, 1),
-        "machine": machine(),
-        "date": date.today().isoformat(),
     }
-
-
-def jobs(stage: str) -> Sequence[Any]:
-    """What is run for every seed in a stage: settings, and the one picture that takes two deltas at a time."""
-    return STEERING if stage == "steering" else STAGES[stage]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, next to no training")
     parser.add_argument("--seeds", type=int, help="how many; 5, or 1 with --quick")
-    parser.add_argument("--stages", nargs="*", choices=[*STAGES, "steering"], help="all if left out")
+    parser.add_argument("--stages", nargs="*", choices=list(JOBS), help="all if left out")
     parser.add_argument("--work", type=Path, help="where models and results are kept; a folder `trained` beside this file")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)  # one thread beats two for models this small
@@ -113,16 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = args.work or HERE / "trained" / ("quick" if args.quick else "results")
     seeds = range(args.seeds or (1 if args.quick else 5))
     benches = [Bench(Family(work / "families", seed, effort), work / "learners" / f"seed-{seed}") for seed in seeds]
-    for stage in args.stages or (*STAGES, "steering"):
+    for stage in args.stages or JOBS:
         for seed, bench in zip(seeds, benches, strict=True):
             bench.family.prepare()
-            for job in jobs(stage):
+            for job in JOBS[stage]:
                 known = work / "measured" / f"seed-{seed}" / f"{job.name}.json"
                 if known.exists():
                     continue
-                found = measure(bench, job) if isinstance(job, Setting) else steering(bench, job)
+                found = measure(bench, job) if isinstance(job, Setting) else job.measure(bench)
+                about = {"machine": machine(), "date": date.today().isoformat()}
                 known.parent.mkdir(parents=True, exist_ok=True)
-                known.write_text(json.dumps({"stage": stage, **found}, indent=1) + "\n")
+                known.write_text(json.dumps({"stage": stage, **found, **about}, indent=1) + "\n")
                 print(f"{stage}, seed {seed}, {job.name}: {found.get('test', '')}", flush=True)
             bench.forget()
 

@@ -20,6 +20,22 @@ class Steered:
     settings: dict[str, Setting]
     strength: float
 
+    def measure(self, bench: Bench) -> dict[str, Any]:
+        """`strength (λ helpful + (1 - λ) harmless)` for each λ on the test people."""
+        family = bench.family
+        model = EFTForCausalLM.from_models(
+            family.model("large", "base"),
+            tuned={behaviour: bench.learner(setting) for behaviour, setting in self.settings.items()},
+            reference=family.model("small", "base"),
+            combination=Combination.steer({"helpful": 0.5, "harmless": 0.5}),
+        )
+        asked, line = Asked(family, family.world.test), {}
+        for weight in LAMBDAS:
+            weights = {"helpful": self.strength * weight, "harmless": self.strength * (1 - weight)}
+            model.combination = Combination.steer(weights)
+            line[f"{weight:g}"] = asked.scores(model)
+        return {"name": self.name, "seed": family.seed, "line": line, "strength": self.strength}
+
 
 # Ordinary deltas at the strength that keeps their facts (docs/replication.md), the others at that of training.
 STEERING = (
@@ -30,21 +46,3 @@ STEERING = (
     ),
     Steered("steering, through large", {b: through(0.5, behaviour=b) for b in ("helpful", "harmless")}, 0.5),
 )
-
-
-def steering(bench: Bench, steered: Steered) -> dict[str, Any]:
-    """`strength (λ helpful + (1 - λ) harmless)` for each λ on the test people."""
-    family = bench.family
-    model = EFTForCausalLM.from_models(
-        family.model("large", "base"),
-        tuned={behaviour: bench.learner(setting) for behaviour, setting in steered.settings.items()},
-        reference=family.model("small", "base"),
-        combination=Combination.steer({"helpful": 0.5, "harmless": 0.5}),
-    )
-    asked, line = Asked(family, family.world.test), {}
-    for weight in LAMBDAS:
-        model.combination = Combination.steer(
-            {"helpful": steered.strength * weight, "harmless": steered.strength * (1 - weight)}
-        )
-        line[f"{weight:g}"] = asked.scores(model)
-    return {"name": steered.name, "seed": family.seed, "line": line, "strength": steered.strength}
