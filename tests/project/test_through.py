@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -23,6 +24,7 @@ import run  # noqa: E402
 from by_token import KINDS, answers, by_token  # noqa: E402
 from figures import best_of, ends, interval, share, shown  # noqa: E402
 from learning import Bench, remembering  # noqa: E402
+from movement import Moved  # noqa: E402
 from pictures import forms_picture, why_picture  # noqa: E402
 from sampling import Sampled  # noqa: E402
 from second import SecondWorld, judged  # noqa: E402
@@ -131,6 +133,20 @@ def test_values_can_be_left_out_of_the_loss(tmp_path: Path, monkeypatch: pytest.
     assert (Bench(family, tmp_path).labels(Setting(""), ids) == ids).all()
 
 
+def test_a_model_that_is_linear_in_its_weights_has_no_bend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tuned, reference, tokenizer = tiny.load()
+    monkeypatch.setattr(run.Family, "tokenizer", tokenizer)
+    family = run.Family(tmp_path, 0, run.QUICK)
+    monkeypatch.setattr(family, "model", lambda size, stage: tuned if stage == "helpful" else reference)
+    found = Moved(Setting("ordinary")).measure(Bench(family, tmp_path))
+    assert 0 < found["weights"] < 1 and found["features"] > 0 and found["bent"] > 0.1
+    linear = copy.deepcopy(reference)
+    linear.get_input_embeddings().weight.data += 1e-4  # the same for all tokens: next to no way to go, and a straight one
+    monkeypatch.setattr(family, "model", lambda size, stage: linear if stage == "helpful" else reference)
+    nearly = Moved(Setting("ordinary")).measure(Bench(family, tmp_path))
+    assert nearly["weights"] < 0.01 and nearly["bent"] < 0.05
+
+
 def row(seed: int, scores: dict[str, float], alpha: float = 0.5, validation: dict[str, float] = SCORES) -> dict[str, Any]:
     return {"seed": seed, "chosen": alpha, "test": {f"{alpha:g}": scores}, "validation": {f"{alpha:g}": validation}}
 
@@ -151,13 +167,15 @@ def test_shares_intervals_and_the_choice() -> None:
 
 def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (through(0.25, via=("small", "large")), Setting("ordinary", tested=(1.0,)))
-    monkeypatch.setattr(run, "JOBS", {"equal steps": settings, "sampling": (Sampled(settings[0]),), "steering": STEERING[:1]})
+    monkeypatch.setattr(
+        run, "JOBS", {"equal steps": settings, "sampling": (Sampled(settings[0]), Moved(settings[0])), "steering": STEERING[:1]}
+    )
     threads = torch.get_num_threads()
     try:
         run.main(["--quick", "--work", str(tmp_path / "work")])
         measured = sorted((tmp_path / "work").glob("measured/*/*.json"))
-        assert len(measured) == 4
-        for what in (run, Sampled, Steered):  # what is measured again fails
+        assert len(measured) == 5
+        for what in (run, Sampled, Moved, Steered):  # what is measured again fails
             monkeypatch.setattr(what, "measure", None)
         run.main(["--quick", "--work", str(tmp_path / "work")])
     finally:

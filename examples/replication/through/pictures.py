@@ -74,4 +74,5 @@ def why_picture(results: Any, path: Path) -> None:
             axes.set(title=title, xlabel="strength of training")
             if rows:
                 axes.legend()
+            axes.set_ylim(bottom=0)
         plots.save(figure, path, data)

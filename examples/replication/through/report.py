@@ -127,9 +127,9 @@ def token_table(results: Any) -> list[str]:
         "| margin / spread | seeds |",
         "|---" * 11 + "|",
     ]
-    for name in (setting.name for stage in ("equal steps", "strengths") for setting in STAGES[stage]):
-        rows = results["rows"].get(name, [])
-        if not rows:
+    for setting in (setting for stage in ("equal steps", "strengths") for setting in STAGES[stage]):
+        rows = results["rows"].get(setting.name, [])
+        if not rows or setting.alone:
             continue
         end = [row["tokens of what was trained"] for row in rows]
         before = [list(row["tokens while training"].values()) for row in rows if row["tokens while training"]]
@@ -145,7 +145,22 @@ def token_table(results: Any) -> list[str]:
             shown([e["farewell"]["margin"] for e in end]),
             shown([e["farewell"]["margin"] / e["value"]["spread"] for e in end], 1),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(rows)} |")
+        lines.append(f"| {setting.name} | {' | '.join(cells)} | {len(rows)} |")
+    return lines
+
+
+def movement_table(results: Any) -> list[str]:
+    """How far learners are from their reference, and whether on a straight line."""
+    columns = {
+        "change of the weights": "weights",
+        "of the features before a farewell": "features",
+        "bend of the way": "bent",
+    }
+    lines = [f"| | {' | '.join(columns)} | seeds |", "|---" * 5 + "|"]
+    for name, rows in results["rows"].items():
+        if "bent" in rows[0]:
+            cells = [shown([row[key] for row in rows]) for key in columns.values()]
+            lines.append(f"| {name.removeprefix('moved, ')} | {' | '.join(cells)} | {len(rows)} |")
     return lines
 
 
@@ -194,6 +209,7 @@ def page(results: Any) -> str:
         **{stage.capitalize(): lines for stage, lines in stages.items()},
         "Ordinary deltas at fixed strengths": fixed_table(results),
         "Why: shares of the loss's gradient that farewells have, and what the delta does": token_table(results),
+        "Why: how far learning moves": movement_table(results),
         "Calibration at temperature 1": calibration_table(results),
         "Temperature 1, the strength chosen there": sampling_table(results),
         "Steering between two deltas": steering_table(results),

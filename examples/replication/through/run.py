@@ -27,6 +27,7 @@ from by_token import answers, by_token  # noqa: E402
 from learning import Bench  # noqa: E402
 from machine import machine  # noqa: E402
 from measure import Asked, shares  # noqa: E402
+from movement import MOVEMENT  # noqa: E402
 from sampling import SAMPLING, TEMPERATURE  # noqa: E402
 from second import judged  # noqa: E402
 from settings import STAGES, Setting  # noqa: E402
@@ -41,7 +42,7 @@ WATCHED = (
     1 / 14,
     2 / 7,
 )  # parts of the training at which the tokens are looked at, besides its end: 0, 50 and 200 of 700 steps
-JOBS: dict[str, Sequence[Any]] = {**STAGES, "sampling": SAMPLING, "steering": STEERING}
+JOBS: dict[str, Sequence[Any]] = {**STAGES, "sampling": SAMPLING, "movement": MOVEMENT, "steering": STEERING}
 
 
 def wanted(scores: dict[str, float], behaviour: str) -> float:
