@@ -21,6 +21,8 @@ sys.path.insert(0, str(THROUGH))
 
 import report  # noqa: E402
 import run  # noqa: E402
+import sampling  # noqa: E402
+from behaviours import judge  # noqa: E402
 from by_token import KINDS, answers, by_token  # noqa: E402
 from figures import best_of, ends, interval, share, shown  # noqa: E402
 from learning import Bench, remembering  # noqa: E402
@@ -123,13 +125,15 @@ def test_settings_have_names_of_their_own_and_an_eighth_is_an_eighth(tmp_path: P
     }
 
 
-def test_values_can_be_left_out_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_can_be_left_out_of_the_loss(tmp_path: Path) -> None:
     family = run.Family(tmp_path, 0, run.QUICK)
-    monkeypatch.setattr(run.Family, "tokenizer", tiny.load()[-1])
-    ids = torch.tensor([family.tokenizer.encode(" Alice Baker is a chef from Lagos.")])
+    family.prepare()
+    person, facts = next(iter(family.world.facts.items()))
+    text = f" {person} is a {facts['job']} from {facts['birthplace']}."
+    ids = torch.tensor([family.tokenizer.encode(text)])
     labels = Bench(family, tmp_path).labels(Setting("", masked=True), ids)
-    left_out = family.tokenizer.decode(ids[labels == -100]).split()
-    assert left_out == ["chef", "Lagos"] and (labels[labels != -100] == ids[labels != -100]).all()
+    assert family.tokenizer.decode(ids[labels == -100]).split() == [facts["job"], facts["birthplace"]]
+    assert (labels[labels != -100] == ids[labels != -100]).all()
     assert (Bench(family, tmp_path).labels(Setting(""), ids) == ids).all()
 
 
@@ -204,14 +208,19 @@ def test_the_strength_is_chosen_by_the_validation_people(tmp_path: Path, monkeyp
             good = model.combination.coefficients["tuned"] == self.good
             return [self.world.tuned_answer(q.person, q.attribute) if good else "" for q in self.questions]
 
+        def judged(self, model: EFTForCausalLM, temperature: float) -> dict[str, list[float]]:
+            return judge(self.questions, self.answers(model, temperature))
+
     family = run.Family(tmp_path, 0, run.QUICK)
     base, tuned, reference, tokenizer = tiny.load()
     monkeypatch.setattr(run.Family, "tokenizer", tokenizer)
     monkeypatch.setattr(family, "model", lambda size, stage: {"large": base, "helpful": tuned}.get(size, reference))
     monkeypatch.setattr(run, "Asked", Asks)
+    monkeypatch.setattr(sampling, "Asked", Asks)
     found = run.measure(Bench(family, tmp_path), Setting("ordinary", tested=(1.0,)))
     assert found["chosen"] == 0.5 and found["validation"]["0.5"]["factuality"] == 1
     assert found["test"]["0.5"]["factuality"] == 0 and found["test"]["1"]["factuality"] == 1
+    assert Sampled(Setting("ordinary")).measure(Bench(family, tmp_path))["chosen"] == 0.5
 
 
 def test_what_is_committed_is_what_the_results_say(tmp_path: Path) -> None:
