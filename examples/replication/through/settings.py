@@ -107,6 +107,9 @@ STAGES: dict[str, tuple[Setting, ...]] = {
         through(1.0, rate=0.25),
         through(0.25, rate=4.0),
         Setting("ordinary, values left out of the loss", masked=True),
+        Setting("ordinary, rate 4", rate=4.0),
+        Setting("small tuned alone, rate 4", use="small", rate=4.0),
+        through(1.0, rate=4.0),
     ),
     "adapters": (
         Setting("ordinary, LoRA 8", lora=8),
