@@ -114,8 +114,8 @@ class EFTInPieces(EFTForCausalLM):
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Move or cast. A model that is on another device than the learner's, or that was spread over several (`device_map`), stays where it
-        is.
+        Move or cast. A model that is on another device than the learner's, or that was spread over several or the disk (`device_map`),
+        stays where it is.
         """
         moves = torch._C._nn._parse_to(*args, **kwargs)[0] is not None
         self.__dict__["_stay"] = [model for model in self._models() if moves and execution_device(model) != self._place]
@@ -126,19 +126,21 @@ class EFTInPieces(EFTForCausalLM):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         stay = self.__dict__.get("_stay", [])
-        models = [m for m in self._models() if not any(m is other for other in stay) and not hasattr(m, "hf_device_map")]
-        kept = {name: module for name, module in self._modules.items() if module in self._models() and module not in models}
-        for name in kept:
-            del self._modules[name]
+        moved = [model for model in self._models() if model not in stay and not _is_spread(model)]
+        submodules = dict(self._modules)
+        for name in self._members.distinct:
+            if submodules[name] not in moved:
+                del self._modules[name]
         try:
-            for model in models:
-                if (
-                    model not in self._modules.values()
-                ):  # a base beside the first: no submodule, whose weights a trainer would count
+            for model in moved:
+                if model not in submodules.values():  # a base beside the first: a trainer would count a submodule's weights
                     model._apply(fn, recurse)
             return super()._apply(fn, recurse)
         finally:
-            order = [*self._members.distinct]
-            self._modules.update(kept)
-            for name in order:
-                self._modules[name] = self._modules.pop(name)
+            self._modules.clear()
+            self._modules.update(submodules)
+
+
+def _is_spread(model: Any) -> bool:
+    """Whether accelerate says where each part of a model is."""
+    return hasattr(model, "hf_device_map") or any(parameter.is_meta for parameter in model.parameters())
