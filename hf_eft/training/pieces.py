@@ -47,9 +47,8 @@ def in_pieces(
     for start in range(0, max(1, len(targets)), positions):  # a batch without labels has a loss of 0
         part = slice(start, start + positions)
         tensors = [states[name][part] for name in names]
-        if (
-            torch.is_grad_enabled() and len(targets) > positions
-        ):  # what there is one piece of is there once, computed again or not
+        # A single piece is there once, whether it is computed again or not.
+        if torch.is_grad_enabled() and len(targets) > positions:
             found.append(checkpoint(piece, part, targets[part], *tensors, use_reentrant=False))
         else:
             found.append(piece(part, targets[part], *tensors))
