@@ -30,6 +30,7 @@ from ..members.adapters import Adapted, own_weights
 from ..members.adapters.checks import checked_folder
 from ..members.checks import check_model
 from ..members.combined import Combined
+from ..members.learnt import learnt_of
 from ..members.members import Members
 from ..members.parts import Parts
 from ..recipe.combination import BASE, REFERENCE, Combination
@@ -217,6 +218,8 @@ def _write_adapter(name: str, view: Any, member: Adapted, folder: Path) -> None:
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+    if (learnt := learnt_of(member.trunk, member.adapter)) is not None:
+        learnt.write(folder)
 
 
 def _write_tokenizers(tokenizers: Mapping[str, Any], root: str | None, new: Path, staging: Path) -> None:
