@@ -120,11 +120,16 @@ def load_second() -> Pair:
     return Pair(tuned, reference, AutoTokenizer.from_pretrained(path("second_tuned")))
 
 
+def world() -> dict[str, Any]:
+    """The invented people: `facts` about each, those whom fine-tuning has `seen`, and those `held_out` from it."""
+    return json.loads((FOLDER / "world.json").read_text(encoding="utf-8"))
+
+
 def questions(attributes: tuple[str, ...] = tuple(QUESTIONS)) -> list[Question]:
     """Every question about the people whom fine-tuning has not seen, person by person."""
-    world = json.loads((FOLDER / "world.json").read_text(encoding="utf-8"))
+    found = world()
     return [
-        Question(person, attribute, world["facts"][person][attribute])
-        for person in world["held_out"]
+        Question(person, attribute, found["facts"][person][attribute])
+        for person in found["held_out"]
         for attribute in attributes
     ]
