@@ -112,14 +112,25 @@ class Members:
         """Some of the members, with states of their own."""
         if tuple(names) == self.names:
             return self
+        return self._of({name: self.models[name] for name in names})
+
+    def instead(self, name: str, model: PreTrainedModel) -> Members:
+        """The same members, one of which is another model, with states of their own."""
+        other = self._of({**self.models, name: model})
+        other.given = {**self.given, name: model}
+        other.stacks = [stack for stack in other.stacks if name not in stack.names]
+        other.vocabulary = Vocabulary({each: width(m.model) for each, m in other.distinct.items()}, self.vocabulary.tokenizers)
+        return other
+
+    def _of(self, models: dict[str, PreTrainedModel]) -> Members:
         other = copy.copy(self)
         other._kept_apart = {}
-        other.models = {name: self.models[name] for name in names}
+        other.models = models
         first: dict[int, str] = {}
-        other.owner = {name: first.setdefault(id(model), name) for name, model in other.models.items()}
-        other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
-        other.main = names[0]
-        other.stacks = [stack for stack in self.stacks if set(stack.names) <= set(names)]
+        other.owner = {name: first.setdefault(id(model), name) for name, model in models.items()}
+        other.distinct = {name: Member.of(name, models[name]) for name in first.values()}
+        other.main = next(iter(models))
+        other.stacks = [stack for stack in self.stacks if set(stack.names) <= set(models)]
         return other
 
     def find(self, model: Any) -> str | None:

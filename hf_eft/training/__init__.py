@@ -1,0 +1,5 @@
+"""Learning through the combination: a member is trained with the others in the loop, which stay as they are."""
+
+from .model import EFTForTraining
+
+__all__ = ["EFTForTraining"]
