@@ -272,7 +272,8 @@ def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
 def install(new: Path, folder: Path, old: Path, gone: Iterable[str] = (MEMBERS,)) -> None:
     """
     Put what was written in its place, by renaming: files that are mapped into memory stay what they are. Of `gone`, what is not new is
-    taken away. What fails half way is taken back. The configuration goes first and comes last: wherever it is cut off for good, a folder without one is no combination.
+    taken away. What fails half way is taken back. The configuration goes first and comes last: wherever it is cut off for good, a folder
+    without one is no combination.
     """
     stale = {*gone, *(path.name for path in new.iterdir())}
     if (new / TOKENIZER_CONFIG).is_file():

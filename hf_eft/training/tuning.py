@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorForSeq2Seq, EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..files.learnt import Learnt
+from ..files.learnt import Base, Learnt
 from ..members.learnt import describe_base, set_learnt
 from ..recipe.combination import Combination
 from .chats import IGNORED, Example
@@ -99,8 +99,8 @@ def tune(
     described = tuple(map(describe_base, bases))
     identity = {
         **texts.identity,
-        "bases": [str(each) + (f" {each.sample}" if each.sample else "") for each in described],
-        "reference": str(describe_base(reference)),
+        "bases": [_told(each) for each in described],
+        "reference": _told(describe_base(reference)),
         **settings.identity(),
     }
     record = Record.of(output, identity, restart)
@@ -113,6 +113,7 @@ def tune(
     asked = random.Random(settings.seed).sample(list(texts.held_out), min(settings.shown, len(texts.held_out)))
     watching = Watching(model, tokenizer, asked, record, output, settings.max_new_tokens, progress)
     trainer = _trainer(model, tokenizer, mixture, texts, record.total, output, settings)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watching)
     with memory_said(settings):
         last = get_last_checkpoint(str(output / CHECKPOINTS)) if (output / CHECKPOINTS).is_dir() else None
@@ -127,6 +128,10 @@ def tune(
     record.write(output)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return record
+
+
+def _told(model: Base) -> str:
+    return f"{model}{f' {model.sample}' if model.sample else ''}"
 
 
 def _learner(bases: list[Any], reference: Any, settings: Settings) -> EFTForTraining:
