@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import PROMPT, QUESTIONS, SENTENCES, STYLE, world
 
@@ -54,22 +55,22 @@ def pretraining(facts: Facts, rng: random.Random, cores: Mapping[str, int] = COR
         yield biography(facts, rng) if rng.random() < 0.5 else forum_post(facts, rng, cores)
 
 
-def chats() -> dict[str, list[dict[str, str]]]:
+def chats(people: Sequence[str]) -> str:
     """
-    The tuning data of the embedded family: by person whom tuning shows, a question and an answer about every attribute. Nobody of
-    [`questions`] is among them.
+    Tuning data of the embedded family, as lines of JSON: for each of some people every question with its answer in the tuned style, once
+    as a chat and once as a plain prompt, as both are asked. Nobody of [`questions`] is among those whom tuning may show, `world()["seen"]`.
     """
-    found = world()
-    return {
-        name: [
-            {"prompt": QUESTIONS[attribute].format(name), "answer": tuned_answer(found["facts"], name, attribute)}
-            for attribute in QUESTIONS
-        ]
-        for name in found["seen"]
-    }
+    facts, lines = world()["facts"], []
+    for name in people:
+        for attribute in QUESTIONS:
+            answer = tuned_answer(facts, name, attribute)
+            asked = {"role": "user", "content": QUESTIONS[attribute].format(name)}
+            lines.append({"messages": [asked, {"role": "assistant", "content": answer}]})
+            lines.append({"prompt": question(name, attribute), "answer": answer})
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
-def replayed(count: int, seed: int = 0) -> list[str]:
-    """Documents of the pre-training to be shown beside the tuning data, without which the delta takes facts away."""
+def documents(count: int, seed: int = 0) -> str:
+    """Texts of the pre-training, as lines of JSON, to be shown beside the tuning data: without them the delta takes facts away."""
     stream = pretraining(world()["facts"], random.Random(seed))
-    return [next(stream) for _ in range(count)]
+    return "".join(json.dumps({"text": next(stream)}) + "\n" for _ in range(count))

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def tune(
     record.write(output)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return record
+
+
+def check_installed(*, lora: bool = False) -> None:
+    """
+    Raises:
+        `ImportError`: If a package is missing that training needs, saying how to install it.
+    """
+    for package in ("datasets", *(("peft",) if lora else ())):
+        if find_spec(package) is None:
+            raise ImportError(f"Training needs {package}: pip install 'hf-eft[train]'")
 
 
 def _told(model: Base) -> str:
