@@ -27,6 +27,7 @@ class Loss:
     def __init__(self, model: Any, input_ids: Any, attention_mask: Any, position_ids: Any, options: Mapping[str, Any]) -> None:
         self.model, self.members = model, model._members
         self.input_ids, self.attention_mask, self.position_ids = input_ids, attention_mask, position_ids
+        self._learner = self.members.owner[model._learns] if model._learns is not None else None
         extra = {
             key: value for key, value in options.items() if key not in ("use_cache", "cache", "past_key_values", "return_dict")
         }
@@ -45,7 +46,7 @@ class Loss:
                 **extra,
             )[name]
 
-        with torch.set_grad_enabled(torch.is_grad_enabled() and name == self.members.owner[self.model._learns]):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and name == self._learner):
             return halves.states(read)
 
     def _halves(self, name: str) -> Halves:
@@ -76,22 +77,20 @@ class Loss:
         where = (targets != -100).nonzero()  # (tokens, 2)
         rows, columns = where.unbind(-1)
         states = {name: values[rows.to(values.device), columns.to(values.device)] for name, values in self.states.items()}
-        main = states[self.members.main]
 
         def combined(piece: Mapping[str, torch.Tensor], part: slice) -> torch.Tensor:
             return self._combined(piece)
 
         positions = self.model.positions_per_piece or piece_of(self.members.vocabulary.size)
-        chosen = targets[rows, columns].to(main.device)
+        chosen = targets[rows, columns].to(self.model._place)
         return where, in_pieces(states, chosen, combined, positions, wanted, temperature)
 
     def _combined(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The combined logits, `(tokens, vocab)`, of a piece of the states."""
-        learns = self.members.owner[self.model._learns]
         logits = {}
         for name, values in states.items():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and name == learns):
-                logits[name] = self._halves(name).logits(values)[None]  # (1, tokens, vocab)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and name == self._learner):
+                logits[name] = self._halves(name).logits(values)[None].to(self.model._place)  # (1, tokens, vocab)
         wide = torch.float64 if any(values.dtype == torch.float64 for values in logits.values()) else torch.float32
         total = combine(self.members.by_name(logits), self.model.combination, dtype=wide)
         return self.members.vocabulary.widen(total, self.members.vocabulary.size)[0]

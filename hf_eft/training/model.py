@@ -7,20 +7,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..members.adapters import by_adapter
 from ..members.members import Members, named_members
-from ..modeling_eft import EFTForCausalLM
-from ..recipe.combination import Coefficient, Combination
+from ..members.membership import describe
+from ..recipe.combination import REFERENCE, Coefficient, Combination
+from . import checkpoints
 from .bases import with_base
+from .in_pieces import EFTInPieces
 from .learner import freeze, loaded, name_of_learner, new_learner
-from .loss import Loss
 from .modes import keep_apart
 
 
-class EFTForTraining(EFTForCausalLM):
+class EFTForTraining(EFTInPieces):
     r"""
     A combination of which one member learns: the loss is that of `softmax(sum_k c_k log p_k)`, and gradients reach that member alone.
 
@@ -50,8 +51,6 @@ class EFTForTraining(EFTForCausalLM):
     ```
     """
 
-    keep_logits = False  # whether `forward` returns the logits of all positions beside the loss
-    positions_per_piece: int | None = None  # how many a piece of the loss has; by default 128 MiB of logits in float32
     _learns: str
     _bases: list[Members]  # the members with each base, the first being those that evaluate and generate
 
@@ -136,42 +135,6 @@ class EFTForTraining(EFTForCausalLM):
             stack.member.model.training = mode  # one pass of all adapters would keep activations of those that do not learn
         return self
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        shift_labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        r"""
-        As [`EFTForCausalLM.forward`], and with labels:
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, positions)`): The texts.
-            attention_mask (`torch.LongTensor` of shape `(batch, positions)`, *optional*): 0 where a token is padding.
-            position_ids (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*):
-                Positions. Where they begin again, another text begins (packing without padding).
-            labels (`torch.LongTensor` of shape `(batch, positions)`, *optional*): The tokens to learn; -100 is none.
-            shift_labels (`torch.LongTensor` of shape `(batch, positions)`, *optional*): Instead: at each position, the token after it.
-            num_items_in_batch (`int`, *optional*): What the sum over tokens is divided by, in place of their number.
-            **kwargs: As there: `coefficients`, `member_inputs`.
-
-        Returns:
-            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: The loss, without logits; without labels, as there.
-        """
-        with self._through_a_base():
-            if labels is None and shift_labels is None:
-                return super().forward(input_ids, attention_mask, position_ids, **kwargs)
-            loss = Loss(self, input_ids, attention_mask, position_ids, kwargs)
-            logits = None
-            if self.keep_logits:
-                with torch.no_grad():
-                    logits = super().forward(input_ids, attention_mask, position_ids, **kwargs).logits
-            return CausalLMOutputWithPast(loss=loss.mean(labels, shift_labels, num_items_in_batch), logits=logits)
-
     @contextmanager
     def _through_a_base(self) -> Iterator[None]:
         """Where it is learnt, have the base be one that is drawn."""
@@ -185,11 +148,47 @@ class EFTForTraining(EFTForCausalLM):
         finally:
             self.__dict__["_members"] = self._bases[0]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for each in self.__dict__.get("_bases", [])[1:]:
-            each.models[each.main]._apply(fn, recurse)  # no submodule: a trainer would count its weights
-        return super()._apply(fn, recurse)
+    def _models(self) -> list[Any]:
+        found = [model for members in self._bases for model in members.distinct_models.values()]
+        return list({id(model): model for model in found}.values())
+
+    def reference_policy(self) -> EFTInPieces:
+        """
+        The combination without what was learnt, the reference in the learner's place: with `alpha`, the base. It shares the members, and is
+        what [`trl.DPOTrainer`] takes as its `ref_model`.
+
+        Raises:
+            `ValueError`: If there is no reference, or several bases, of which the policy may have drawn another.
+        """
+        if REFERENCE not in self._members.names:
+            raise ValueError(f"Without a reference among {list(self._members.names)}, there is nothing before what was learnt.")
+        if len(self._bases) > 1:
+            raise ValueError("With several bases there is no one policy before what was learnt. Make a model with one base.")
+        coefficients = dict(self.combination.coefficients)
+        coefficients[REFERENCE] = coefficients.get(REFERENCE, 0.0) + coefficients.pop(self._learns)  # type: ignore[operator]
+        kept = {name: c for name, c in coefficients.items() if c != 0}
+        recipe = Combination(kept, self.combination.truncation)
+        members = self._members.only(tuple(name for name in self._members.names if name in kept))
+        policy = EFTInPieces(describe(members, recipe), members, recipe)
+        policy.positions_per_piece = self.positions_per_piece
+        return policy.eval()
+
+    # Checkpoints --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _adapter(self) -> str | None:
+        """Which adapter of the learner it is."""
+        member = self._members.adapters.get(self._learns)
+        return member.adapter if member is not None and isinstance(member.adapter, str) else None
 
     def save_pretrained(self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Save the learner, as it saves itself; `state_dict` would be that of all members, and is not looked at."""
-        self.learner.save_pretrained(save_directory, **kwargs)
+        checkpoints.save(self.learner, save_directory, self._adapter, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what [`save_pretrained`] wrote into the learner; or weights of all members, as `state_dict()` names them."""
+        prefixes = tuple(f"{name}." for name in self._members.distinct)
+        if state_dict and all(key.startswith(prefixes) for key in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        checkpoints.load(self.learner, state_dict, self._adapter)
+        return _IncompatibleKeys([], [])
