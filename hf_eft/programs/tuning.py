@@ -96,8 +96,8 @@ def run_tuning(request: Request, settings: Settings, progress: Callable[[int, in
 def _inputs(request: Request, settings: Settings) -> tuple[list[Any], Any, Any, Texts]:
     if not request.given:
         family = tiny.load()
-        models = [family.base.to(request.device)], family.reference.to(request.device)
-        return *models, family.tokenizer, embedded_texts(family.tokenizer)
+        base, small = family.base.to(request.device), family.reference.to(request.device)
+        return [base], small, family.tokenizer, embedded_texts(family.tokenizer)
     places = {f"base{i or ''}": where for i, where in enumerate(request.bases)} | {REFERENCE: str(request.reference)}
     models, tokenizers = load_members(
         places,
@@ -115,13 +115,16 @@ def _inputs(request: Request, settings: Settings) -> tuple[list[Any], Any, Any, 
 
 
 def _texts(request: Request, settings: Settings, tokenizer: Any) -> Texts:
-    options = {"chat": request.chat, "max_length": settings.max_length}
-    examples, digest = _read(Path(str(request.data)), lambda data: read_chats(data, tokenizer, **options))
+
+    def chats(data: bytes) -> list[Any]:
+        return read_chats(data, tokenizer, chat=request.chat, max_length=settings.max_length)
+
+    examples, digest = _read(Path(str(request.data)), chats)
     identity: dict[str, Any] = {"data": digest, "chat": request.chat}
     share = _share(request.held_out)
     if share is None:
         learnt = examples
-        kept, identity["held_out"] = _read(Path(str(request.held_out)), lambda data: read_chats(data, tokenizer, **options))
+        kept, identity["held_out"] = _read(Path(str(request.held_out)), chats)
     else:
         learnt, kept = part(examples, share, settings.seed)
         identity["held_out"] = share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from . import PROMPT, QUESTIONS, SENTENCES, STYLE, world
 
@@ -60,7 +61,7 @@ def chats(people: Sequence[str]) -> str:
     Tuning data of the embedded family, as lines of JSON: for each of some people every question with its answer in the tuned style, once
     as a chat and once as a plain prompt, as both are asked. Nobody of [`questions`] is among those whom tuning may show, `world()["seen"]`.
     """
-    facts, lines = world()["facts"], []
+    facts, lines = world()["facts"], list[dict[str, Any]]()
     for name in people:
         for attribute in QUESTIONS:
             answer = tuned_answer(facts, name, attribute)

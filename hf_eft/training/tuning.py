@@ -157,6 +157,8 @@ def _learner(bases: list[Any], reference: Any, settings: Settings) -> EFTForTrai
     model = EFTForTraining.from_models(
         bases if len(bases) > 1 else bases[0], reference=reference, alpha=settings.alpha, peft_config=config
     )
+    if settings.gradient_checkpointing:
+        model.learner.gradient_checkpointing_enable()
     set_learnt(model.learner, None, next(iter(model.learner.peft_config)) if config is not None else None)
     return model
 
@@ -189,7 +191,6 @@ def _trainer(
         logging_steps=max(1, every // 10),
         logging_nan_inf_filter=False,  # a loss that is no number is one, and no gap
         prediction_loss_only=True,
-        gradient_checkpointing=settings.gradient_checkpointing,
         seed=settings.seed,
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=model.device.type != "cpu",
