@@ -32,6 +32,7 @@ class Halves:
         self.name, self.model = name, model
         self._bodies = bodies_of(model) if takes_last else []
         self._tried = False
+        self.keeps_apart = False  # whether it was seen that texts in one row do not see each other
 
     @property
     def whole(self) -> bool:

@@ -135,6 +135,16 @@ class EFTForTraining(EFTInPieces):
             stack.member.model.training = mode  # one pass of all adapters would keep activations of those that do not learn
         return self
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The learner's, which what trainers do to embeddings in training is meant for."""
+        return self._members.models[self._learns].get_input_embeddings()
+
+    def enable_input_require_grads(self) -> None:
+        self._members.models[self._learns].enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        self._members.models[self._learns].disable_input_require_grads()
+
     @contextmanager
     def _through_a_base(self) -> Iterator[None]:
         """Where it is learnt, have the base be one that is drawn."""
