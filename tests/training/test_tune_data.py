@@ -71,7 +71,7 @@ def test_lines_that_are_none_are_named(record: Any, message: str, family: Any) -
     good = {"prompt": "Who?", "answer": "I."}
     with pytest.raises(ValueError, match=message):
         read_chats(lines(good, record), family.tokenizer, max_length=64)
-    with pytest.raises(ValueError, match="line 1.*line 4; and 1 more lines"):
+    with pytest.raises(ValueError, match=r"line 1.*line 4; and 1 more lines"):
         read_chats(lines(*[record] * 2, good, *[record] * 2), family.tokenizer, max_length=64)
 
 
