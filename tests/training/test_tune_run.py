@@ -131,7 +131,7 @@ def test_the_folder_of_another_run_is_kept(texts: Texts, tmp_path: Path) -> None
     run(tmp_path / "a", texts)
     with pytest.raises(ValueError, match=r"is of another run: alpha was 0.5 and is 0.25.*--restart"):
         run(tmp_path / "a", texts, alpha=0.25)
-    with pytest.raises(ValueError, match="is of another run: data was .* and is"):
+    with pytest.raises(ValueError, match=r"is of another run: data was .* and is"):
         run(tmp_path / "a", dataclasses.replace(texts, identity={"data": "other"}))
     (tmp_path / "a" / "README.md").write_text("mine")
     again = run(tmp_path / "a", texts, restart=True, lora_r=4)
