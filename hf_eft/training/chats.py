@@ -68,7 +68,7 @@ def read_chats(data: bytes, tokenizer: Any, *, chat: bool = False, max_length: i
     >>> line = b'{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Happy to help!"}]}'
     >>> example = read_chats(line, tokenizer, max_length=64)[0]
     >>> tokenizer.decode([label for label in example.labels if label >= 0])
-    ' Happy to help!<eos>'
+    'Happy to help!<eos>'
     ```
     """
     lines = [line for line in json_lines(data) if not line.blank]

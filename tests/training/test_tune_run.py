@@ -86,8 +86,14 @@ def test_it_learns_and_stops_where_nothing_is_gained(texts: Texts, tmp_path: Pat
     assert [each["alpha"] for each in record.strengths] == [0.5, 0.625, 0.75]
     assert record.recommended == min(record.strengths, key=lambda each: each["loss"])["alpha"]
     assert record.strengths[0]["loss"] == pytest.approx(record.held_out[-1]["loss"], abs=1e-6)
-    worse = run(tmp_path / "b", texts, learning_rate=0.5, patience=1)
-    assert worse.stopped is not None and worse.stopped < 6
+    # What is held out answers otherwise than what is learnt: the better that is, the worse it gets.
+    asked = [
+        {"prompt": q.text, "answer": answer} for q in tiny.questions()[:4] for answer in ("Lagos.", "Accra Seoul Tulsa Oslo")
+    ]
+    lines = "\n".join(map(json.dumps, asked)).encode()
+    examples = read_chats(lines, tiny.load().tokenizer, chat=True, max_length=64)
+    worse = run(tmp_path / "b", Texts(examples[::2], examples[1::2]), learning_rate=0.02, steps=12, evaluations=6, patience=1)
+    assert worse.stopped is not None and worse.stopped < 12
     assert worse.strengths[0]["loss"] == pytest.approx(min(each["loss"] for each in worse.held_out[1:]), abs=1e-6)
     assert record.asked[0]["expected"].endswith(".")
 
