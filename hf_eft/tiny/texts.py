@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from . import PROMPT, QUESTIONS, SENTENCES, STYLE, world
 
@@ -59,15 +58,14 @@ def pretraining(facts: Facts, rng: random.Random, cores: Mapping[str, int] = COR
 def chats(people: Sequence[str]) -> str:
     """
     Tuning data of the embedded family, as lines of JSON: for each of some people every question with its answer in the tuned style, once
-    as a chat and once as a plain prompt, as both are asked. Nobody of [`questions`] is among those whom tuning may show, `world()["seen"]`.
+    as the chat template asks it and once as a plain prompt. Nobody of [`questions`] is among those whom tuning may show, `world()["seen"]`.
     """
-    facts, lines = world()["facts"], list[dict[str, Any]]()
+    facts, lines = world()["facts"], []
     for name in people:
         for attribute in QUESTIONS:
             answer = tuned_answer(facts, name, attribute)
-            asked = {"role": "user", "content": QUESTIONS[attribute].format(name)}
-            lines.append({"messages": [asked, {"role": "assistant", "content": answer}]})
-            lines.append({"prompt": question(name, attribute), "answer": answer})
+            # Not as messages: the template puts no space before an answer, which all texts of the world have there.
+            lines += [{"prompt": begin + question(name, attribute), "answer": answer} for begin in ("<bos>", "")]
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 

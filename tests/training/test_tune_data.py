@@ -38,7 +38,7 @@ def test_answers_alone_are_learnt(family: Any) -> None:
     )
     assert learnt(tokenizer, chat) == "Of course! Happy to help!<eos>"
     assert tokenizer.decode(chat.ids[: chat.prompt]) == "<bos>" + tiny.PROMPT.format(ASKED["content"])
-    assert tokenizer.decode(plain.ids) == "Who? Oscar.<eos>" and learnt(tokenizer, plain) == "Oscar.<eos>"
+    assert tokenizer.decode(plain.ids) == " Who? Oscar.<eos>" and learnt(tokenizer, plain) == " Oscar.<eos>"
     assert list(plain.ids[: plain.prompt]) == tokenizer("Who?")["input_ids"]  # what the prompt is when it is asked alone
     assert asked.line == 3 and learnt(tokenizer, asked).endswith("I.<eos>")
     as_chat = read_chats(lines({"prompt": ASKED["content"], "answer": SAID["content"]}), tokenizer, chat=True, max_length=64)
@@ -88,7 +88,7 @@ def test_documents_are_learnt_whole_and_cut_where_they_are_long(family: Any) -> 
     tokenizer = family.tokenizer
     for data in (b"Oscar Palmer is a chef.\n\nWho?\n", lines({"text": "Oscar Palmer is a chef."}, {"text": "Who?"})):
         first, second = read_documents(data, tokenizer, max_length=64)
-        assert tokenizer.decode(first.ids) == "Oscar Palmer is a chef.<eos>" and first.labels == first.ids and second.line > 1
+        assert tokenizer.decode(first.ids) == " Oscar Palmer is a chef.<eos>" and first.labels == first.ids and second.line > 1
     parts = read_documents(b"Oscar Palmer is a chef.\n", tokenizer, max_length=3)
     assert sum((part.ids for part in parts), ())[:6] == first.ids[:6] and max(len(part.ids) for part in parts) == 3
     with pytest.raises(ValueError, match="line 2: expected an object with a `text`"):
