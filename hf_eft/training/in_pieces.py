@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..members.devices import execution_device
 from ..modeling_eft import EFTForCausalLM
+from ..recipe.combination import BASE
+from .kept import KeptStates
 from .loss import Loss
 from .trainers import taken
 
@@ -24,6 +28,7 @@ class EFTInPieces(EFTForCausalLM):
     keep_logits = False  # whether `forward` returns the logits of all positions beside the loss
     positions_per_piece: int | None = None  # how many a piece of the loss has; by default 128 MiB of logits in float32
     _learns: str | None = None
+    _kept_states: Mapping[Any, KeptStates] = MappingProxyType({})  # by model
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, taken(self, value) if name == "forward" else value)
@@ -73,6 +78,27 @@ class EFTInPieces(EFTForCausalLM):
     @contextmanager
     def _through_a_base(self) -> Iterator[None]:
         yield
+
+    def keep_states(self, folder: str | Path, *, tokens: int) -> list[KeptStates]:
+        r"""
+        Keep the base's last states on disk from now on, so that a text that comes again is not read again by it.
+
+        Args:
+            folder (`str` or `Path`): Where. What is there of the same weights is used.
+            tokens (`int`): How many tokens the texts have together, for the size that is said before anything is written.
+
+        Returns:
+            `list[KeptStates]`: Of each base.
+
+        Raises:
+            `OSError`: If there is less room on the disk than they will take; `ValueError`: If the recipe has no base.
+        """
+        if BASE not in self._members.names:
+            raise ValueError(f"There is no base whose states could be kept among the members {list(self._members.names)}.")
+        others = [model for name, model in self._members.models.items() if name != BASE]
+        bases = [model for model in self._models() if not any(model is other for other in others)]
+        self.__dict__["_kept_states"] = {model: KeptStates(Path(folder), model, tokens) for model in bases}
+        return list(self._kept_states.values())
 
     # Where members are --------------------------------------------------------------------------------------------------
 

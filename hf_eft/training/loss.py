@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..members.checks import check_mask
 from ..prompts import positions_in_common
 from ..recipe.combine import combine
 from .heads import Halves
@@ -48,6 +49,7 @@ class Loss:
                 raise ValueError(f"`{name}` was given together with labels, but {why}. Leave it out.")
         if input_ids is None:
             raise ValueError("With labels, give the texts as `input_ids`.")
+        check_mask(attention_mask, input_ids, None)
         own: Mapping[str, Mapping[str, torch.Tensor]] = options.get("member_inputs") or {}
         self.model, self.members = model, model._members.apart(own)
         self.input_ids, self.attention_mask, self.position_ids = input_ids, attention_mask, position_ids
@@ -67,6 +69,22 @@ class Loss:
             own = {each: inputs for each, inputs in self._own.items() if each == name}
             return self.members.step(ids, **given, own=own, logits_to_keep=logits_to_keep, only={name}, **extra)[name]
 
+        kept = self.model._kept_states.get(halves.model)
+        if kept is not None and self._begins is None and not self._own and self.position_ids is None and not extra:
+
+            def compute(ids: torch.Tensor, mask: Any) -> torch.Tensor:
+                return halves.states(lambda keep: read(keep, input_ids=ids, attention_mask=mask, position_ids=None))
+
+            with torch.no_grad():
+                if not halves.tried:  # nothing may be left to compute, which would show where its head begins
+                    compute(torch.zeros_like(self.input_ids[:1, :2]), None)
+                states = kept.states(self.input_ids, self.attention_mask, compute)
+            if halves.whole:
+                raise ValueError(
+                    f"The member {name!r} ({type(halves.model).__name__}) gives its logits at once, which would take the width of the "
+                    "vocabulary for each token on disk. Do without `keep_states`."
+                )
+            return states
         with torch.set_grad_enabled(torch.is_grad_enabled() and name == self._learner):
             states = halves.states(lambda keep: read(keep, **given))
         if self._begins is not None:
@@ -129,7 +147,7 @@ class Loss:
         numbers = in_pieces(states, chosen.to(self.model._place), combined, positions, wanted, temperature)
         if self._learner is not None and torch.is_grad_enabled() and not numbers["log_probs"].requires_grad:
             raise ValueError(
-                f"The loss does not depend on the weights of the member {self._learner!r}, which is to learn: its coefficient is 0, or "
+                f"The loss does not depend on the weights of the member {self._learner!r}, which is to learn: "
                 f"{type(self.members.distinct[self._learner].model).__name__} cannot be differentiated."
             )
         return where, numbers
