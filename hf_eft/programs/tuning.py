@@ -21,7 +21,7 @@ from ..training.tuning import Texts, check_installed, tune
 from .tuning_plot import tuning_plot
 
 HELD_OUT = 0.05  # of the data
-_PICTURE = "tuning.png"
+_PICTURE = "losses.png"  # its data are beside it, in a file of that name
 
 
 @dataclass(frozen=True)

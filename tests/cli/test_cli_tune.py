@@ -34,7 +34,7 @@ def test_a_run_from_files_to_an_answer(data: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "delta" / "tuning.json").read_text())
     assert f"a delta for strength {record['recommended']:g}" in done.output.replace("\n", " ")
-    assert (tmp_path / "delta" / "tuning.png").is_file() and record["stopped"] == 2
+    assert (tmp_path / "delta" / "losses.png").is_file() and record["stopped"] == 2
     again = invoke("tune", *options)
     assert again.exit_code == 0 and json.loads((tmp_path / "delta" / "tuning.json").read_text()) == record
     answers = [

@@ -37,7 +37,7 @@ def test_answers_alone_are_learnt(family: Any) -> None:
         max_length=64,
     )
     assert learnt(tokenizer, chat) == "Of course! Happy to help!<eos>"
-    assert tokenizer.decode(chat.ids[: chat.prompt]) == "<bos>" + tiny.PROMPT.format(ASKED["content"])
+    assert tokenizer.decode(chat.ids[: chat.prompt]) == "<bos> " + tiny.PROMPT.format(ASKED["content"])
     assert tokenizer.decode(plain.ids) == " Who? Oscar.<eos>" and learnt(tokenizer, plain) == " Oscar.<eos>"
     assert list(plain.ids[: plain.prompt]) == tokenizer("Who?")["input_ids"]  # what the prompt is when it is asked alone
     assert asked.line == 3 and learnt(tokenizer, asked).endswith("I.<eos>")
