@@ -16,6 +16,7 @@ from .decoding.tokens_left import nothing_left
 from .members import prefix
 from .members.adapters import by_adapter
 from .members.call import Lock, PerThread
+from .members.learnt import recommended
 from .members.members import Members, named_members
 from .members.modalities import placeholders, refuse_placeholders
 from .members.padding import filling, guessed
@@ -65,7 +66,9 @@ class EFTLogitsProcessor(LogitsProcessor):
             The model whose behaviour is wanted; or several by name, with a `combination` that weights them.
         reference (`PreTrainedModel`, *optional*):
             What `tuned` was before it was fine-tuned. May be left out if the combination has no use for it.
-        alpha (`float`, *optional*): Strength of the behaviour delta; 1 if nothing else is given.
+        alpha (`float`, *optional*):
+            Strength of the behaviour delta. If nothing else is given, 1; or the strength that `tuned` says it is to be used at, if it
+            learnt through a base, which is not looked at here: it is whatever model generates (docs/tuning.md).
         beta (`float`, *optional*): Amplification of the up-scaling delta, instead of `alpha`.
         combination ([`Combination`], *optional*): Any other recipe, instead of `alpha` and `beta`. May be replaced between calls.
         attention_mask (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
@@ -120,7 +123,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         tokenizers: Mapping[str, Any] | None = None,
         vocabulary: str | None = None,
     ) -> None:
-        recipe = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        recipe = Combination.of(recommended(alpha, beta, combination, tuned), beta, combination, by_adapter(tuned))
         given = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
         self._members = Members(given, recipe.coefficients)
         self.combination = recipe

@@ -168,6 +168,22 @@ TESTS: dict[str, str] = {
     "training/teacher.py": "training/test_trainers.py::test_one_body_and_one_head_are_the_combination",
     "training/trainers.py": "training/test_trainers.py::test_numbers_of_each_token_are_those_that_trl_computes_of_one_model",
     "members/vocabulary.py": "members/test_vocabulary.py::test_padding_changes_nothing_and_is_never_generated",
+    "cli/tune.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "files/learnt.py": "training/test_tune_learnt.py::test_which_base_is_another",
+    "folders/card_delta.py": "training/test_tune_learnt.py::test_the_card_says_how_it_learnt",
+    "members/learnt.py": "training/test_tune_learnt.py::test_the_card_says_how_it_learnt",
+    "programs/tuning.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "programs/tuning_plot.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "tiny/texts.py": "training/test_tune_data.py::test_the_embedded_family_learns_of_nobody_who_is_asked_about",
+    "training/chats.py": "training/test_tune_data.py::test_answers_alone_are_learnt",
+    "training/embedded.py": "training/test_tune_data.py::test_the_embedded_family_learns_of_nobody_who_is_asked_about",
+    "training/memory.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "training/mixture.py": "training/test_tune_data.py::test_what_is_held_out_is_in_no_batch",
+    "training/record.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "training/settings.py": "training/test_tune_data.py::test_settings_that_say_nothing_are_refused",
+    "training/tuning.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "training/watching.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
+    "training/writing.py": "cli/test_cli_tune.py::test_a_run_from_files_to_an_answer",
 }
 
 
