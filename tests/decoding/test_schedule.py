@@ -19,13 +19,13 @@ def simulate(
     rng = random.Random(seed)
     schedule, tokens, seconds, blocks = Automatic(), 0, 0.0, []
     for _ in range(rounds):
-        block = schedule.next(rows)
+        _, block = schedule.next(rows)
         blocks.append(block)
         kept = [next((i for i in range(block) if rng.random() > agreement), block) for _ in range(rows)]
         whole = any(n == block for n in kept)
         agreed = [float(i < n) for n in kept for i in range(min(n + 1, block))] if block else [float(rng.random() < agreement)]
         verifying = verify * (1 + jump * (block > 0) + slope * block) * rng.uniform(0.9, 1.1)
-        schedule.record(block, kept, agreed, step * rng.uniform(0.9, 1.1), verifying)
+        schedule.record(0, block, kept, [agreed], step * rng.uniform(0.9, 1.1), verifying)
         tokens += sum(kept) + rows
         seconds += (block + whole) * step + verifying
     return (tokens / rows / seconds) * (step + verify), blocks
@@ -55,7 +55,7 @@ def test_automatic_loses_little_in_a_short_text_where_nothing_wins() -> None:
 def test_fixed_schedules() -> None:
     constant, heuristic = Fixed(4, heuristic=False), Fixed(4, heuristic=True)
     for schedule in (constant, heuristic):
-        schedule.record(4, [4, 4], [], 0.0, 0.0)
-    assert (constant.next(2), heuristic.next(2)) == (4, 6)
-    heuristic.record(6, [6, 2], [], 0.0, 0.0)
-    assert heuristic.next(2) == 5
+        schedule.record(0, 4, [4, 4], [], 0.0, 0.0)
+    assert (constant.next(2), heuristic.next(2)) == ((0, 4), (0, 6))
+    heuristic.record(0, 6, [6, 2], [], 0.0, 0.0)
+    assert heuristic.next(2) == (0, 5)
