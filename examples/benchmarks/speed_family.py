@@ -43,11 +43,17 @@ def _peaked(model: Any, width: int) -> Any:
 
 
 def speed_family(
-    layers: int, small_layers: int, width: int, dial: float, seed: int = 0, make: Callable[[int, int], Any] = llama
+    layers: int,
+    small_layers: int,
+    width: int,
+    dial: float,
+    seed: int = 0,
+    make: Callable[[int, int], Any] = llama,
+    shift: float = 0.2,
 ) -> dict[str, Any]:
     """
     A base of `layers` layers whose first are the small reference's and whose others add little: their outputs are scaled by `dial`. At 0
-    the combination is the tuned model itself; the larger the dial, the less they agree.
+    the combination is the tuned model itself; the larger the dial, the less they agree. Tuning moves weights by `shift` of their spread.
     """
     torch.manual_seed(seed)
     reference = make(small_layers, width)
@@ -55,7 +61,7 @@ def speed_family(
     with torch.no_grad():
         for parameter in tuned.model.layers.parameters():
             if parameter.dim() == 2:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2 * float(parameter.std()))
+                parameter.add_(torch.randn_like(parameter), alpha=shift * float(parameter.std()))
     base = make(layers, width)
     base.load_state_dict(base.state_dict() | reference.state_dict())
     set_dial(base, small_layers, dial)
@@ -72,8 +78,15 @@ def set_dial(base: Any, small_layers: int, dial: float) -> None:
             projection.weight.mul_(dial / norm * projection.weight.shape[0] ** 0.5 if norm > 0 else 0.0)
 
 
-def find_dial(model: Any, small_layers: int, wanted: float, tokens: int = 160, tolerance: float = 0.006) -> float:
-    """Bisect for the dial at which the tuned member's greedy choice agrees with the combination's on `wanted` of the tokens."""
+def find_dial(
+    model: Any,
+    small_layers: int,
+    wanted: float,
+    tokens: int = 160,
+    tolerance: float = 0.006,
+    predict: Callable[[Any, torch.Tensor], torch.Tensor] = lambda model, ids: model.tuned(ids).logits,
+) -> float:
+    """Bisect for the dial at which a drafter's greedy choice agrees with the combination's on `wanted` of the tokens."""
     prompts = torch.randint(3, VOCAB, (8, 8), generator=torch.Generator().manual_seed(1))
     low, high, agreement = 0.001, 1.0, 0.0
     for _ in range(12):
@@ -81,7 +94,7 @@ def find_dial(model: Any, small_layers: int, wanted: float, tokens: int = 160, t
         set_dial(model.base, small_layers, dial)
         ids = model.generate(prompts, max_new_tokens=tokens // 4, do_sample=False)
         with torch.no_grad():
-            predicted = model.tuned(ids).logits[:, prompts.shape[1] - 1 : -1].argmax(-1)
+            predicted = predict(model, ids)[:, prompts.shape[1] - 1 : -1].argmax(-1)
         agreement = float((predicted == ids[:, prompts.shape[1] :]).float().mean())
         if abs(agreement - wanted) < tolerance:
             break
