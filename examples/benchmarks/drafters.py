@@ -3,7 +3,7 @@
     python examples/benchmarks/drafters.py --deltas FOLDER     # four minutes on 2 CPU cores; ten if the deltas are not in FOLDER yet
 
 Two families. The embedded one, with its own tuned member and with two that learnt through the base (trained here, 1,600 steps each, if
-FOLDER has none). And one with the costs of real models, whose tuned member is shifted by as much more as the strength is smaller: alone it
+FOLDER has none). And one with the costs of real models, whose tuned member differs by as much more as the strength is smaller: alone it
 disagrees with the combination, and how often the small combination agrees is set.
 
 For each delta and strength, one after the other and several times over: plain EFT, the tuned member and the small combination with blocks
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from machine import machine
 from matplotlib.figure import Figure
-from speed_family import VOCAB, find_dial, speed_family
+from speed_family import VOCAB, find_dial, set_dial, speed_family
 from transformers import AutoModelForCausalLM, set_seed
 from transformers.utils import logging
 
@@ -81,7 +81,8 @@ def with_real_costs(agreement: float = 0.88) -> list[tuple[str, EFTForCausalLM, 
     """A base of 16 layers over small models of 4, at each strength below 1 (at 1, tuned member and small combination are one)."""
     found = []
     for alpha in (0.25, 0.5, 0.75):
-        members = speed_family(16, 4, 384, dial=0.1, shift=0.2 / alpha)
+        members = speed_family(16, 4, 384, dial=0.1)
+        set_dial(members["tuned"], 0, 1 / alpha)  # what tuning changed, as much more as the strength is smaller
         model = EFTForCausalLM.from_models(**members, alpha=alpha)
         find_dial(model, 4, agreement, predict=small_logits)
         generator = torch.Generator().manual_seed(3)

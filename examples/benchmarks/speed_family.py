@@ -43,17 +43,11 @@ def _peaked(model: Any, width: int) -> Any:
 
 
 def speed_family(
-    layers: int,
-    small_layers: int,
-    width: int,
-    dial: float,
-    seed: int = 0,
-    make: Callable[[int, int], Any] = llama,
-    shift: float = 0.2,
+    layers: int, small_layers: int, width: int, dial: float, seed: int = 0, make: Callable[[int, int], Any] = llama
 ) -> dict[str, Any]:
     """
     A base of `layers` layers whose first are the small reference's and whose others add little: their outputs are scaled by `dial`. At 0
-    the combination is the tuned model itself; the larger the dial, the less they agree. Tuning moves weights by `shift` of their spread.
+    the combination is the tuned model itself; the larger the dial, the less they agree.
     """
     torch.manual_seed(seed)
     reference = make(small_layers, width)
@@ -61,7 +55,7 @@ def speed_family(
     with torch.no_grad():
         for parameter in tuned.model.layers.parameters():
             if parameter.dim() == 2:
-                parameter.add_(torch.randn_like(parameter), alpha=shift * float(parameter.std()))
+                parameter.add_(torch.randn_like(parameter), alpha=0.2 * float(parameter.std()))
     base = make(layers, width)
     base.load_state_dict(base.state_dict() | reference.state_dict())
     set_dial(base, small_layers, dial)

@@ -22,7 +22,7 @@ pytestmark = PEFT_SAYS
 RECIPES: list[Combination] = [
     *(Combination.emulate(alpha=alpha) for alpha in (0.0, 0.3, 1.0, 1.6)),
     *(Combination.emulate(beta=beta) for beta in (0.6, 1.5)),
-    Combination.emulate(alpha=[1.5, 0.2, 0.7]),
+    Combination.emulate(alpha=[1.5, 0.2, 0.7] * 9),
     Combination.emulate(beta=lambda position: 1 + 0.1 * position),
     *(Combination.emulate(alpha=0.6, truncation=Truncation(rule, 0.8)) for rule in ("keep", "drop", "base")),
     Combination.contrast(0.5, 0.1),
@@ -257,7 +257,7 @@ def test_when_sampling_agreement_is_how_probable_a_draft_is_to_be_kept(monkeypat
 
 @pytest.mark.parametrize("truncation", [Truncation("keep", 0.5), Truncation("drop", 0.5)])
 def test_tokens_that_not_all_know_count_in_the_nucleus_of_the_member_that_drafts(truncation: Truncation) -> None:
-    models = {"base": double("llama", 0), "tuned": double("llama", 1), "reference": double("llama", 2)}
+    models = {"base": shared("llama", 0), "tuned": shared("llama", 1), "reference": shared("llama", 2)}
     small_tokenizer = tokenizer()
     small_tokenizer.backend_tokenizer.model = _some_words(small_tokenizer)
     names = {"base": tokenizer(), "tuned": tokenizer(), "reference": small_tokenizer}
