@@ -170,7 +170,7 @@ def test_without_a_draft_members_on_adapters_step_together_whoever_would_draft(m
 # Who drafts -----------------------------------------------------------------------------------------------------------
 
 
-def test_who_may_draft_is_the_tuned_member_or_the_small_combination() -> None:
+def test_who_may_draft() -> None:
     base, tuned, reference = double("llama", 0), double("llama", 1), double("llama", 2)
     both, ids = {"tuned", "small combination"}, prompts("one")["input_ids"]
 
