@@ -9,7 +9,7 @@ import torch
 from adapted import adapted
 from families import build, prompts, shared
 
-from hf_eft import EFTConfig, EFTForCausalLM, EFTLogitsProcessor
+from hf_eft import Combination, EFTConfig, EFTForCausalLM, EFTLogitsProcessor, Truncation
 from hf_eft.members.releases import cache_of
 
 
@@ -77,3 +77,16 @@ def test_scores_of_another_shape_are_refused(scores: torch.Tensor) -> None:
         add_on(prompts("even")["input_ids"], scores)
     with pytest.raises(ValueError, match=r"`input_ids` of shape \(rows, length\).*, got \(6,\) and"):
         add_on(prompts("even")["input_ids"][0], torch.zeros(6, 64))
+
+
+def test_a_row_without_any_token_left_is_refused_where_no_other_row_has_one() -> None:
+    recipe = Combination.emulate(truncation=Truncation("drop", 0.01))
+    add_on = EFTLogitsProcessor(shared("gpt2", 1), shared("gpt2", 2), combination=recipe)
+    ids, scores = prompts("even")["input_ids"], torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    left = add_on(ids, scores).isfinite()
+    assert left.any(-1).all() and not left.all()
+    first = scores.masked_fill(left & torch.tensor([[True], [False]]), -torch.inf)  # what the truncation leaves is forbidden
+    answer = add_on(ids, first)
+    assert bool((answer[0] == -torch.inf).all()) and bool(answer[1].exp().sum().isclose(torch.tensor(1.0)))
+    with pytest.raises(ValueError, match="no token left for row 0"):
+        add_on(ids, scores.masked_fill(left, -torch.inf))
