@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hf_eft.members.parts import _free
 from hf_eft.members.releases import CACHE, renamed, takes_cache
+from hf_eft.members.vocabulary import end_tokens
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,14 @@ def test_a_method_that_takes_a_cache_is_still_what_it_was() -> None:
     assert [taking(1, **{name: 2}) for name in ("cache", "past_key_values")] == [(1, 2)] * 2 and taking(1) == (1, None)
     assert (taking.__name__, taking.__doc__, taking.__module__) == ("forward", "Read.", __name__)
     assert list(inspect.signature(taking).parameters) == ["tokens", CACHE]
+
+
+@pytest.mark.parametrize(("given", "ends"), [(None, []), (2, [2]), ([2, 3], [2, 3]), ((2,), [2]), ([], [])], ids=str)
+def test_what_ends_a_text_is_a_token_or_several(given: Any, ends: list[int]) -> None:
+    assert end_tokens(SimpleNamespace(eos_token_id=given)) == ends
+
+
+@pytest.mark.parametrize("given", ["2", [2, "3"], 2.0, {"a": 2}, [[2]]], ids=str)
+def test_what_is_no_token_does_not_end_a_text(given: Any) -> None:
+    with pytest.raises(ValueError, match="`eos_token_id` of a generation config must be a token or a list of them, got"):
+        end_tokens(SimpleNamespace(eos_token_id=given))

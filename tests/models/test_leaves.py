@@ -90,3 +90,14 @@ def test_a_row_without_any_token_left_is_refused_where_no_other_row_has_one() ->
     assert bool((answer[0] == -torch.inf).all()) and bool(answer[1].exp().sum().isclose(torch.tensor(1.0)))
     with pytest.raises(ValueError, match="no token left for row 0"):
         add_on(ids, scores.masked_fill(left, -torch.inf))
+
+
+def test_what_a_call_generates_holds_no_place_and_what_a_later_prompt_says_does() -> None:
+    add_on, scores = EFTLogitsProcessor(shared("gpt2", 1), shared("gpt2", 2)), torch.zeros(2, 64)
+    add_on._placeholders = {5: "image_token_id"}
+    text = torch.tensor([[20, 21, 22, 5, 7, 8, 5], [30, 31, 32, 33, 34, 35, 5]])
+    add_on(text[:, :2], scores)
+    for length in (3, 4, 5, 4, 5):  # step by step; drafts are asked about again
+        add_on(text[:, :length], scores)
+    with pytest.raises(ValueError, match=r"token 5 \(`image_token_id`\)"):
+        add_on(text, scores)  # two tokens more at once: another prompt, a later turn of the talk

@@ -26,7 +26,7 @@ ROOMS: dict[str, Room] = {
         "members",
         "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced"
         " members_by_name adapters adapters_given adapters_refused"
-        " architectures features logits_process checks trial adapter_references members_cast parts",
+        " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states",
         140,
     ),
     "decoding": Room(
