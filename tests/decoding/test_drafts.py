@@ -54,3 +54,35 @@ def test_a_reader_remembers_so_many_answers(rows: int, kept: int) -> None:
     for length in range(2, 37):
         reader.read(ids[:, :length], None)
     assert sorted(reader._answers) == list(range(37 - kept, 37))
+
+
+@pytest.mark.parametrize("family", ["mistral", "mamba2"])
+@torch.no_grad()
+def test_what_is_recorded_to_be_taken_back_is_bounded(family: str) -> None:
+    """After a first roll-back, windows are recorded and recurrent states are marked: not for the rest of a long text."""
+    model = shared(family, 1)
+    reader = Reader(Members({"tuned": model}))
+    ids = torch.randint(3, 64, (1, 110), generator=torch.Generator().manual_seed(0))
+    reader.read(ids[:, :12], None)
+    reader.read(torch.cat([ids[:, :10], ids[:, 50:52]], dim=1), None)
+    unsettled, marked = [], []
+    for length in range(11, 111):
+        answer = reader.read(ids[:, :length], None)
+        unsettled.append(reader._cache.unsettled_tokens if reader._cache is not None else 0)
+        marked += [length - at for at, _ in reader._marks]
+    assert 60 < max(unsettled) < 70 and max(marked, default=0) < 140
+    torch.testing.assert_close(answer["tuned"][:, -1], model(ids, use_cache=False).logits[:, -1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_prompt_is_answered_several_times_with_drafts_too() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
+    options: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": True,
+        "num_return_sequences": 2,
+        "coupling": "match",
+        "seed": 3,
+    }
+    plain = model.generate(**prompts("even"), **options)
+    assert plain.shape[0] == 4 and len(set(map(tuple, plain.tolist()))) > 2
+    assert torch.equal(model.generate(**prompts("even"), **options, assistant_model=model.tuned), plain)
