@@ -10,7 +10,7 @@ from adapted import adapted
 from families import build, prompts, shared
 
 from hf_eft import Combination, EFTConfig, EFTForCausalLM, EFTLogitsProcessor, Truncation
-from hf_eft.members.releases import cache_of
+from hf_eft.members.releases import CACHE, cache_of
 
 
 @pytest.fixture
@@ -101,3 +101,18 @@ def test_what_a_call_generates_holds_no_place_and_what_a_later_prompt_says_does(
         add_on(text[:, :length], scores)
     with pytest.raises(ValueError, match=r"token 5 \(`image_token_id`\)"):
         add_on(text, scores)  # two tokens more at once: another prompt, a later turn of the talk
+
+
+@torch.no_grad()
+def test_a_schedule_counts_on_from_what_was_read() -> None:
+    recipe = Combination.emulate(alpha=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    model = EFTForCausalLM.from_models(shared("llama", 0), shared("gpt2", 1), shared("gpt2", 2), combination=recipe)
+    ids = prompts("even")["input_ids"]
+    whole = model(ids, use_cache=False).logits
+    for position in range(6):
+        alone = shown(model, ids, 0.2 * position)[:, position]
+        torch.testing.assert_close(whole[:, position], alone, atol=1e-4, rtol=1e-4)
+    first = model(ids[:, :3], use_cache=True)
+    torch.testing.assert_close(first.logits, whole[:, :3], atol=1e-4, rtol=1e-4)
+    second = model(ids[:, 3:], use_cache=True, **{CACHE: cache_of(first)})
+    torch.testing.assert_close(second.logits, whole[:, 3:], atol=1e-4, rtol=1e-4)
