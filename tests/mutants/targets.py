@@ -33,7 +33,8 @@ ROOMS: dict[str, Room] = {
         "decoding",
         "generate generation_options prefix watchers speculative coupling schedule threads threads_add_on"
         " roll_back padding caches prompts paged paged_options"
-        " paged_refused paged_answers paged_limits automatic lookup noise drafts static tokens_left speculative_request recipes vocabulary",
+        " paged_refused paged_answers paged_limits"
+        " automatic lookup noise drafts given_to_members tokens_left speculative_request recipes vocabulary",
         140,
     ),
     "leaves": Room(
