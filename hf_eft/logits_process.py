@@ -272,6 +272,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         return torch.nn.functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)
 
     def _mask_of_prompts(self, input_ids: torch.Tensor, given: Given) -> torch.Tensor:
+        """The same as far as something is said of it, `(rows, length)` or shorter."""
         rows, length = input_ids.shape
         if given.attention_mask is not None:
             mask = given.attention_mask.to(input_ids.device)
@@ -280,8 +281,7 @@ class EFTLogitsProcessor(LogitsProcessor):
                     f"`attention_mask` has shape {tuple(mask.shape)}, but `generate` asks for {rows} rows of {length} tokens. The mask "
                     "must be that of this call's prompts; set `processor.attention_mask` anew for each call."
                 )
-            mask = mask.repeat_interleave(rows // mask.shape[0], dim=0)
-            return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+            return mask.repeat_interleave(rows // mask.shape[0], dim=0)
         if self.pad_token_id is not None:
             return 1 - prefix.leading_run(input_ids, self.pad_token_id)
         config = self._members.models[self._members.main].generation_config
