@@ -113,7 +113,7 @@ def _how_learnt(name: str, learnt: Learnt) -> str:
     return (
         f"- `{name}` learnt **through the combination** with{several}. Strength in training: {learnt.alpha:g}; strength of use that was "
         f"best on held-out data: {learnt.recommended_alpha:g}. {elsewhere} It is a delta, and **no model of its own**: alone, it has "
-        "neither the knowledge nor, at small strengths, the manner."
+        "not the knowledge, and less of the manner."
     )
 
 
