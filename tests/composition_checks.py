@@ -71,7 +71,7 @@ def check(case: Case) -> Outcome:
             try:
                 result = _run(case, call, leaf, inputs, own, cache, follows.goes_on)
             except Exception as error:
-                if not _is_ours(error):
+                if not _is_ours(error) and not _is_theirs(error, case, call, inputs):
                     raise
                 outcome.refused = str(error)
                 return outcome
@@ -98,6 +98,17 @@ def _is_ours(error: Exception) -> bool:
         return False
     file = trace.tb_frame.f_code.co_filename
     return Path(file).is_relative_to(_PACKAGE) and linecache.getline(file, trace.tb_lineno).strip().startswith("raise ")
+
+
+def _is_theirs(error: Exception, case: Case, call: Call, inputs: dict[str, torch.Tensor]) -> bool:
+    """Whether an add-on's base raises the same without the add-on."""
+    if case.leaf != "add-on":
+        return False
+    try:
+        model_of(case.members["base"]).generate(**inputs, **options_of(call), **_states(call), **_drafts(case, call, None))
+    except Exception as other:
+        return (type(other), str(other)) == (type(error), str(error))
+    return False
 
 
 # Running ----------------------------------------------------------------------------------------------------------------
@@ -142,12 +153,7 @@ def _run(case: Case, call: Call, leaf: Any, inputs: dict[str, torch.Tensor], own
     if call.scores or call.searches or goes_on:
         options |= {"return_dict_in_generate": True, "output_scores": True}
         options["output_logits"] = not call.searches and case.leaf == "wrapper"
-    options |= {
-        "static": {"cache_implementation": "static"},
-        "chunks": {"prefill_chunk_size": 2},
-        "none": {"use_cache": False},
-    }.get(call.states or "", {})
-    options |= _drafts(case, call, leaf)
+    options |= _states(call) | _drafts(case, call, leaf)
     if cache is not None:
         options[CACHE] = cache
     torch.manual_seed(case.seed)
@@ -161,6 +167,12 @@ def _run(case: Case, call: Call, leaf: Any, inputs: dict[str, torch.Tensor], own
     if sequences.shape[1] - expected.shape[1] != max(map(len, rows)):
         raise Mismatch(f"rows of {list(map(len, rows))} tokens came back {sequences.shape[1] - expected.shape[1]} wide")
     return Result(rows, out, sequences)
+
+
+def _states(call: Call) -> dict[str, Any]:
+    """Which states a call keeps."""
+    kept = {"static": {"cache_implementation": "static"}, "chunks": {"prefill_chunk_size": 2}, "none": {"use_cache": False}}
+    return dict(kept.get(call.states or "", {}))
 
 
 def _drafts(case: Case, call: Call, leaf: Any) -> dict[str, Any]:

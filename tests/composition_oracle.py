@@ -105,7 +105,7 @@ class Sheet:
         logits, scores = self._scores(ids, prompt, tokens[:-1], step, shaken)
         bound = self.bound()
         for kind, wanted in (("logits", logits), ("scores", scores)):
-            if kind in seen and (reason := differ(seen[kind], wanted, bound)) is not None:
+            if kind in seen and (reason := differ(seen[kind], wanted, bound, edge=bool(shaken))) is not None:
                 return f"{kind} {reason}"
         if self.case.leaf == "wrapper" and bool((scores == -torch.inf).all()):
             return "there was nothing to choose from"
@@ -229,12 +229,17 @@ class _Marker(LogitsProcessor):
         return scores
 
 
-def differ(got: torch.Tensor, wanted: torch.Tensor, bound: float) -> str | None:
-    """How two distributions differ, up to a constant."""
-    allowed = wanted > -torch.inf
-    if not torch.equal(got > -torch.inf, allowed):
-        return f"rule out {int((got == -torch.inf).sum())} tokens, not {int((~allowed).sum())}, or others"
+def differ(got: torch.Tensor, wanted: torch.Tensor, bound: float, edge: bool = False) -> str | None:
+    """How two distributions differ, up to a constant. With `edge`, one may rule out what is in the other's last `bound`."""
+    allowed, found = wanted > -torch.inf, got > -torch.inf
+    both = allowed & found
+    if not torch.equal(found, allowed) and not (edge and both.any()):
+        return f"rule out {int((~found).sum())} tokens, not {int((~allowed).sum())}, or others"
     if not allowed.any():
         return None
-    off = float((got.log_softmax(-1) - wanted.log_softmax(-1))[allowed].abs().max())
+    got, wanted = (scores - scores[both].logsumexp(-1) for scores in (got, wanted))
+    for one, other, name in ((found & ~allowed, wanted[allowed], got), (allowed & ~found, got[found], wanted)):
+        if one.any() and float(name[one].max() - other.min()) > bound:
+            return f"rule out {int((~found).sum())} tokens, not {int((~allowed).sum())}, and not by a near tie"
+    off = float((got - wanted)[both].abs().max())
     return f"are {off:.2g} off, more than {bound:.2g}" if off > bound else None

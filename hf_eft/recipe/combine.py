@@ -43,7 +43,7 @@ def combine(
         twin = next((by_name[other] for other, y in logits.items() if y is x and other in by_name), None)
         by_name[name] = x.to(dtype).log_softmax(-1) if twin is None else twin
     total = _weighted_sum(_terms(by_name, combination, rows, dtype), dtype)
-    return _truncate(total, by_name, combination.truncation, combination._nucleus_member(combination.truncation.rule))
+    return _truncate(total, by_name, combination.truncation, combination.nucleus_member(combination.truncation.rule))
 
 
 def _terms(

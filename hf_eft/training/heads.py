@@ -31,7 +31,9 @@ class Halves:
     def __init__(self, name: str, model: PreTrainedModel, takes_last: bool) -> None:
         self.name, self.model = name, model
         self._bodies = bodies_of(model) if takes_last else []
-        self._tried = False
+        self._kinds: dict[nn.Module, type[ModelOutput]] = {}  # of the bodies' outputs
+        self.tried = False
+        self.keeps_apart = False  # whether it was seen that texts in one row do not see each other
 
     @property
     def whole(self) -> bool:
@@ -49,9 +51,9 @@ class Halves:
             return read(0).logits
         with _seen(self._bodies) as seen:
             output = read(1)
-        if not self._tried:
+        if not self.tried:
             self._bodies = [body for body in self._bodies if body in seen and self._is_half(body, seen[body], output.logits)]
-            self._tried = True
+            self.tried = True
             if self.whole:
                 logger.info(f"The logits of the member {self.name!r} ({type(self.model).__name__}) are computed at once.")
                 return self.states(read)
@@ -71,7 +73,7 @@ class Halves:
     def _is_half(self, body: nn.Module, output: Any, last: torch.Tensor) -> bool:
         if not isinstance(output, ModelOutput) or output.get("last_hidden_state") is None:
             return False
-        self._kinds = {**getattr(self, "_kinds", {}), body: type(output)}
+        self._kinds[body] = type(output)
         with torch.no_grad():
             again = self._second(body, output.last_hidden_state[:, -1:])
         return again.shape == last.shape and torch.allclose(again, last, rtol=1e-3, atol=1e-3)

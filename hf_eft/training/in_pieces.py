@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..members.devices import execution_device
 from ..modeling_eft import EFTForCausalLM
+from ..recipe.combination import BASE
+from .kept import KeptStates
 from .loss import Loss
 from .trainers import taken
 
@@ -24,6 +28,7 @@ class EFTInPieces(EFTForCausalLM):
     keep_logits = False  # whether `forward` returns the logits of all positions beside the loss
     positions_per_piece: int | None = None  # how many a piece of the loss has; by default 128 MiB of logits in float32
     _learns: str | None = None
+    _kept_states: Mapping[Any, KeptStates] = MappingProxyType({})  # by model
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, taken(self, value) if name == "forward" else value)
@@ -74,6 +79,27 @@ class EFTInPieces(EFTForCausalLM):
     def _through_a_base(self) -> Iterator[None]:
         yield
 
+    def keep_states(self, folder: str | Path, *, tokens: int) -> list[KeptStates]:
+        r"""
+        Keep the base's last states on disk from now on, so that a text that comes again is not read again by it.
+
+        Args:
+            folder (`str` or `Path`): Where. What is there of the same weights is used.
+            tokens (`int`): How many tokens the texts have together, for the size that is said before anything is written.
+
+        Returns:
+            `list[KeptStates]`: Of each base.
+
+        Raises:
+            `OSError`: If there is less room on the disk than they will take; `ValueError`: If the recipe has no base.
+        """
+        if BASE not in self._members.names:
+            raise ValueError(f"There is no base whose states could be kept among the members {list(self._members.names)}.")
+        others = [model for name, model in self._members.models.items() if name != BASE]
+        bases = [model for model in self._models() if not any(model is other for other in others)]
+        self.__dict__["_kept_states"] = {model: KeptStates(Path(folder), model, tokens) for model in bases}
+        return list(self._kept_states.values())
+
     # Where members are --------------------------------------------------------------------------------------------------
 
     @property
@@ -88,8 +114,8 @@ class EFTInPieces(EFTForCausalLM):
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Move or cast. A model that is on another device than the learner's, or that was spread over several (`device_map`), stays where it
-        is.
+        Move or cast. A model that is on another device than the learner's, or that was spread over several or the disk (`device_map`),
+        stays where it is.
         """
         moves = torch._C._nn._parse_to(*args, **kwargs)[0] is not None
         self.__dict__["_stay"] = [model for model in self._models() if moves and execution_device(model) != self._place]
@@ -100,19 +126,21 @@ class EFTInPieces(EFTForCausalLM):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         stay = self.__dict__.get("_stay", [])
-        models = [m for m in self._models() if not any(m is other for other in stay) and not hasattr(m, "hf_device_map")]
-        kept = {name: module for name, module in self._modules.items() if module in self._models() and module not in models}
-        for name in kept:
-            del self._modules[name]
+        moved = [model for model in self._models() if model not in stay and not _is_spread(model)]
+        submodules = dict(self._modules)
+        for name in self._members.distinct:
+            if submodules[name] not in moved:
+                del self._modules[name]
         try:
-            for model in models:
-                if (
-                    model not in self._modules.values()
-                ):  # a base beside the first: no submodule, whose weights a trainer would count
+            for model in moved:
+                if model not in submodules.values():  # a base beside the first: a trainer would count a submodule's weights
                     model._apply(fn, recurse)
             return super()._apply(fn, recurse)
         finally:
-            order = [*self._members.distinct]
-            self._modules.update(kept)
-            for name in order:
-                self._modules[name] = self._modules.pop(name)
+            self._modules.clear()
+            self._modules.update(submodules)
+
+
+def _is_spread(model: Any) -> bool:
+    """Whether accelerate says where each part of a model is."""
+    return hasattr(model, "hf_device_map") or any(parameter.is_meta for parameter in model.parameters())

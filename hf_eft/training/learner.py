@@ -74,7 +74,17 @@ def name_of_learner(tuned: Any, combination: Combination, learns: str | None) ->
     name = names[0] if learns is None else learns
     if name not in names:
         raise ValueError(f"`learns` must name a tuned member, one of {names}, got {learns!r}.")
-    if not combination.scheduled and combination.coefficient(name) == 0:
+    if combination.scheduled:
+        raise ValueError(
+            f"The combination {combination} has a schedule, which counts the tokens that are generated; a text to learn from does not say "
+            "where that began. Train with numbers, or give `coefficients` for each position."
+        )
+    if (cut := combination.truncation) is not None and cut.rule != "keep":
+        raise ValueError(
+            f"The truncation {cut.rule!r} gives tokens the probability 0, where a loss is infinite and has no gradient. Train without it, "
+            "and use the learner with it; or take the rule 'keep'."
+        )
+    if combination.coefficient(name) == 0:
         raise ValueError(f"The member {name!r} learns nothing: its coefficient in the combination {combination} is 0.")
     return name
 

@@ -52,6 +52,8 @@ class EFTForTraining(EFTInPieces):
     """
 
     _learns: str
+    # What `generate` is told beside what a trainer tells it: `{"assistant_model": model.tuned}`, for drafts.
+    rollouts: Mapping[str, Any] | None = None
     _bases: list[Members]  # the members with each base, the first being those that evaluate and generate
 
     @classmethod
@@ -135,6 +137,20 @@ class EFTForTraining(EFTInPieces):
             stack.member.model.training = mode  # one pass of all adapters would keep activations of those that do not learn
         return self
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As [`EFTForCausalLM.generate`], with the options of `rollouts` where a call does not say otherwise."""
+        return super().generate(*args, **{**(self.rollouts or {}), **kwargs})
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The learner's, which what trainers do to embeddings in training is meant for."""
+        return self._members.models[self._learns].get_input_embeddings()
+
+    def enable_input_require_grads(self) -> None:
+        self._members.models[self._learns].enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        self._members.models[self._learns].disable_input_require_grads()
+
     @contextmanager
     def _through_a_base(self) -> Iterator[None]:
         """Where it is learnt, have the base be one that is drawn."""
@@ -183,6 +199,8 @@ class EFTForTraining(EFTInPieces):
 
     def save_pretrained(self, save_directory: Any, *, state_dict: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Save the learner, as it saves itself; `state_dict` would be that of all members, and is not looked at."""
+        for kept in self._kept_states.values():
+            kept.flush()
         checkpoints.save(self.learner, save_directory, self._adapter, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

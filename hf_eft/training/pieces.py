@@ -44,12 +44,11 @@ def in_pieces(
         return numbers_of(combined(dict(zip(names, tensors, strict=True)), part), target, wanted, temperature)
 
     found: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(targets), positions):
+    for start in range(0, max(1, len(targets)), positions):  # a batch without labels has a loss of 0
         part = slice(start, start + positions)
         tensors = [states[name][part] for name in names]
-        if (
-            torch.is_grad_enabled() and len(targets) > positions
-        ):  # what there is one piece of is there once, computed again or not
+        # A single piece is there once, whether it is computed again or not.
+        if torch.is_grad_enabled() and len(targets) > positions:
             found.append(checkpoint(piece, part, targets[part], *tensors, use_reentrant=False))
         else:
             found.append(piece(part, targets[part], *tensors))

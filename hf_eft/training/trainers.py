@@ -72,7 +72,7 @@ def _per_token(
     with model._reading(input_ids, attention_mask, position_ids, kwargs) as loss:
         targets = loss.targets(labels, shift_labels)
         where, numbers = loss.numbers(targets, wanted, temperature)
-        targets = targets if shift_labels is not None else targets[:, :-1]
+        targets = targets if shift_labels is not None else targets[:, :-1]  # the last predicts nothing
         rows, columns = where.unbind(-1)
         spread = {
             key: values.new_zeros(targets.shape).index_put((rows.to(values.device), columns.to(values.device)), values)

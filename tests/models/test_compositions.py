@@ -13,6 +13,7 @@ import pytest
 import torch
 from composition_cases import Call, Case, Member, code
 from composition_checks import Mismatch, Outcome, check
+from composition_oracle import differ
 from families import EOS
 
 from hf_eft.decoding import speculative
@@ -134,6 +135,29 @@ def test_a_near_tie_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composition_oracle.TOLERANCE", composition_cases.TOLERANCE)
     with pytest.raises(Mismatch, match="was chosen, not"):
         check(case)
+
+
+def test_the_edge_of_a_set_is_a_near_tie_only_within_the_bound() -> None:
+    inf = float("inf")
+    wanted = torch.tensor([4.0, 2.0, 1.0, -inf], dtype=torch.float64)
+    for last, wrong in ((1.05, None), (1.5, "not by a near tie")):
+        got = torch.tensor([4.0, 2.0, -inf, last], dtype=torch.float64)
+        assert "rule out 1 tokens" in str(differ(got, wanted, 0.1))
+        for reason in (differ(got, wanted, 0.1, edge=True), differ(wanted, got, 0.1, edge=True)):
+            assert reason is None if wrong is None else wrong in str(reason)
+    assert "are 0.92 off" in str(differ(torch.tensor([4.0, 1.0]).log_softmax(-1), torch.tensor([4.0, 2.0]), 0.1, edge=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (Call(new_tokens=1, states="chunks"), "get_seq_length"),  # read in chunks only where some layer counts tokens
+        (Call(new_tokens=1, drafter="tuned", block=1), "not supported with stateful models"),
+    ],
+)
+def test_what_the_base_alone_refuses_is_a_refusal(call: Call, reason: str) -> None:
+    case = Case(dict.fromkeys(TRIO, Member("mamba")), leaf="add-on", prompts=((3,),), calls=(call,))
+    assert reason in str(check(case).refused)
 
 
 # The script -------------------------------------------------------------------------------------------------------------
