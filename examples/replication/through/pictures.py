@@ -14,6 +14,8 @@ _ROWS = {
     "ordinary": "tuned",
     "through large at 0.25": "combined",
     "through large at 0.5": "combined",
+    "ordinary, rate 4": "tuned",
+    "through large at 0.25, rate 4": "combined",
     "ordinary, x4": "tuned",
     "through large at 0.25, x4": "combined",
     "through large at 0.5, x4": "combined",
