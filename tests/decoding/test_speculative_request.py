@@ -27,14 +27,15 @@ def test_the_block_is_what_the_call_says_then_its_configuration_then_the_assista
 
 
 def test_a_block_that_nobody_gives_is_chosen_on_the_way() -> None:
-    assert isinstance(read().schedule(), Automatic) and read().schedule().next(1) > 0
+    schedule = read().schedule([Way()])
+    assert isinstance(schedule, Automatic) and schedule.next(1)[1] > 0
     for request, block, heuristic in (
         (read(num_assistant_tokens=4), 4, False),
         (read(num_assistant_tokens=4, num_assistant_tokens_schedule="heuristic_transient"), 4, True),
         (read(num_assistant_tokens=4, num_assistant_tokens_schedule="constant"), 4, False),
         (read(num_assistant_tokens_schedule="heuristic"), 5, True),
     ):
-        schedule = request.schedule()
+        schedule = request.schedule([Way()])
         assert isinstance(schedule, Fixed) and (schedule.block, schedule.heuristic) == (block, heuristic)
 
 

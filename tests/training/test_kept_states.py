@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import build
-from learning import batch_of, rows
+from taught import batch_of, rows
 
 from hf_eft.training import EFTForTraining, heads
 from hf_eft.training.kept import KeptStates

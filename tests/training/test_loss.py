@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapted import PEFT_SAYS
 from families import VOCAB, build, lora
-from learning import FULL, LORA, batch_of, check_learns, formula, gradients, members, rows
+from taught import FULL, LORA, batch_of, check_learns, formula, gradients, members, rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_eft import Combination, Truncation

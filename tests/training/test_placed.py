@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import build
-from learning import batch_of, formula, gradients, rows
+from taught import batch_of, formula, gradients, rows
 from transformers import Trainer, TrainingArguments
 
 from hf_eft.training import EFTForTraining

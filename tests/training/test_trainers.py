@@ -10,7 +10,7 @@ import pytest
 import torch
 from adapted import PEFT_SAYS
 from families import build, tokenizer
-from learning import batch_of, rows
+from taught import batch_of, rows
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 

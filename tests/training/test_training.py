@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapted import PEFT_SAYS
 from families import build, lora
-from learning import FULL, LORA, batch_of, check_learns, formula, members, rows
+from taught import FULL, LORA, batch_of, check_learns, formula, members, rows
 
 from hf_eft import Combination
 from hf_eft.training import EFTForTraining
