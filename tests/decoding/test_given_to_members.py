@@ -50,3 +50,28 @@ def test_rows_that_have_ended_are_filled_with_what_a_member_has_no_row_for(draft
     got = model.generate(**inputs, **options, **how, pad_token_id=68, stopping_criteria=stop)
     assert torch.equal(got[1], expected[1])
     assert torch.equal(got[0, :8], expected[0, :8]) and got[0, 8:].tolist() == [68] * 4
+
+
+@pytest.mark.parametrize("way", ["dynamic", "static", "drafts"])
+def test_padding_that_a_member_has_no_row_for_is_read_by_none(way: str) -> None:
+    wide = build("llama", 0, vocab_size=70)
+    model = EFTForCausalLM.from_models(wide, tuned=shared("llama", 1), reference=shared("llama", 2))
+    inputs, options = prompts("left"), {"max_new_tokens": 4, "eos_token_id": 69}
+    how = {
+        "dynamic": {},
+        "static": {"cache_implementation": "static"},  # masks that are made before do not say where padding is
+        "drafts": {"assistant_model": model.tuned, "num_assistant_tokens": 2},
+    }[way]
+    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 68)
+    got = model.generate(ids, attention_mask=inputs["attention_mask"], **options, **how)
+    assert torch.equal(got[:, 9:], model.generate(**inputs, **options)[:, 9:])
+
+
+def test_embeddings_stand_for_the_tokens_beside_them() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
+    inputs, options = prompts("even"), {"max_new_tokens": 4, "eos_token_id": None}
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    expected = model.generate(**inputs, **options)
+    assert torch.equal(model.generate(**inputs, inputs_embeds=embeds, **options), expected)
+    with pytest.raises(ValueError, match="`inputs_embeds` stand for 5 tokens, but `input_ids` are 6"):
+        model.generate(**inputs, inputs_embeds=embeds[:, 1:], **options)

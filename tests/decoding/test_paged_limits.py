@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,34 @@ def test_a_batch_is_asked_for_by_the_names_of_transformers() -> None:
     assert answers == batched(model, PROMPTS[:2], greedy(2))
     with pytest.raises(TypeError, match="positional"):
         model.generate_batch(*asked.values(), torch.ones(2, 3))
+
+
+def test_a_request_gets_what_it_asks_for_or_what_its_length_leaves() -> None:
+    model = three()
+    by_length = model.init_continuous_batching(greedy(max_new_tokens=None, max_length=9), config())
+    assert [by_length._check_length([5] * 4, asked) for asked in (None, 3, 7)] == [5, 3, 7]
+    with pytest.raises(ValueError, match="A prompt of 9 tokens may get 0 more"):
+        by_length._check_length([5] * 9, None)
+    by_number = model.init_continuous_batching(greedy(4), config())
+    assert [by_number._check_length([5] * 4, asked) for asked in (None, 3)] == [4, 3]
+    neither = model.init_continuous_batching(greedy(max_new_tokens=None), config())
+    with pytest.raises(ValueError, match="give `max_new_tokens`"):
+        neither._check_length([5], None)
+
+
+def test_who_waits_for_a_request_hears_of_it_to_its_last_answer() -> None:
+    manager, heard = three().init_continuous_batching(greedy(3), config()), []
+
+    async def wait() -> None:
+        manager.register_result_handler("a", heard.append)
+        manager.answers._open["a"] = SimpleNamespace(request_id="a")
+        for last in (False, False, True):
+            manager.answers.deliver(SimpleNamespace(request_id="a", is_finished=lambda last=last: last))
+            await asyncio.sleep(0)
+            assert ("a" in manager.answers.result_handlers) == (not last)
+
+    asyncio.run(wait())
+    assert [answer.is_finished() for answer in heard] == [False, False, True]
 
 
 @pytest.mark.parametrize("window", [False, True])
