@@ -38,7 +38,9 @@ def test_what_is_measured_is_remembered_by_its_mean() -> None:
     schedule.record(0, 3, [0], [[0.0]], step=100.0, verifying=100.0)  # of a hiccup, three times the mean counts
     assert way.step == pytest.approx(0.9 * 1.1 + 0.1 * 3.3) and way.verify[4] == pytest.approx(0.9 * 5 + 0.1 * 15)
     assert (way.agreed, way.seen) == (pytest.approx(2.85), pytest.approx(6.0))
-    schedule.record(0, 200, [100], [[1.0] * 100 + [0.0] * 134], step=1.0, verifying=4.0)  # 240 in all, of which 120 are remembered
+    schedule.record(
+        0, 200, [100], [[1.0] * 100 + [0.0] * 134], step=1.0, verifying=4.0
+    )  # 240 in all, of which 120 are remembered
     assert (way.agreed, way.seen) == (pytest.approx(102.85 / 2), pytest.approx(120.0))
 
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import GenerationConfig
 
 from hf_eft.decoding.speculative.request import Request
-from hf_eft.decoding.speculative.schedule import Automatic, Fixed
+from hf_eft.decoding.speculative.schedule import Automatic, Fixed, Way
 
 
 def read(config: GenerationConfig | None = None, own: GenerationConfig | None = None, **options: Any) -> Request:
