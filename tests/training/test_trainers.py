@@ -10,8 +10,8 @@ import pytest
 import torch
 from adapted import PEFT_SAYS
 from families import build, tokenizer
-from taught import batch_of, rows
 from peft import PeftModel
+from taught import batch_of, rows
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_eft import EFTForCausalLM
