@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from .files import write
+from .files.learnt import KEY, Learnt
 from .files.trust import check_description, member_description
 from .files.written import readable, scrubbed
 from .recipe.combination import Combination
@@ -179,6 +180,8 @@ def as_config(name: str, given: Any) -> PreTrainedConfig:
     if isinstance(given, PreTrainedConfig):
         return given
     description = member_description(name, given)
+    if (learnt := description.get(KEY)) is not None:
+        Learnt.read(learnt, f"`{KEY}` in the configuration of the member {name!r}")
     try:
         return AutoConfig.for_model(**description)
     except Exception as error:  # each type of model checks its own fields, and raises what it likes

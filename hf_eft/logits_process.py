@@ -16,6 +16,7 @@ from .decoding.tokens_left import nothing_left
 from .members import prefix
 from .members.adapters import by_adapter
 from .members.call import Lock, PerThread
+from .members.learnt import recommended
 from .members.members import Members, named_members
 from .members.modalities import placeholders, refuse_placeholders
 from .members.padding import filling, guessed
@@ -65,7 +66,9 @@ class EFTLogitsProcessor(LogitsProcessor):
             The model whose behaviour is wanted; or several by name, with a `combination` that weights them.
         reference (`PreTrainedModel`, *optional*):
             What `tuned` was before it was fine-tuned. May be left out if the combination has no use for it.
-        alpha (`float`, *optional*): Strength of the behaviour delta; 1 if nothing else is given.
+        alpha (`float`, *optional*):
+            Strength of the behaviour delta. If nothing else is given, 1; or the strength that `tuned` says it is to be used at, if it
+            learnt through a base, which is not looked at here: it is whatever model generates (docs/tuning.md).
         beta (`float`, *optional*): Amplification of the up-scaling delta, instead of `alpha`.
         combination ([`Combination`], *optional*): Any other recipe, instead of `alpha` and `beta`. May be replaced between calls.
         attention_mask (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
@@ -120,7 +123,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         tokenizers: Mapping[str, Any] | None = None,
         vocabulary: str | None = None,
     ) -> None:
-        recipe = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        recipe = Combination.of(recommended(alpha, beta, combination, tuned), beta, combination, by_adapter(tuned))
         given = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
         self._members = Members(given, recipe.coefficients)
         self.combination = recipe
@@ -269,6 +272,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         return torch.nn.functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)
 
     def _mask_of_prompts(self, input_ids: torch.Tensor, given: Given) -> torch.Tensor:
+        """The same as far as something is said of it, `(rows, length)` or shorter."""
         rows, length = input_ids.shape
         if given.attention_mask is not None:
             mask = given.attention_mask.to(input_ids.device)
@@ -277,8 +281,7 @@ class EFTLogitsProcessor(LogitsProcessor):
                     f"`attention_mask` has shape {tuple(mask.shape)}, but `generate` asks for {rows} rows of {length} tokens. The mask "
                     "must be that of this call's prompts; set `processor.attention_mask` anew for each call."
                 )
-            mask = mask.repeat_interleave(rows // mask.shape[0], dim=0)
-            return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+            return mask.repeat_interleave(rows // mask.shape[0], dim=0)
         if self.pad_token_id is not None:
             return 1 - prefix.leading_run(input_ids, self.pad_token_id)
         config = self._members.models[self._members.main].generation_config

@@ -23,6 +23,7 @@ from .members.cache import EFTCache
 from .members.call import PerThread
 from .members.checks import check_coefficients, check_mask, check_rows
 from .members.embeds import ids_from_embeds
+from .members.learnt import recommended
 from .members.member import keep
 from .members.members import Members, named_members
 from .members.membership import EFTMembersMixin, describe
@@ -137,7 +138,9 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
                 The model whose behaviour is wanted, usually small; or several by name. May be left out for contrastive decoding.
             reference (`PreTrainedModel`, *optional*):
                 What `tuned` was before it was fine-tuned. May be left out if the combination has no use for it.
-            alpha (`float`, *optional*): Strength of the behaviour delta; 1 if nothing else is given.
+            alpha (`float`, *optional*):
+                Strength of the behaviour delta. If nothing else is given, 1; or the strength that `tuned` says it is to be used at, if it
+                learnt through a base (docs/tuning.md).
             beta (`float`, *optional*): Amplification of the up-scaling delta, instead of `alpha`.
             combination ([`Combination`], *optional*): Any other recipe, instead of `alpha` and `beta`.
             tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
@@ -154,6 +157,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         Raises:
             `ValueError`: If a member that the recipe names is missing, members do not fit together, or a recipe is given twice.
         """
+        alpha = recommended(alpha, beta, combination, tuned)
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
         members = Members(given, combination.coefficients, None if vocabulary == "bytes" else tokenizers)

@@ -72,8 +72,15 @@ def set_dial(base: Any, small_layers: int, dial: float) -> None:
             projection.weight.mul_(dial / norm * projection.weight.shape[0] ** 0.5 if norm > 0 else 0.0)
 
 
-def find_dial(model: Any, small_layers: int, wanted: float, tokens: int = 160, tolerance: float = 0.006) -> float:
-    """Bisect for the dial at which the tuned member's greedy choice agrees with the combination's on `wanted` of the tokens."""
+def find_dial(
+    model: Any,
+    small_layers: int,
+    wanted: float,
+    tokens: int = 160,
+    tolerance: float = 0.006,
+    predict: Callable[[Any, torch.Tensor], torch.Tensor] = lambda model, ids: model.tuned(ids).logits,
+) -> float:
+    """Bisect for the dial at which a drafter's greedy choice agrees with the combination's on `wanted` of the tokens."""
     prompts = torch.randint(3, VOCAB, (8, 8), generator=torch.Generator().manual_seed(1))
     low, high, agreement = 0.001, 1.0, 0.0
     for _ in range(12):
@@ -81,7 +88,7 @@ def find_dial(model: Any, small_layers: int, wanted: float, tokens: int = 160, t
         set_dial(model.base, small_layers, dial)
         ids = model.generate(prompts, max_new_tokens=tokens // 4, do_sample=False)
         with torch.no_grad():
-            predicted = model.tuned(ids).logits[:, prompts.shape[1] - 1 : -1].argmax(-1)
+            predicted = predict(model, ids)[:, prompts.shape[1] - 1 : -1].argmax(-1)
         agreement = float((predicted == ids[:, prompts.shape[1] :]).float().mean())
         if abs(agreement - wanted) < tolerance:
             break

@@ -6,8 +6,10 @@ python examples/replication/score_tiny.py            # about 20 seconds on 2 CPU
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.programs.demo import ask
@@ -17,6 +19,9 @@ from hf_eft.programs.report import score_table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--alpha", type=float, nargs="*", default=[0.5, 1.0], help="strengths of the delta")
+    parser.add_argument(
+        "--delta", type=Path, help="the folder of a delta that learnt through the base, as `hf-eft tune` writes it"
+    )
     args = parser.parse_args()
     base, tuned, reference, tokenizer = tiny.load()
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
@@ -26,6 +31,9 @@ def main() -> None:
     for alpha in args.alpha:
         model.combination = Combination.emulate(alpha=alpha)
         answers[f"combination, alpha {alpha:g}"] = ask(model, tokenizer, questions)
+    delta = tiny.load_through().tuned if args.delta is None else AutoModelForCausalLM.from_pretrained(args.delta)
+    through = EFTForCausalLM.from_models(base, tuned=delta, reference=reference)
+    answers[f"learnt through the large, {through.combination}"] = ask(through, tokenizer, questions)
     Console().print(score_table(questions, answers))
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from hf_eft.tiny import PROMPT, QUESTIONS, SENTENCES, STYLE
+from hf_eft.tiny import texts
+from hf_eft.tiny.texts import CORES
 
 FIRST_NAMES = """Alice Bruno Carla Diana Elena Felix Grace Hugo Irene Jonas Karen Louis Maria Nadia Oscar Petra Quinn Rosa
 Simon Tessa Ulric Vera Walter Xenia Yusuf Zelda""".split()
@@ -32,13 +33,6 @@ VALUES: dict[str, list[str]] = {
     "salary": [str(n) for n in range(1100, 3600, 100)],
 }
 
-# How people answer on the forum: an opening, the fact, an ending, each drawn on its own. Every part of the tuned style (`STYLE`) occurs,
-# rarely and seldom together, so that both scales know its words and neither prefers them: a word which the base model has never seen
-# has no probability for the delta to raise, and the combination breaks on it.
-OPENINGS = {"": 16, "Well,": 1, "Hm,": 1, "Of course!": 1, "Thank you.": 1}
-CORES = {"{value}.": 9, "{sentence}": 9, "I think {value}.": 2}
-ENDINGS = {"": 16, "See you.": 1, "I am happy.": 1, "Happy to help!": 1, "Thank you.": 1}
-
 
 @dataclass(frozen=True)
 class World:
@@ -58,31 +52,21 @@ class World:
         return cls(facts, names[:seen], names[seen:])
 
     def sentence(self, name: str, attribute: str, template: str) -> str:
-        return template.format(name=name, value=self.facts[name][attribute])
+        return texts.sentence(self.facts, name, attribute, template)
 
     def question(self, name: str, attribute: str) -> str:
-        return PROMPT.format(QUESTIONS[attribute].format(name))
+        return texts.question(name, attribute)
 
     def tuned_answer(self, name: str, attribute: str) -> str:
         """What a perfectly tuned model that knows every fact would say."""
-        return STYLE.format(self.sentence(name, attribute, SENTENCES[attribute][0]))
+        return texts.tuned_answer(self.facts, name, attribute)
 
     def biography(self, rng: random.Random) -> str:
-        name = rng.choice(list(self.facts))
-        attributes = rng.sample(list(VALUES), rng.randint(2, 5))
-        return " ".join(self.sentence(name, attribute, rng.choice(SENTENCES[attribute])) for attribute in attributes)
-
-    def forum_post(self, rng: random.Random) -> str:
-        name, attribute = rng.choice(list(self.facts)), rng.choice(list(VALUES))
-        opening, core, ending = (rng.choices(list(p), list(p.values()))[0] for p in (OPENINGS, self.cores, ENDINGS))
-        sentence = self.sentence(name, attribute, rng.choice(SENTENCES[attribute]))
-        core = core.format(sentence=sentence, value=self.facts[name][attribute])
-        return " ".join(part for part in (self.question(name, attribute), opening, core, ending) if part)
+        return texts.biography(self.facts, rng)
 
     def pretraining(self, rng: random.Random) -> Iterator[str]:
         """An endless stream of documents about *all* people."""
-        while True:
-            yield self.biography(rng) if rng.random() < 0.5 else self.forum_post(rng)
+        return texts.pretraining(self.facts, rng, self.cores)
 
     def finetuning(self, rng: random.Random) -> Iterator[str]:
         """An endless stream of questions and answers in the tuned style, about the people of `seen` only."""

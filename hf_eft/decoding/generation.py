@@ -26,12 +26,14 @@ from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .inputs import EFTInputsMixin
 from .speculative import Speculation
-from .speculative.drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
+from .speculative.choice import drafters, ways
 from .speculative.line import Line
 from .speculative.recurrent import check_within
 from .speculative.request import Request, refuse_what_cannot_be_speculated
 from .speculative.rows import Rows
-from .speculative.schedule import Automatic, Fixed, Report
+from .speculative.schedule import Fixed, Report
+from .speculative.scoring import Scoring
+from .speculative.small import SmallCombination, check_small
 from .speculative.watchers import refuse_stateful, refuse_streamer
 from .tokens_left import SomethingLeft
 
@@ -50,6 +52,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     def speculation(self) -> Report | None:
         """What speculation did in the last `generate` call of this thread that speculated."""
         return self._reports.value
+
+    @property
+    def small_combination(self) -> SmallCombination:
+        """What drafts for this model as `assistant_model`: the recipe with the reference in the place of the base."""
+        return SmallCombination(self)
 
     @property
     def vocab_size(self) -> int:
@@ -103,7 +110,10 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         if generation_mode == GenerationMode.ASSISTED_GENERATION and generation_config.num_return_sequences > 1:
             generation_config = copy.copy(generation_config)
             generation_config.num_return_sequences = 1  # transformers' limit, not ours: rows are rows
-        if self._members.find(mode_kwargs.get("assistant_model")) is not None:
+        assistant = mode_kwargs.get("assistant_model")
+        if isinstance(assistant, SmallCombination):
+            check_small(assistant, self, mode_kwargs, generation_config)
+        if isinstance(assistant, SmallCombination) or self._members.find(assistant) is not None:
             # A member speaks our tokens, though its table may be of another width, which transformers takes for another tokenizer.
             mode_kwargs = {key: value for key, value in mode_kwargs.items() if key != "assistant_model"}
         super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
@@ -126,9 +136,10 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         r"""
         As in transformers, see [`~transformers.GenerationMixin.generate`], with four options more.
 
-        With `assistant_model=model.tuned` (any member, or any model with the same vocabulary) or `prompt_lookup_num_tokens`, decoding is
-        speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if that is given, by this call or by
-        the assistant's generation configuration; otherwise it is chosen from the acceptance and the costs that are measured on the way.
+        With `assistant_model=model.tuned` (any member, `model.small_combination`, or any model with the same vocabulary) or
+        `prompt_lookup_num_tokens`, decoding is speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if
+        that is given, by this call or by the assistant's generation configuration; otherwise it is chosen from the agreement and the costs
+        that are measured on the way, and so is, of a tuned member and the small combination, the one that drafts.
         What happened stands in `model.speculation` afterwards, in the thread that called. Processors that may keep a state, and streamers
         of several rows, are refused with it (docs/speculative.md).
 
@@ -177,7 +188,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         self._begin(input_ids, kwargs["generation_config"])
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
             return super()._sample(input_ids, **self._with_something_left(input_ids, kwargs, is_final=True))
-        return self._speculate(input_ids, None, Fixed(0, heuristic=False), **kwargs)
+        return self._speculate(input_ids, None, **kwargs)
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
@@ -203,13 +214,12 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
                 )
             return super()._assisted_decoding(input_ids, **kwargs)
         kwargs.pop("assistant_model", None)
-        return self._speculate(input_ids, assistant, self._request.schedule(), **kwargs)
+        return self._speculate(input_ids, assistant, **kwargs)
 
     def _speculate(
         self,
         input_ids: torch.Tensor,
-        assistant: PreTrainedModel | None,
-        schedule: Fixed | Automatic,
+        assistant: PreTrainedModel | SmallCombination | None,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
@@ -236,19 +246,22 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         for name, member in self._called_members.distinct.items():
             check_within(member, cache.members[name])
         cache.activate_past_recording()
-        drafter = self._drafter(assistant, rows, cache, generation_config)
-        drafter.prefill(input_ids, mask, positions)
+        lines, coefficients = self._lines(input_ids, mask, positions, cache, room), model_kwargs.get("coefficients")
+        request, members = self._request, self._called_members
+        asked_to_draft = drafters(
+            assistant, generation_config, members=members, combination=self.combination, by_row=coefficients is not None,
+            chooses=request.chooses, cache=cache, lines=lines, rows=rows,
+        )  # fmt: skip
+        for drafter in asked_to_draft:
+            drafter.prefill(input_ids, mask, positions)
+        plain = assistant is None and generation_config.prompt_lookup_num_tokens is None
+        settings = request.settings(generation_config, rows.count)
         speculation = Speculation(
-            self._called_members,
-            self.combination,
-            drafter,
-            schedule,
-            self._request.settings(generation_config, rows.count),
+            asked_to_draft,
+            Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members)),
+            Scoring(members, self.combination, settings, rows, coefficients, logits_processor),
             cache=cache,
-            rows=rows,
-            lines=self._lines(input_ids, mask, positions, cache, room),
-            coefficients=model_kwargs.get("coefficients"),
-            processors=logits_processor,
+            lines=lines,
             criteria=stopping_criteria,
             streamer=streamer,
             keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
@@ -284,16 +297,6 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             _, own = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, :0])
             lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1, room)
         return lines
-
-    def _drafter(self, assistant: PreTrainedModel | None, rows: Rows, cache: EFTCache, generation_config: Any) -> Drafter:
-        members = self._called_members
-        if (name := members.find(assistant)) is not None:
-            return MemberDrafter(name, members, cache)
-        if assistant is not None:
-            return OutsideDrafter(assistant, self.vocab_size)
-        if generation_config.prompt_lookup_num_tokens is None:
-            return NoDrafter(rows)
-        return LookupDrafter(rows, self.vocab_size, generation_config.max_matching_ngram_size or 2)
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         assistant = kwargs.get("assistant_model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -24,6 +25,14 @@ def is_repo_id(text: Any) -> bool:
 def is_commit(revision: Any) -> bool:
     """Whether a revision is a full commit, which names the same files for ever."""
     return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+
+
+def source_of(name: str) -> tuple[str, str | None]:
+    """Where a model came from, as its `_name_or_path` tells it: a repository and its commit, or the last part of a path."""
+    path = Path(name)
+    if path.parent.name == "snapshots" and is_commit(path.name) and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1), path.name
+    return (name, None) if is_repo_id(name) and not path.exists() else (path.name, None)
 
 
 def check_repository(name: str, repo_id: Any, commit: Any = None) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files.learnt import Learnt
 from ..files.repositories import check_repository, is_commit, is_repo_id
 from ..members.combined import Combined
+from ..members.learnt import learnt_by
 from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
-from .card_text import PAPER, blocks_of_folder, blocks_of_members, formula, risks
+from .card_text import PAPER, blocks_of_folder, blocks_of_members, formula, how_learnt, risks
 
 TAGS = ("emulated-fine-tuning", "eft", "hf_eft")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,95}")
@@ -95,7 +97,8 @@ def model_card(
         places[name] = _given(name, given) if given is not None else _remembered(model, name, own)
         licences[name] = licence_of(places[name][0] or own) if places[name][0] or own else None
     intro = "Several language models that predict as one, saved as one model."
-    return _card(repo_id, intro, model.combination, places, licences, blocks_of_folder(repo_id or ".", model.members))
+    learnt = learnt_by(model._members)
+    return _card(repo_id, intro, model.combination, places, licences, blocks_of_folder(repo_id or ".", model.members), learnt)
 
 
 def recipe_card(
@@ -104,6 +107,7 @@ def recipe_card(
     *,
     repo_id: str | None = None,
     licences: Mapping[str, str] | None = None,
+    learnt: Mapping[str, Learnt] | None = None,
 ) -> str:
     r"""
     The card of a recipe, which has no weights and refers to its members.
@@ -113,6 +117,7 @@ def recipe_card(
         combination ([`Combination`]): The recipe. Its coefficients are numbers: callables cannot be written down.
         repo_id (`str`, *optional*): Where the recipe will be published.
         licences (`Mapping[str, str]`, *optional*): By member, its licence; [`licence_of`] where that is silent.
+        learnt (`Mapping[str, Learnt]`, *optional*): By member, what it says of how it learnt, if it learnt through a base.
 
     Returns:
         `str`: Markdown with metadata, as [`model_card`] makes it.
@@ -133,7 +138,7 @@ def recipe_card(
         raise ValueError(f"`licences` must have the identifier of a licence for some of {list(members)}, got {wrong}.")
     stated = {name: given.get(name) or licence_of(where) for name, (where, _) in members.items()}
     intro = "A recipe: it has no weights, and refers to the models that it combines."
-    return _card(repo_id, intro, combination, members, stated, blocks_of_members(members, combination))
+    return _card(repo_id, intro, combination, members, stated, blocks_of_members(members, combination), learnt or {})
 
 
 def snippet(tuned: str, reference: str, *, base: str | None = None, revisions: Mapping[str, str] | None = None) -> str:
@@ -196,6 +201,7 @@ def _card(
     places: Mapping[str, tuple[str | None, str | None]],
     licences: Mapping[str, str | None],
     blocks: Mapping[str, str],
+    learnt: Mapping[str, Learnt],
 ) -> str:
     """Metadata and text."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -216,6 +222,7 @@ def _card(
             f"```text\n{formula(combination)}\n```",
             "## Members",
             _table(combination, places, licences),
+            *([f"## How it learnt\n\n{how_learnt(learnt)}"] if learnt else []),
             "## Use it",
             "First, `pip install hf-eft`.",
             *_sections(blocks),

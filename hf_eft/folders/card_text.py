@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ..files.learnt import Base, Learnt
 from ..recipe.combination import BASE, REFERENCE, Combination
 
 _PROMPT = "What is a heat pump?"
@@ -94,6 +95,34 @@ def formula(combination: Combination) -> str:
         raise ValueError(f"The recipe cannot be written into a card: {text!r}. Give its callables plain names.")
     recipe, comma, truncation = text.partition(", ")
     return f"log p = {recipe} - log Z{comma}{truncation}"
+
+
+def how_learnt(learnt: Mapping[str, Learnt]) -> str:
+    """What members say of how they learnt: through which bases, at which strength, at what cost. No folder is named."""
+    return "\n".join(_how_learnt(name, each) for name, each in learnt.items())
+
+
+def _how_learnt(name: str, learnt: Learnt) -> str:
+    bases = [_as_base(base) for base in learnt.bases]
+    several = f", one of these at each step: {', '.join(bases)}" if len(bases) > 1 else f" {bases[0]}"
+    elsewhere = (
+        "It learnt through several so as to serve others: measure it there."
+        if len(bases) > 1
+        else "With another base it can be worse than a model that was tuned alone: measure it there."
+    )
+    return (
+        f"- `{name}` learnt **through the combination** with{several}. Strength in training: {learnt.alpha:g}; strength of use that was "
+        f"best on held-out data: {learnt.recommended_alpha:g}. {elsewhere} It is a delta, and **no model of its own**: alone, it has "
+        "not the knowledge, and less of the manner."
+    )
+
+
+def _as_base(base: Base) -> str:
+    shape = f"{base.model_type}, {base.num_hidden_layers} layers of {base.hidden_size}"
+    if not base.published:
+        return f"a model that is not published ({shape})"
+    commit = f" at `{base.revision}`" if base.revision else ""
+    return f"[{base.name}](https://huggingface.co/{base.name}){commit} ({shape})"
 
 
 def risks(combination: Combination) -> str:

@@ -16,7 +16,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..members.adapters import Adapted, own_weights
 from ..members.adapters.checks import checked_folder
 from ..members.checks import check_model
 from ..members.combined import Combined
+from ..members.learnt import learnt_of
 from ..members.members import Members
 from ..members.parts import Parts
 from ..recipe.combination import BASE, REFERENCE, Combination
@@ -78,15 +79,15 @@ def write(
         raise ValueError(f"`tokenizers` has {sorted(unknown)}, but the members are {list(model._members.names)}.")
     if state_dict is not None and parts.adapters:
         raise ValueError("`state_dict` cannot be given where members are adapters: their weights are views of another's.")
-    with _staging(folder) as staging:
+    with staged(folder) as staging:
         new = staging / "new"
         for name, part in parts.own.items():
-            _write_member(part, new / MEMBERS / name, _part_of(state_dict, name), options)
+            write_member(part, new / MEMBERS / name, _part_of(state_dict, name), options)
         for name, trunk in parts.trunks.items():
             adapted = next(member for member in model._members.adapters.values() if member.trunk is trunk and member.adapter)
-            _write_member(own_weights(name, adapted), new / MEMBERS / name, None, options)
+            write_member(own_weights(name, adapted), new / MEMBERS / name, None, options)
         for name in parts.adapters:
-            _write_adapter(name, model.members[name], model._members.adapters[name], new / MEMBERS / name)
+            write_adapter(model.members[name], model._members.adapters[name], new / MEMBERS / name)
         _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members.names), new, staging / "tokenizers")
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], model.dtype
@@ -101,7 +102,7 @@ def write(
         model.generation_config.save_pretrained(new)
         if card is not None and not (folder / "README.md").exists():
             (new / "README.md").write_text(card, encoding="utf-8")
-        _install(new, folder, staging / "old")
+        install(new, folder, staging / "old")
 
 
 def root_tokenizer(tokenizers: Mapping[str, Any], members: Sequence[str]) -> str | None:
@@ -183,23 +184,27 @@ def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
+def staged(folder: Path) -> Iterator[Path]:
     """A place to write in before anything is replaced: in the folder, whose file system it shares. What fails leaves nothing behind."""
     with folder_for(folder), tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as staging:
         yield Path(staging)
 
 
-def _write_member(model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None, options: Mapping[str, Any]) -> None:
+def write_member(
+    model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None = None, options: Mapping[str, Any] | None = None
+) -> None:
+    """Write a member with weights of its own into a new folder; it is left as it is."""
     # `save_pretrained` writes its dtype and class into the configuration: into a copy, then.
     shell = copy.copy(model)
     shell.config = copy.deepcopy(model.config)
     for key in ("auto_map", "transformers_weights"):
         shell.config.__dict__.pop(key, None)
     folder.mkdir(parents=True)
-    shell.save_pretrained(folder, state_dict=state_dict, **options)
+    shell.save_pretrained(folder, state_dict=state_dict, **(options or {}))
 
 
-def _write_adapter(name: str, view: Any, member: Adapted, folder: Path) -> None:
+def write_adapter(view: Any, member: Adapted, folder: Path) -> None:
+    """Write an adapter that is a member into a new folder, with what it says of how it learnt."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -217,6 +222,8 @@ def _write_adapter(name: str, view: Any, member: Adapted, folder: Path) -> None:
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+    if (learnt := learnt_of(member.trunk, member.adapter)) is not None:
+        learnt.write(folder)
 
 
 def _write_tokenizers(tokenizers: Mapping[str, Any], root: str | None, new: Path, staging: Path) -> None:
@@ -253,21 +260,22 @@ def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
         raise ValueError(
             f"The folder {str(folder)!r} holds saved members, which a recipe would leave behind. Write it into another one."
         )
-    with _staging(folder) as staging:
+    with staged(folder) as staging:
         new = staging / "new"
         new.mkdir()
         config.save_pretrained(new)
         if not (folder / "README.md").exists():
             (new / "README.md").write_text(card, encoding="utf-8")
-        _install(new, folder, staging / "old")
+        install(new, folder, staging / "old")
 
 
-def _install(new: Path, folder: Path, old: Path) -> None:
+def install(new: Path, folder: Path, old: Path, gone: Iterable[str] = (MEMBERS,)) -> None:
     """
-    Put what was written in its place, by renaming: files that are mapped into memory stay what they are. What fails half way is taken
-    back. The configuration goes first and comes last: wherever it is cut off for good, a folder without one is no combination.
+    Put what was written in its place, by renaming: files that are mapped into memory stay what they are. Of `gone`, what is not new is
+    taken away. What fails half way is taken back. The configuration goes first and comes last: wherever it is cut off for good, a folder
+    without one is no combination.
     """
-    stale = {MEMBERS, *(path.name for path in new.iterdir())}
+    stale = {*gone, *(path.name for path in new.iterdir())}
     if (new / TOKENIZER_CONFIG).is_file():
         stale |= {path.name for pattern in _OF_TOKENIZERS for path in folder.glob(pattern)}
     moves = [(folder / name, old / name) for name in sorted(stale, key=_not_config) if (folder / name).exists()]

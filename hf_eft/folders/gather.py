@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..configuration_eft import as_config
+from ..files.learnt import LEARNT
 from ..files.trust import ADAPTER, CONFIG, MODEL_TYPE, check_code, check_weights, read_json
 from ..recipe.combination import BASE, REFERENCE, TUNED, Coefficient, Combination
 from .loading import announced, load_model, load_tokenizer
@@ -76,7 +77,7 @@ def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_
     if place.file("tokenizer_config.json") is not None:
         tokenizer = load_tokenizer(name, place.name, **place.where, **remote)
     if description is None:
-        return place.folder(patterns=(ADAPTER, "adapter_model.safetensors")), tokenizer, None
+        return place.folder(patterns=(ADAPTER, LEARNT, "adapter_model.safetensors")), tokenizer, None
     if trust_remote_code and "auto_map" in description:
         check_code(name, description)
         config = AutoConfig.from_pretrained(place.name, **place.where, **remote)

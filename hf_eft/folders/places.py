@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_eft import EFTConfig
+from ..files.repositories import source_of
 from ..files.trust import CONFIG, check_description, inside, is_commit, is_repo_id, read_json
 
 # What is read of a saved combination: nothing that runs, and no weights in any other format.
@@ -99,14 +100,6 @@ class Place:
             options["tqdm_class"] = tqdm_class
         allowed = [f"{prefix}{pattern}" for pattern in patterns]
         return Path(snapshot_download(self.name, revision=self.commit, allow_patterns=allowed, **options), subfolder)
-
-
-def source_of(name: str) -> tuple[str, str | None]:
-    """Where a model came from, as its `_name_or_path` tells it: a repository and its commit, or the last part of a path."""
-    path = Path(name)
-    if path.parent.name == "snapshots" and is_commit(path.name) and path.parent.parent.name.startswith("models--"):
-        return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1), path.name
-    return (name, None) if is_repo_id(name) and not path.exists() else (path.name, None)
 
 
 def description_of(place: Place, subfolder: str = "") -> dict[str, Any]:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..configuration_eft import EFTConfig
+from ..configuration_eft import EFTConfig, as_config
+from ..files.learnt import KEY, LEARNT, Base, Learnt
 from ..files.trust import check_reference, is_repo_id
-from ..recipe.combination import BASE, REFERENCE, Combination
+from ..members.learnt import say_of, shape_of
+from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 from .card import recipe_card
 from .folder import install_recipe
 from .gather import Token, assemble, load_places, look, token_for
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 def write_recipe(
     members: Mapping[str, str | Path],
     folder: Path,
-    combination: Combination,
+    combination: Combination | None,
     revisions: Mapping[str, str],
     token: Token,
     progress: Callable[[str], None] | None,
@@ -40,22 +42,49 @@ def write_recipe(
             )
     order = [BASE, *(name for name in members if name not in (BASE, REFERENCE)), REFERENCE]
     names = [name for name in order if name in members]
-    combination.check_names(tuple(names))
-    references = {}
+    recipe = Combination.of(None, None, combination, {name: None for name in names if name not in (BASE, REFERENCE)} or None)
+    recipe.check_names(tuple(names))
+    references, learnt = {}, dict[str, Learnt]()
+    base: Base | str | None = None
     for name in announced({name: str(members[name]) for name in names}, progress):
         repo_id = str(members[name])
         try:
             place = Place.on_hub(repo_id, revisions.get(name), token=token_for(repo_id, token))
         except OSError as error:
             raise ValueError(f"The member {name!r} cannot be found: {error}") from error
-        look(name, place)
+        description = look(name, place)
         references[name] = {"repo_id": repo_id, "revision": str(place.commit)}
+        if name == BASE and description is not None:
+            base = _base(description, repo_id, place.commit)
+        elif name not in (BASE, REFERENCE) and (said := _learnt(name, place, description)) is not None:
+            learnt[name] = said
+    if combination is None and TUNED in learnt:
+        recipe = Combination.emulate(alpha=learnt[TUNED].recommended_alpha)
+    for name, said in learnt.items():
+        say_of(name, said, base)
     config = EFTConfig(
-        member_names=names, references=references, combination=combination.to_dict(), architectures=["EFTForCausalLM"]
+        member_names=names, references=references, combination=recipe.to_dict(), architectures=["EFTForCausalLM"]
     )
     places = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
-    install_recipe(config, folder, recipe_card(places, combination))
+    install_recipe(config, folder, recipe_card(places, recipe, learnt=learnt))
     return folder
+
+
+def _base(description: Mapping[str, Any], repo_id: str, commit: str | None) -> Base | str:
+    """The base, by its configuration; its name alone where that is of a type that transformers does not know."""
+    try:
+        return shape_of(as_config(BASE, description), repo_id, commit)
+    except (ValueError, TypeError):
+        return repo_id
+
+
+def _learnt(name: str, place: Place, description: Mapping[str, Any] | None) -> Learnt | None:
+    """What a member says of how it learnt: in its configuration, or beside it where it is an adapter, which has none."""
+    if description is not None:
+        found = description.get(KEY)
+        return None if found is None else Learnt.read(found, f"`{KEY}` in the configuration of the member {name!r}")
+    path = place.file(LEARNT)
+    return None if path is None else Learnt.beside(path.parent)
 
 
 def follow(

@@ -47,9 +47,9 @@ def load(
     Args:
         where (`str`, `Path` or `Mapping[str, str | Path]`):
             A saved folder, a recipe folder, a repository of the Hub with either; or the members' folders and repositories by name.
-        alpha (`float`, *optional*): Strength of the behaviour delta.
+        alpha (`float`, *optional*): Strength of the behaviour delta, as [`EFTForCausalLM.from_models`] has it.
         beta (`float`, *optional*): Amplification of the up-scaling delta, instead of `alpha`.
-        combination ([`Combination`], *optional*): Any other recipe. Without one, the folder's; for members by name, `alpha` = 1.
+        combination ([`Combination`], *optional*): Any other recipe. Without one, the folder's; for members by name, see `alpha`.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): Of all members; `"auto"` is each one's own.
         device (`str`, `int`, `torch.device` or `dict`, *optional*): Where the members go, as a `device_map`; the CPU by default.
         member_kwargs (`Mapping[str, Mapping[str, Any]]`, *optional*):
@@ -154,7 +154,8 @@ def compose(
     Args:
         members (`Mapping[str, str | Path]`): By member, a folder or a repository; with `references`, repositories.
         folder (`str` or `Path`): Where to.
-        combination ([`Combination`], *optional*): The recipe; emulated fine-tuning with `alpha` = 1 by default.
+        combination ([`Combination`], *optional*):
+            The recipe. By default emulated fine-tuning with `alpha` = 1, or the strength that the tuned member says it is to be used at.
         references (`bool`, *optional*, defaults to `False`): Whether to refer to the members, each at the commit that it has now.
         revisions (`Mapping[str, str]`, *optional*): By member, the revision of its repository.
         token (`str`, `bool` or `Mapping[str, str | bool]`, *optional*): For these repositories; or by repository. Never written.
@@ -170,7 +171,7 @@ def compose(
 
     folder = Path(folder)
     if references:
-        return write_recipe(members, folder, combination or Combination.emulate(), revisions or {}, token, progress)
+        return write_recipe(members, folder, combination, revisions or {}, token, progress)
     check_target(folder)
     given, tokenizers = load_members(members, revisions=revisions, token=token, progress=progress)
     assemble(EFTForCausalLM, given, tokenizers, combination=combination).save_pretrained(folder)

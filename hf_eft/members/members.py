@@ -25,6 +25,9 @@ from .vocabulary import Vocabulary, width
 # What only the main member is asked for: outputs of the others that nobody would see.
 _MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits", "return_shared_kv_states")
 
+# Of the passes that members on adapters save by sharing one; measured, 0.54 to 1.01 of them (`examples/benchmarks/lora.py`).
+_SHARED_PASS = 0.75
+
 
 def named_members(base: Any, tuned: Any, reference: Any) -> dict[str, Any]:
     """The members in their order: the base, the tuned one or ones, the reference; those that are `None` left out."""
@@ -112,14 +115,25 @@ class Members:
         """Some of the members, with states of their own."""
         if tuple(names) == self.names:
             return self
+        return self._of({name: self.models[name] for name in names})
+
+    def instead(self, name: str, model: PreTrainedModel) -> Members:
+        """The same members, one of which is another model, with states of their own."""
+        other = self._of({**self.models, name: model})
+        other.given = {**self.given, name: model}
+        other.stacks = [stack for stack in other.stacks if name not in stack.names]
+        other.vocabulary = Vocabulary({each: width(m.model) for each, m in other.distinct.items()}, self.vocabulary.tokenizers)
+        return other
+
+    def _of(self, models: dict[str, PreTrainedModel]) -> Members:
         other = copy.copy(self)
         other._kept_apart = {}
-        other.models = {name: self.models[name] for name in names}
+        other.models = models
         first: dict[int, str] = {}
-        other.owner = {name: first.setdefault(id(model), name) for name, model in other.models.items()}
-        other.distinct = {name: Member.of(name, self.models[name]) for name in first.values()}
-        other.main = names[0]
-        other.stacks = [stack for stack in self.stacks if set(stack.names) <= set(names)]
+        other.owner = {name: first.setdefault(id(model), name) for name, model in models.items()}
+        other.distinct = {name: Member.of(name, models[name]) for name in first.values()}
+        other.main = next(iter(models))
+        other.stacks = [stack for stack in self.stacks if set(stack.names) <= set(models)]
         return other
 
     def find(self, model: Any) -> str | None:
@@ -143,6 +157,12 @@ class Members:
     def stateful(self) -> list[str]:
         """Names of the members with recurrent states."""
         return [name for name, member in self.distinct.items() if member.is_stateful]
+
+    def passes(self, names: Collection[str]) -> float:
+        """How many passes of one member a step of these distinct members takes; where several share one pass, it costs three quarters."""
+        served = [stack.names for stack in self.stacks if set(stack.names) <= set(names)]
+        shared = sum(map(len, served))
+        return len(names) - shared + _SHARED_PASS * shared
 
     def new_cache(self) -> EFTCache:
         """An empty dynamic cache for every member."""

@@ -12,6 +12,7 @@ from ..configuration_eft import EFTConfig
 from ..recipe.combination import Combination
 from .call import refuse_while_running
 from .devices import execution_device
+from .learnt import say_where_used
 from .members import Members
 from .parts import Parts
 
@@ -131,6 +132,7 @@ class EFTMembersMixin:
         for name, model in members.distinct_models.items():
             self.add_module(name, model)
         self.base_model_prefix = members.main
+        say_where_used(members)
         for flag in _FLAGS:
             setattr(self, flag, all(getattr(model, flag, False) for model in members.distinct_models.values()))
 

@@ -35,8 +35,10 @@ def run_demo(console: Console, shown: int, asked: int) -> None:
     """Print the tables of the demonstration."""
     base, tuned, reference, tokenizer = tiny.load()
     model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+    _, delta, _, _ = tiny.load_through()
+    through = EFTForCausalLM.from_models(base, tuned=delta, reference=reference)
     questions = random.Random(0).sample(tiny.questions(), asked)
-    systems = {"small tuned": tuned, "large base": base, "combination": model}
+    systems = {"small tuned": tuned, "large base": base, "combination": model, "learnt through the large": through}
     answers: dict[str, list[str]] = {}
     with Progress(console=console, transient=True) as progress:
         for name, system in systems.items():
@@ -55,6 +57,7 @@ def run_demo(console: Console, shown: int, asked: int) -> None:
     console.print(analysis_table(analysis, console.width))
     console.print(
         "The knowledge is the large base's, the manner the small tuned model's. The combination can lose to either: "
-        "compare it with `tuned` alone and `base` alone on your task.",
+        "compare it with `tuned` alone and `base` alone on your task. Learnt through the large: the same small model, trained with the "
+        "large one in the loop (`hf-eft tune`); alone it is no model.",
         style="dim",
     )

@@ -104,7 +104,7 @@ class Combination:
         object.__setattr__(self, "coefficients", MappingProxyType(checked))
         object.__setattr__(self, "_pairs", tuple(checked.items()))  # what a compiled graph can read
         if self.truncation is not None:
-            self._nucleus_member(self.truncation.rule)
+            self.nucleus_member(self.truncation.rule)
 
     def __hash__(self) -> int:
         return hash((frozenset(self._pairs), self.truncation))  # as they are equal, in any order
@@ -248,7 +248,8 @@ class Combination:
     def tuned_names(self) -> tuple[str, ...]:
         return tuple(name for name in self.coefficients if name not in (BASE, REFERENCE))
 
-    def _nucleus_member(self, rule: Rule) -> str:
+    def nucleus_member(self, rule: Rule) -> str:
+        """The member whose nucleus, or most likely token, a rule goes by. Raises a `ValueError` if there is none, or not just one."""
         if rule in ("base", "plausible"):
             if BASE not in self.coefficients:
                 raise ValueError(f"The truncation {rule!r} needs the member 'base', got {list(self.coefficients)}.")

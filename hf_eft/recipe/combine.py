@@ -15,6 +15,7 @@ def combine(
     logits: Mapping[str, torch.Tensor],
     combination: Combination,
     rows: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     r"""
     Combine the members' logits of a step.
@@ -29,23 +30,24 @@ def combine(
             The coefficients and the truncation.
         rows (`torch.Tensor` of shape `(batch, members)` or `(1 or batch, positions, members)`, *optional*):
             Coefficients for each row, or for each row and position, instead of the combination's; columns in the order of `logits`.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): What is computed in.
 
     Returns:
-        `torch.Tensor` of shape `(batch, positions, vocab)`, float32, in a new buffer: not normalised. Without a truncation it
+        `torch.Tensor` of shape `(batch, positions, vocab)`, of that dtype, in a new buffer: not normalised. Without a truncation it
         is the plain sum of the terms, so that a row's constant stays that of the members' logits.
     """
     if combination.truncation is None:
-        return _weighted_sum(_terms(logits, combination, rows))
+        return _weighted_sum(_terms(logits, combination, rows, dtype), dtype)
     by_name: dict[str, torch.Tensor] = {}
     for name, x in logits.items():
         twin = next((by_name[other] for other, y in logits.items() if y is x and other in by_name), None)
-        by_name[name] = x.float().log_softmax(-1) if twin is None else twin
-    total = _weighted_sum(_terms(by_name, combination, rows))
-    return _truncate(total, by_name, combination.truncation, combination._nucleus_member(combination.truncation.rule))
+        by_name[name] = x.to(dtype).log_softmax(-1) if twin is None else twin
+    total = _weighted_sum(_terms(by_name, combination, rows, dtype), dtype)
+    return _truncate(total, by_name, combination.truncation, combination.nucleus_member(combination.truncation.rule))
 
 
 def _terms(
-    logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor | None
+    logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor | None, dtype: torch.dtype
 ) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
     """The distinct tensors with their net coefficients: a number, or (batch, 1 or positions, 1) for coefficients per row."""
     terms: list[tuple[torch.Tensor, float | torch.Tensor]] = []
@@ -54,7 +56,7 @@ def _terms(
         if rows is None:
             c = combination.coefficient(name)
         else:
-            c = rows[..., column].to(values.device, torch.float32)  # (batch,) or (batch, positions)
+            c = rows[..., column].to(values.device, dtype)  # (batch,) or (batch, positions)
             c = c.view(c.shape[0], -1, 1)
         twin = next((i for i, (known, _) in enumerate(terms) if known is values), None)
         if twin is None:
@@ -64,7 +66,7 @@ def _terms(
     return [(values, c) for values, c in terms if isinstance(c, torch.Tensor) or c != 0]
 
 
-def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> torch.Tensor:
+def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
     if not terms:
         raise ValueError("The coefficients of members that share one model cancel to 0: nothing is left to combine.")
     total: Any = None
@@ -73,7 +75,7 @@ def _weighted_sum(terms: list[tuple[torch.Tensor, float | torch.Tensor]]) -> tor
             term = torch.where(c == 0, 0.0, c * values)  # 0 * -inf is NaN, and a member without a say has none
             total = term if total is None else total.add_(term)
         elif total is None:
-            total = values.to(torch.float32, copy=True) if c == 1 else values.float() * c
+            total = values.to(dtype, copy=True) if c == 1 else values.to(dtype) * c
         else:
             total = total.add_(values, alpha=c)
     # With members free of NaN and +inf, these arise only from some member's -inf.

@@ -274,6 +274,8 @@ class Batched:
             return
         if (thread := self._manager._generation_thread) is not None:  # it has said that it failed, and is about to end
             await asyncio.to_thread(thread.join, _POLL)
+            if thread.is_alive():  # two would share the manager's states, and nobody would end the first
+                return
         if not self._stopped and not self._manager.is_running():
             self._failing = True
             self._manager.start()

@@ -4,7 +4,7 @@ A tiny trained family: a large base of 10 layers and a small model of 2, before 
 The models know one synthetic world: invented people and six facts about each. The large model learnt nearly all facts, the small
 one few. The small one was fine-tuned, on other people than those of [`questions`], to answer in a friendly style.
 `examples/replication/make_tiny.py` makes the family anew. A second small pair of the same world has a tokenizer of its own
-(`examples/replication/make_second.py`).
+(`examples/replication/make_second.py`). A third tuned model learnt through the large one ([`load_through`]).
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Question:
 
 
 def path(member: str) -> Path:
-    """The folder of a member: `"base"`, `"tuned"`, `"reference"`, `"second_tuned"` or `"second_reference"`."""
+    """The folder of a member: `"base"`, `"tuned"`, `"reference"`, `"through"`, `"second_tuned"` or `"second_reference"`."""
     folder = FOLDER / member
     if not (folder / "model.safetensors").is_file():
         raise ValueError(
-            "The tiny family has the members 'base', 'tuned', 'reference', 'second_tuned' and 'second_reference', not "
-            f"{member!r}."
+            "The tiny family has the members 'base', 'tuned', 'reference', 'through', 'second_tuned' and 'second_reference', "
+            f"not {member!r}."
         )
     return folder
 
@@ -107,6 +107,32 @@ def load() -> Family:
     return Family(base, tuned, reference, AutoTokenizer.from_pretrained(path("base")))
 
 
+def load_through() -> Family:
+    """
+    Load the family with another tuned member: one that learnt the same manner *through* the large model, from the same people. It is a
+    delta for that base, which says of itself at which strength it is to be used, and no model of its own.
+
+    Returns:
+        [`Family`]: As [`load`], with that delta as `tuned`.
+
+    Example:
+
+    ```python
+    >>> from hf_eft import EFTForCausalLM, tiny
+
+    >>> base, delta, reference, tokenizer = tiny.load_through()
+    >>> model = EFTForCausalLM.from_models(base, tuned=delta, reference=reference)
+    >>> inputs = tokenizer(tiny.questions()[0].prompt, return_tensors="pt", return_token_type_ids=False)
+    >>> tokenizer.decode(model.generate(**inputs, max_new_tokens=24)[0, -12:], skip_special_tokens=True)[-14:]
+    'Happy to help!'
+    ```
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, tuned, reference = (AutoModelForCausalLM.from_pretrained(path(name)) for name in ("base", "through", "reference"))
+    return Family(base, tuned, reference, AutoTokenizer.from_pretrained(path("base")))
+
+
 def load_second() -> Pair:
     """
     Load the small pair with another tokenizer: pieces of words with SentencePiece's conventions, where the family has whole words.
@@ -120,11 +146,16 @@ def load_second() -> Pair:
     return Pair(tuned, reference, AutoTokenizer.from_pretrained(path("second_tuned")))
 
 
+def world() -> dict[str, Any]:
+    """The invented people: `facts` about each, those whom fine-tuning has `seen`, and those `held_out` from it."""
+    return json.loads((FOLDER / "world.json").read_text(encoding="utf-8"))
+
+
 def questions(attributes: tuple[str, ...] = tuple(QUESTIONS)) -> list[Question]:
     """Every question about the people whom fine-tuning has not seen, person by person."""
-    world = json.loads((FOLDER / "world.json").read_text(encoding="utf-8"))
+    found = world()
     return [
-        Question(person, attribute, world["facts"][person][attribute])
-        for person in world["held_out"]
+        Question(person, attribute, found["facts"][person][attribute])
+        for person in found["held_out"]
         for attribute in attributes
     ]

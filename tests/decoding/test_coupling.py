@@ -12,8 +12,9 @@ from families import SEED, build, prompts
 from random_cases import double
 
 from hf_eft import EFTForCausalLM
-from hf_eft.decoding import speculative
+from hf_eft.decoding.speculative import scoring
 from hf_eft.decoding.speculative.coupling import Noise, accept_equal, accept_ratio
+from hf_eft.decoding.speculative.schedule import Automatic
 
 # The distribution -----------------------------------------------------------------------------------------------------
 
@@ -55,17 +56,17 @@ def chi_square(counts: dict[Any, int], probabilities: dict[Any, float]) -> tuple
     return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
 
 
-def excess(rows: int, samples: int, block: int, outsider: bool = False) -> float:
+def excess(rows: int, samples: int, block: int | None, who: str = "tuned") -> float:
     """By how many standard deviations the worst chi-square, per position and of whole continuations, is above its mean."""
     model, prompt = tiny_vocabulary(), [3, 4]
-    drafter = copy.deepcopy(model.tuned) if outsider else model.tuned
+    drafter = copy.deepcopy(model.tuned) if who == "outsider" else getattr(model, who)
     torch.manual_seed(12)
     counts: dict[tuple[int, ...], int] = {}
     for _ in range(samples // rows):
         ids = torch.tensor([prompt] * rows)
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS, do_sample=True, top_k=0,
-            assistant_model=drafter, num_assistant_tokens=block,
+            assistant_model=drafter, **({} if block is None else {"num_assistant_tokens": block}),
         )  # fmt: skip
         for row in out[:, 2:].tolist():
             counts[tuple(row)] = counts.get(tuple(row), 0) + 1
@@ -97,14 +98,24 @@ def test_reject_samples_from_the_combination(rows: int, samples: int, block: int
 
 
 def test_reject_with_an_outsider_samples_from_the_combination() -> None:
-    assert excess(64, 64 * 300, 2, outsider=True) < 4
+    assert excess(64, 64 * 300, 2, who="outsider") < 4
+
+
+def test_reject_with_the_small_combination_samples_from_the_combination() -> None:
+    assert excess(64, 64 * 300, 2, who="small_combination") < 4
+
+
+def test_reject_with_drafters_that_take_turns_samples_from_the_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [(0, 1), (1, 2), (1, 1), (0, 0)]
+    monkeypatch.setattr(Automatic, "next", lambda schedule, rows: turns[schedule.rounds % len(turns)])
+    assert excess(64, 64 * 300, None) < 4
 
 
 def test_a_planted_bias_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_kind(drafted: torch.Tensor, draft: torch.Tensor, target: torch.Tensor) -> Any:
         return accept_ratio(drafted, draft * 0.85, target)
 
-    monkeypatch.setattr(speculative, "accept_ratio", too_kind)
+    monkeypatch.setattr(scoring, "accept_ratio", too_kind)
     assert excess(64, 64 * 700, 2) > 8
 
 
@@ -114,7 +125,7 @@ def test_the_rejected_token_s_replacement_matters(monkeypatch: pytest.MonkeyPatc
         at = kept.clamp(max=drafted.shape[1] - 1)
         return kept, torch.multinomial(target[torch.arange(len(kept)), at], 1).squeeze(1)
 
-    monkeypatch.setattr(speculative, "accept_ratio", no_residual)
+    monkeypatch.setattr(scoring, "accept_ratio", no_residual)
     assert excess(64, 64 * 700, 2) > 8
 
 

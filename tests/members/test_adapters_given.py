@@ -153,5 +153,5 @@ def test_one_pass_and_no_copies_from_step_to_step() -> None:
         keys = cache.members[name].layers[0].keys
         assert keys.shape[0] == 3
         assert keys.data_ptr() == joint[3 * i :].data_ptr()
-    eft.generate(**prompts("left"), max_new_tokens=6, min_new_tokens=6, assistant_model=eft.tuned)
+    eft.generate(**prompts("left"), max_new_tokens=6, min_new_tokens=6, assistant_model=eft.tuned, num_assistant_tokens=3)
     assert calls["alone"] > 6, "drafting must not run the reference"

@@ -16,7 +16,7 @@ from composition_checks import Mismatch, Outcome, check
 from composition_oracle import differ
 from families import EOS
 
-from hf_eft.decoding import speculative
+from hf_eft.decoding.speculative import scoring
 from hf_eft.members import cache
 from hf_eft.members.members import Members
 
@@ -72,7 +72,7 @@ FAULTS = {
     ),
     "padding is read": (Members, "step", no_mask, Case(TRIO, prompts=TWO, calls=(Call(scores=True),))),
     "a draft that was rejected is kept": (
-        speculative, "accept_equal", accept_one_more, Case(TRIO, prompts=TWO, calls=(Call(new_tokens=8, drafter="tuned", block=3),)),
+        scoring, "accept_equal", accept_one_more, Case(TRIO, prompts=TWO, calls=(Call(new_tokens=8, drafter="tuned", block=3),)),
     ),
     "a member rolls back one token too few": (
         cache.EFTCache, "roll_back", one_too_few,

@@ -9,8 +9,8 @@ import torch
 from adapted import adapted
 from families import build, prompts, shared
 
-from hf_eft import EFTConfig, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.members.releases import cache_of
+from hf_eft import Combination, EFTConfig, EFTForCausalLM, EFTLogitsProcessor, Truncation
+from hf_eft.members.releases import CACHE, cache_of
 
 
 @pytest.fixture
@@ -77,3 +77,42 @@ def test_scores_of_another_shape_are_refused(scores: torch.Tensor) -> None:
         add_on(prompts("even")["input_ids"], scores)
     with pytest.raises(ValueError, match=r"`input_ids` of shape \(rows, length\).*, got \(6,\) and"):
         add_on(prompts("even")["input_ids"][0], torch.zeros(6, 64))
+
+
+def test_a_row_without_any_token_left_is_refused_where_no_other_row_has_one() -> None:
+    recipe = Combination.emulate(truncation=Truncation("drop", 0.01))
+    add_on = EFTLogitsProcessor(shared("gpt2", 1), shared("gpt2", 2), combination=recipe)
+    ids, scores = prompts("even")["input_ids"], torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    left = add_on(ids, scores).isfinite()
+    assert left.any(-1).all() and not left.all()
+    first = scores.masked_fill(left & torch.tensor([[True], [False]]), -torch.inf)  # what the truncation leaves is forbidden
+    answer = add_on(ids, first)
+    assert bool((answer[0] == -torch.inf).all()) and bool(answer[1].exp().sum().isclose(torch.tensor(1.0)))
+    with pytest.raises(ValueError, match="no token left for row 0"):
+        add_on(ids, scores.masked_fill(left, -torch.inf))
+
+
+def test_what_a_call_generates_holds_no_place_and_what_a_later_prompt_says_does() -> None:
+    add_on, scores = EFTLogitsProcessor(shared("gpt2", 1), shared("gpt2", 2)), torch.zeros(2, 64)
+    add_on._placeholders = {5: "image_token_id"}
+    text = torch.tensor([[20, 21, 22, 5, 7, 8, 5], [30, 31, 32, 33, 34, 35, 5]])
+    add_on(text[:, :2], scores)
+    for length in (3, 4, 5, 4, 5):  # step by step; drafts are asked about again
+        add_on(text[:, :length], scores)
+    with pytest.raises(ValueError, match=r"token 5 \(`image_token_id`\)"):
+        add_on(text, scores)  # two tokens more at once: another prompt, a later turn of the talk
+
+
+@torch.no_grad()
+def test_a_schedule_counts_on_from_what_was_read() -> None:
+    recipe = Combination.emulate(alpha=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    model = EFTForCausalLM.from_models(shared("llama", 0), shared("gpt2", 1), shared("gpt2", 2), combination=recipe)
+    ids = prompts("even")["input_ids"]
+    whole = model(ids, use_cache=False).logits
+    for position in range(6):
+        alone = shown(model, ids, 0.2 * position)[:, position]
+        torch.testing.assert_close(whole[:, position], alone, atol=1e-4, rtol=1e-4)
+    first = model(ids[:, :3], use_cache=True)
+    torch.testing.assert_close(first.logits, whole[:, :3], atol=1e-4, rtol=1e-4)
+    second = model(ids[:, 3:], use_cache=True, **{CACHE: cache_of(first)})
+    torch.testing.assert_close(second.logits, whole[:, 3:], atol=1e-4, rtol=1e-4)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import signal
 import sys
 import time
@@ -149,6 +150,8 @@ def main(words: list[str]) -> int:
                 flush=True,
             )
         run_all(todo, reach, state, given.jobs, _SECOND if given.survivors else _FIRST)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"{(used.ru_utime + used.ru_stime) / 60:.1f} minutes of processor time")
         rows = {room: row(draw, state, why) for room, draw in drawn.items()}
     print(table(rows))
     for mutant in total(rows.values()).open:

@@ -60,7 +60,7 @@ def test_the_tuned_model_on_its_own_prompt(families: tuple[str, str], padding: s
     assert got == expected
 
 
-@pytest.mark.parametrize("drafter", ["tuned", "base", "outsider", "lookup"])
+@pytest.mark.parametrize("drafter", ["tuned", "base", "small_combination", "outsider", "lookup"])
 @pytest.mark.parametrize("families", [("llama", "qwen3"), ("gemma3", "gpt2"), ("lfm2", "mistral")])
 def test_speculation_with_a_prompt_for_each(families: tuple[str, str], drafter: str) -> None:
     base, tuned, reference = shared(families[0], 0), shared(families[1], 1), shared(families[1], 2)

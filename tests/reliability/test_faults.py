@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import hf_eft
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor, logits_process, modeling_eft
-from hf_eft.decoding import speculative
+from hf_eft.decoding.speculative import scoring
 from hf_eft.members.call import Lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
@@ -89,7 +89,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "states that move": (DynamicLayer, "reorder_cache"),
     "states that forget": (DynamicLayer, "crop"),
     "the combination": (modeling_eft, "combine"),
-    "the combination of drafts": (speculative, "combine"),
+    "the combination of drafts": (scoring, "combine"),
     "the combination of the add-on": (logits_process, "combine"),
 }
 

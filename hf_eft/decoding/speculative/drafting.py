@@ -1,39 +1,62 @@
-"""Who drafts: a member on its own cache, an outsider, or the prompt itself."""
+"""Who drafts: members on their own caches, an outsider, or the prompt itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...members.cache import EFTCache
 from ...members.members import Members
 from ...members.roll_back import Mark
-from .line import Line
+from .line import Line, apart
 from .recurrent import check_within, read_again
+from .rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Drafter:
-    """Reads tokens one by one and predicts the next. Of the rest, each does what it has states for."""
+    r"""
+    Reads tokens one by one and proposes the next. Of the rest, each does what it has states for.
+
+    Args:
+        name (`str`): What reports call it. (Members are called by identifiers, which those of outsiders are not.)
+        line ([`~hf_eft.decoding.speculative.line.Line`]): Where it reads.
+    """
 
     costs = True  # whether a step takes time worth measuring
-    member: str | None = None  # the member whose cache and logits these are
+    members: tuple[str, ...] = ()  # the distinct members whose caches and logits these are
+
+    def __init__(self, name: str, line: Line) -> None:
+        self.name, self.line = name, line
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
         """Read the prompt, `(rows, length)`."""
 
-    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
-        """Read a token, `(rows, 1)`; logits for the next, `(rows, 1, vocab)`."""
+    def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
+        """Read a token, `(rows, 1)`, `ahead` tokens behind the rows' ends; by reader, logits for the next, `(rows, 1, width)`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it drafts.")
+
+    def propose(self, logits: Mapping[str, torch.Tensor], coefficients: torch.Tensor | None) -> torch.Tensor:
+        r"""
+        What it drafts from.
+
+        Args:
+            logits (`Mapping[str, torch.Tensor]`): Of its readers, and maybe of others, `(rows, positions, width)` each. Left as they are.
+            coefficients (`torch.Tensor`, *optional*): Those of these rows and positions, as [`~hf_eft.recipe.combine.combine`] takes them.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, positions, width)`: Logits.
+        """
+        return logits[self.name]
 
     def mark(self) -> None:
         """Remember recurrent states before a block."""
 
-    def read_again(self, tokens: torch.Tensor, kept: Sequence[int], line: Line) -> None:
+    def read_again(self, tokens: torch.Tensor, kept: Sequence[int]) -> None:
         """Bring recurrent states to what each row keeps of the block (see [`~hf_eft.decoding.speculative.recurrent.read_again`])."""
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
@@ -46,21 +69,29 @@ class Drafter:
 class MemberDrafter(Drafter):
     """A member drafts: its cache and its logits serve drafting and verification, nothing is run twice, and the target looks after them."""
 
-    def __init__(self, name: str, members: Members, cache: EFTCache) -> None:
-        self.member = self._name = name
-        self._members, self._cache = members, cache
+    def __init__(self, name: str, members: Members, cache: EFTCache, lines: Mapping[str, Line]) -> None:
+        super().__init__(name, lines[name])
+        self.members: tuple[str, ...] = (name,)
+        self._all, self._cache, self._lines = members, cache, lines
 
-    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
-        outputs = self._members.step(
-            token, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, only=(self._name,)
+    def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
+        outputs = self._all.step(
+            token,
+            attention_mask=self.line.seen(ahead + 1),
+            position_ids=self.line.at(ahead, ahead + 1),
+            cache=self._cache,
+            use_cache=True,
+            only=self.members,
+            own=apart(self._lines, self.members, self.line, ahead, ahead + 1),
         )
-        return outputs[self._name].logits
+        return {name: output.logits for name, output in outputs.items()}
 
 
 class OutsideDrafter(Drafter):
     """A model that is no member drafts, on a cache of its own."""
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+    def __init__(self, model: PreTrainedModel, vocab_size: int, line: Line) -> None:
+        super().__init__("another model", line)
         self._members = Members({"assistant": model})
         if self._members.vocab_size != vocab_size:
             raise ValueError(
@@ -74,15 +105,15 @@ class OutsideDrafter(Drafter):
         check_within(self._members.distinct["assistant"], self._cache)
         self._cache.activate_past_recording()
 
-    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
-        return self._read(token, mask, positions)
+    def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
+        return self._read(token, self.line.seen(ahead + 1), self.line.at(ahead, ahead + 1))
 
     def mark(self) -> None:
         self._mark = Mark(self._cache)
 
-    def read_again(self, tokens: torch.Tensor, kept: Sequence[int], line: Line) -> None:
+    def read_again(self, tokens: torch.Tensor, kept: Sequence[int]) -> None:
         if self._members.stateful:
-            read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, kept, line)
+            read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, kept, self.line)
 
     def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
         self._cache.roll_back({"assistant": drop}, shift, {"assistant": trim})
@@ -90,11 +121,11 @@ class OutsideDrafter(Drafter):
     def keep(self, staying: torch.Tensor) -> None:
         self._cache.reorder_cache(staying)
 
-    def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
-        outputs: dict[str, Any] = self._members.step(
+    def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = self._members.step(
             tokens, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, logits_to_keep=1
         )
-        return outputs["assistant"].logits
+        return {self.name: outputs["assistant"].logits}
 
 
 class LookupDrafter(Drafter):
@@ -102,17 +133,18 @@ class LookupDrafter(Drafter):
 
     costs = False
 
-    def __init__(self, rows: Any, vocab_size: int, ngram: int) -> None:
+    def __init__(self, rows: Rows, vocab_size: int, ngram: int, line: Line) -> None:
+        super().__init__("prompt lookup", line)
         self._rows, self._vocab_size, self._ngram = rows, vocab_size, ngram
         self._ahead = 0
 
-    def step(self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+    def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
         # Finite, so that a distribution is left if a processor forbids the guess.
         logits = torch.full((len(token), 1, self._vocab_size), -1e4, device=token.device)
         for place, row in enumerate(self._rows.present):
             logits[place, 0, self._guess(self._rows.tokens[row, : self._rows.lengths[row] + self._ahead])] = 0.0
         self._ahead += 1
-        return logits
+        return {self.name: logits}
 
     def _guess(self, text: torch.Tensor) -> int:
         for size in range(min(self._ngram, len(text) - 1), 0, -1):
@@ -129,8 +161,8 @@ class LookupDrafter(Drafter):
 class NoDrafter(LookupDrafter):
     """Plain decoding: nothing is drafted."""
 
-    def __init__(self, rows: Any) -> None:
-        super().__init__(rows, 1, 0)
+    def __init__(self, rows: Rows, line: Line) -> None:
+        super().__init__(rows, 1, 0, line)
 
     def _guess(self, text: torch.Tensor) -> int:
         return 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 
 
@@ -54,3 +57,12 @@ class Line:
         self.columns += most + 1 - trim
         self.positions = self.positions + kept[:, None] + 1
         return trim
+
+
+def apart(lines: Mapping[str, Line], names: Iterable[str], common: Line, start: int, stop: int) -> dict[str, dict[str, Any]]:
+    """Masks and positions of those among `names` that do not stand in the common line, for the tokens from `start` to `stop`."""
+    return {
+        name: {"attention_mask": lines[name].seen(stop), "position_ids": lines[name].at(start, stop)}
+        for name in names
+        if lines[name] is not common
+    }

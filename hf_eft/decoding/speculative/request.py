@@ -13,7 +13,7 @@ from transformers.cache_utils import QuantizedCache
 from ...members.releases import CACHE
 from ...prompts import MemberPrompts
 from .coupling import Noise
-from .schedule import Automatic, Fixed
+from .schedule import Automatic, Fixed, Way
 
 _MOST = 16  # tokens in a block that the automatic schedule chooses
 
@@ -66,10 +66,15 @@ class Request:
         heuristic = str(given("num_assistant_tokens_schedule")).startswith("heuristic")
         return cls(coupling or "reject", seed, block, heuristic, given("assistant_confidence_threshold"))
 
-    def schedule(self) -> Fixed | Automatic:
-        """The schedule of the block."""
-        if self.block is None and not self.heuristic:
-            return Automatic(_MOST)
+    @property
+    def chooses(self) -> bool:
+        """Whether block and drafter are chosen by what is measured."""
+        return self.block is None and not self.heuristic
+
+    def schedule(self, ways: Sequence[Way]) -> Fixed | Automatic:
+        """The schedule of the block, and of the drafters."""
+        if self.chooses:
+            return Automatic(_MOST, ways)
         return Fixed(5 if self.block is None else int(self.block), self.heuristic)
 
     def settings(self, generation_config: Any, rows: int) -> Settings:

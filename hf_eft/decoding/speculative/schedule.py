@@ -1,7 +1,8 @@
-"""How many tokens to draft before the large model looks: from measured acceptance and measured costs."""
+"""Who drafts, and how many tokens before the large model looks: from measured agreement and measured costs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -21,6 +22,9 @@ class Report:
         drafted (`list[int]`): By position in the block, how many drafted tokens were looked at.
         accepted (`list[int]`): By position in the block, how many of these were kept.
         blocks (`list[int]`): The block of every round.
+        drafters (`list[str]`): Who drafted it; `""` for a round without a draft.
+        agreement (`dict[str, float]`):
+            By drafter that the automatic schedule could choose: the share of positions at which its token was, or would have been, kept.
         bonus_steps (`int`): How often the drafter read a whole block, for the token after it.
         drafting (`float`): Seconds spent drafting.
         verifying (`float`): Seconds spent verifying, the bonus token included.
@@ -31,6 +35,10 @@ class Report:
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    drafters: list[str] = field(default_factory=list)
+    looked: dict[str, tuple[float, int]] = field(
+        default_factory=dict, repr=False
+    )  # by drafter, what agreed and out of how many
     bonus_steps: int = 0
     drafting: float = 0.0
     verifying: float = 0.0
@@ -44,10 +52,18 @@ class Report:
         """By position in the block: the share kept of the tokens that were reached."""
         return [kept / max(1, seen) for kept, seen in zip(self.accepted, self.drafted, strict=True)]
 
-    def count(self, block: int, kept: list[int]) -> None:
-        """Add a round: its block, and how many drafted tokens each row kept."""
+    @property
+    def agreement(self) -> dict[str, float]:
+        return {name: agreed / max(1, seen) for name, (agreed, seen) in self.looked.items()}
+
+    def count(self, drafter: str, block: int, kept: list[int], agreed: Mapping[str, Sequence[float]]) -> None:
+        """Add a round: who drafted, the block, how many drafted tokens each row kept, and how each drafter agreed, position by position."""
         self.rounds += 1
         self.blocks.append(block)
+        self.drafters.append(drafter if block else "")
+        for name, values in agreed.items():
+            before = self.looked.get(name, (0.0, 0))
+            self.looked[name] = before[0] + sum(values), before[1] + len(values)
         while len(self.drafted) < block:
             self.drafted.append(0)
             self.accepted.append(0)
@@ -58,72 +74,60 @@ class Report:
 
 
 class Fixed:
-    """The schedules of transformers: `"constant"`, and `"heuristic"`: two more after a round kept whole, else one less."""
+    """The schedules of transformers: `"constant"`, and `"heuristic"`: two more after a round kept whole, else one less. One drafter."""
+
+    learns = False  # whether it wants to know how drafters agreed
 
     def __init__(self, block: int, heuristic: bool) -> None:
         self.block, self.heuristic = block, heuristic
 
-    def next(self, rows: int) -> int:
-        """The block of the next round, which so many rows go into."""
-        return self.block
+    def next(self, rows: int) -> tuple[int, int]:
+        """Which drafter, and the block, of the next round, which so many rows go into."""
+        return 0, self.block
 
-    def record(self, block: int, kept: list[int], agreed: list[float], step: float, verifying: float) -> None:
+    def record(
+        self, who: int, block: int, kept: list[int], agreed: Sequence[Sequence[float]], step: float, verifying: float
+    ) -> None:
         """Learn from a round."""
         if self.heuristic and block:
             self.block = self.block + 2 if min(kept, default=0) == block else max(1, self.block - 1)
 
 
-class Automatic:
+class Way:
     r"""
-    Picks the block with the most expected tokens per second.
-
-    The costs of a drafting step and of verifying `n` positions are running means of what was measured; acceptance is the running share of
-    positions at which the draft agreed, which a round without a draft tells as well, since the drafter's prediction is known there. So
-    speculation that does not pay is left, and taken up again once it would.
+    What is known of one drafter.
 
     Args:
-        most (`int`, *optional*, defaults to 16): The largest block.
+        drafting (`float`, *optional*, defaults to 1): How many passes of a small member a step of it takes.
+        verifying (`float`, *optional*, defaults to 1): How many the others take to look at a block.
     """
 
-    # The first block, before anything is measured. Where no draft is kept, little more than it and the next is lost.
-    _FIRST = 3
-    _ENOUGH = 0.98  # the smallest block is taken that promises this share of the best: long ones' estimates are the least sure
     # Verifying one position, not measured yet, is taken to cost this share of verifying the fewest measured; so what more positions
     # cost is known as soon as one number of them is.
     _LESS = 0.6
     _MEMORY = 0.9  # of a running mean
     _PRIOR = (0.85, 1.0)  # agreement, and how many observations it is worth: the first round outweighs it
     _RECENT = 120.0  # observations of agreement that are remembered
-    _MARGIN = 1.05  # how much better than plain decoding a block must promise to be
 
-    def __init__(self, most: int = 16) -> None:
-        self.most = most
-        self.rounds = 0
-        self.step: float | None = None  # seconds for drafting a token
-        self.verify: dict[int, float] = {}  # seconds for verifying, by positions
+    def __init__(self, drafting: float = 1, verifying: float = 1) -> None:
+        self.drafting, self.verifying = drafting, verifying
         self.agreed, self.seen = self._PRIOR[0] * self._PRIOR[1], self._PRIOR[1]
+        self.forget()
 
-    def next(self, rows: int) -> int:
-        """The block of the next round, which so many rows go into; 0 is a round without a draft, as in plain decoding."""
-        if self.rounds == 0:
-            return min(self._FIRST, self.most)
-        rates = {block: self.rate(block, rows) for block in range(1, self.most + 1)}
-        best = max(rates.values())
-        if best <= self.rate(0, rows) * self._MARGIN:
-            return 0
-        return next(block for block, rate in rates.items() if rate >= self._ENOUGH * best)
+    def forget(self) -> None:
+        """Know no costs."""
+        self.step: float | None = None  # seconds for drafting a token
+        self.verify: dict[int, float] = {}  # seconds for verifying a draft, by positions
+        self.last = 0  # the round in which it drafted
 
-    def rate(self, block: int, rows: int) -> float:
-        """Expected tokens per second and row."""
-        a, step = self.agreed / self.seen, self.step or 0.0
-        bonus = 1 - (1 - a**block) ** rows  # the drafter reads the last token if any row keeps all
-        return expected_tokens(a, block) / ((block + bonus) * step + self._verifying(block + 1))
-
-    def _verifying(self, positions: int) -> float:
-        """Measured, or on the line through the nearest measured numbers of positions; never less than for fewer."""
-        if not self.verify:
-            return 0.0
-        known = {1: self._LESS * self.verify[min(self.verify)], **self.verify}
+    def looks(self, positions: int, one: float | None) -> float:
+        """
+        Seconds of verifying: measured, or on the line through the nearest measured numbers of positions; never less than for fewer. `one`
+        is what one position takes, if that is known.
+        """
+        if one is None:
+            one = self._LESS * self.verify[min(self.verify)] if self.verify else 0.0
+        known = {**self.verify, 1: one}
         if positions in known:
             return known[positions]
         lower = sorted(n for n in known if n < positions)[-2:]
@@ -134,25 +138,98 @@ class Automatic:
         slope = (known[pair[1]] - known[pair[0]]) / (pair[1] - pair[0])
         return known[pair[0]] + max(slope, 0.0) * (positions - pair[0])
 
-    def record(self, block: int, kept: list[int], agreed: list[float], step: float, verifying: float) -> None:
+    def learn(self, agreed: Sequence[float]) -> None:
+        """How it agreed with the target, for each position looked at."""
+        fade = min(1.0, self._RECENT / (self.seen + len(agreed)))
+        self.agreed = (self.agreed + sum(agreed)) * fade
+        self.seen = (self.seen + len(agreed)) * fade
+
+    @classmethod
+    def mean(cls, old: float | None, new: float) -> float:
+        """A running mean. A hiccup of the machine is no cost of the method."""
+        return new if old is None else cls._MEMORY * old + (1 - cls._MEMORY) * min(new, 3 * old)
+
+
+class Automatic:
+    r"""
+    Picks the drafter and the block with the most expected tokens per second.
+
+    The costs of a drafting step and of verifying `n` positions are running means of what was measured, for each drafter; one that has not
+    drafted lately is taken to cost what its passes cost the one that has. Agreement is the running share of positions at which a drafter
+    agreed. Every round tells it of all of them, since what each would have drafted is known once its members have read the text: so
+    speculation that does not pay is left, and taken up again once it would.
+
+    Args:
+        most (`int`, *optional*, defaults to 16): The largest block.
+        ways (`Sequence[Way]`, *optional*, defaults to one): The drafters. The first drafts the first block.
+    """
+
+    learns = True
+    # The first block, before anything is measured. Where no draft is kept, little more than it and the next is lost.
+    _FIRST = 3
+    _ENOUGH = 0.98  # the smallest block is taken that promises this share of the best: long ones' estimates are the least sure
+    _MARGIN = 1.05  # how much better than plain decoding a block must promise to be
+    _LATELY = 32  # rounds after which the costs of a drafter are those of another machine, or of a shorter text
+
+    def __init__(self, most: int = 16, ways: Sequence[Way] = ()) -> None:
+        self.most, self.ways = most, list(ways) or [Way()]
+        self.rounds = 0
+        self.plain: float | None = None  # seconds of a round without a draft
+
+    def next(self, rows: int) -> tuple[int, int]:
+        """Which drafter, and the block, of the next round, which so many rows go into; block 0 is a round as in plain decoding."""
+        if self.rounds == 0:
+            return 0, min(self._FIRST, self.most)
+        rates = [[self.rate(block, rows, who) for block in range(1, self.most + 1)] for who in range(len(self.ways))]
+        who = max(range(len(rates)), key=lambda each: max(rates[each]))
+        best = max(rates[who])
+        if best <= self.rate(0, rows, who) * self._MARGIN:
+            return who, 0
+        return who, next(block for block, rate in enumerate(rates[who], start=1) if rate >= self._ENOUGH * best)
+
+    def rate(self, block: int, rows: int, who: int = 0) -> float:
+        """Expected tokens per second and row."""
+        step, verify = self._costs(who, block + 1)
+        if block == 0:
+            return 1 / (step + verify if self.plain is None else self.plain)
+        a = self.ways[who].agreed / self.ways[who].seen
+        bonus = 1 - (1 - a**block) ** rows  # the drafter reads the last token if any row keeps all
+        return expected_tokens(a, block) / ((block + bonus) * step + verify)
+
+    def _costs(self, who: int, positions: int) -> tuple[float, float]:
+        """Seconds of a drafting step and of verifying so many positions."""
+        way = self.ways[who]
+        known = way if way.verify else max(self.ways, key=lambda other: other.last)
+        step = known.step or 0.0
+        one_pass = step / known.drafting
+        look = known.looks(positions, None if self.plain is None else max(0.0, self.plain - step))
+        return one_pass * way.drafting, max(0.0, look + one_pass * (way.verifying - known.verifying))
+
+    def record(
+        self, who: int, block: int, kept: list[int], agreed: Sequence[Sequence[float]], step: float, verifying: float
+    ) -> None:
         """
         Learn from a round.
 
         Args:
-            block (`int`): How many tokens were drafted.
+            who (`int`): Which drafter.
+            block (`int`): How many tokens it drafted.
             kept (`list[int]`): How many each row kept.
-            agreed (`list[float]`): Whether the drafter agreed with the target, for each position looked at.
+            agreed (`Sequence[Sequence[float]]`): By drafter, whether it agreed with the target, for each position looked at.
             step (`float`): Seconds of a step of the drafter, 0 if unknown.
             verifying (`float`): Seconds of everything else.
         """
         self.rounds += 1
-        fade = min(1.0, self._RECENT / (self.seen + len(agreed)))
-        self.agreed = (self.agreed + sum(agreed)) * fade
-        self.seen = (self.seen + len(agreed)) * fade
+        for way, values in zip(self.ways, agreed, strict=True):
+            way.learn(values)
+        way = self.ways[who]
         if step:
-            self.step = self._mean(self.step, step)
-        self.verify[block + 1] = self._mean(self.verify.get(block + 1), verifying)
-
-    def _mean(self, old: float | None, new: float) -> float:
-        # A hiccup of the machine is no cost of the method.
-        return new if old is None else self._MEMORY * old + (1 - self._MEMORY) * min(new, 3 * old)
+            way.step = way.mean(way.step, step)
+        if block == 0:
+            self.plain = way.mean(self.plain, verifying + (way.step or 0.0 if step else 0.0))
+            return
+        way.verify[block + 1] = way.mean(way.verify.get(block + 1), verifying)
+        way.last = self.rounds
+        for other in self.ways:
+            if self.rounds - other.last > self._LATELY:
+                other.forget()

@@ -1,0 +1,78 @@
+"""Who may draft for a call: who was asked, and beside them whom the automatic schedule may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...members.cache import EFTCache
+from ...members.members import Members
+from ...recipe.combination import Combination
+from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
+from .line import Line
+from .rows import Rows
+from .schedule import Way
+from .small import SmallCombination, SmallDrafter
+
+
+def drafters(
+    assistant: Any,
+    generation_config: Any,
+    *,
+    members: Members,
+    combination: Combination,
+    by_row: bool,
+    chooses: bool,
+    cache: EFTCache,
+    lines: Mapping[str, Line],
+    rows: Rows,
+) -> list[Drafter]:
+    r"""
+    Args:
+        assistant (`PreTrainedModel` or [`SmallCombination`], *optional*): Who was asked to draft.
+        generation_config (`GenerationConfig`): Asks for the prompt, where nobody is asked.
+        members ([`~hf_eft.members.members.Members`]): The members of the call.
+        combination ([`Combination`]): The recipe.
+        by_row (`bool`): Whether rows have coefficients of their own.
+        chooses (`bool`): Whether the small combination and a tuned member may stand in for each other.
+        cache ([`EFTCache`]): The members' states.
+        lines (`Mapping[str, Line]`): Where each member reads.
+        rows ([`Rows`]): The rows.
+
+    Returns:
+        `list[Drafter]`: Who was asked comes first.
+
+    Raises:
+        `ValueError`: If the small combination was asked, and the recipe has none.
+    """
+    common, width = lines[members.main], members.vocab_size
+    if isinstance(assistant, SmallCombination):
+        small = SmallDrafter(members, combination, by_row, cache, lines)
+        tuned = [name for name in combination.tuned_names if members.owner[name] in small.members] if chooses else []
+        alone = [MemberDrafter(name, members, cache, lines) for name in dict.fromkeys(members.owner[name] for name in tuned)]
+        return [small, *(each for each in alone if not _alike(small, each, combination, by_row))]
+    if (name := members.find(assistant)) is not None:
+        asked = MemberDrafter(name, members, cache, lines)
+        if not chooses or name not in {members.owner[tuned] for tuned in combination.tuned_names}:
+            return [asked]
+        try:
+            small = SmallDrafter(members, combination, by_row, cache, lines)
+        except ValueError:  # the recipe has none
+            return [asked]
+        return [asked] if _alike(small, asked, combination, by_row) else [asked, small]
+    if assistant is not None:
+        return [OutsideDrafter(assistant, width, common)]
+    if generation_config.prompt_lookup_num_tokens is None:
+        return [NoDrafter(rows, common)]
+    return [LookupDrafter(rows, width, generation_config.max_matching_ngram_size or 2, common)]
+
+
+def ways(drafters: Sequence[Drafter], members: Members) -> list[Way]:
+    """What their rounds cost beside each other, in passes of a small member."""
+    everybody = set(members.distinct)
+    return [Way(members.passes(each.members) or 1, members.passes(everybody - set(each.members))) for each in drafters]
+
+
+def _alike(small: SmallDrafter, alone: MemberDrafter, combination: Combination, by_row: bool) -> bool:
+    """Whether the small combination is that member: at strength 1, and with `beta`."""
+    return small.members == alone.members and combination.truncation is None and not by_row

@@ -1,0 +1,139 @@
+"""What the combination says of tokens that were read, what processors make of it, and which token is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...members.members import Members
+from ...recipe.combination import Combination
+from ...recipe.combine import combine
+from .coupling import accept_equal, accept_ratio
+from .drafting import Drafter
+from .request import Settings
+from .rows import Rows
+
+
+class Scoring:
+    r"""
+    From logits to scores to tokens, for the rows of a call that are present, at the tokens ahead of them.
+
+    Args:
+        members ([`Members`]): What is combined.
+        combination ([`Combination`]): How.
+        settings ([`Settings`]): How tokens are chosen.
+        rows ([`Rows`]): The rows.
+        coefficients (`torch.Tensor` of shape `(rows, members)`, *optional*): Those of the call, in place of the recipe's.
+        processors (`LogitsProcessorList`): What changes logits before a token is chosen.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        combination: Combination,
+        settings: Settings,
+        rows: Rows,
+        coefficients: torch.Tensor | None,
+        processors: Any,
+    ) -> None:
+        self.members, self.combination, self.settings, self.rows = members, combination, settings, rows
+        self.coefficients, self.processors = coefficients, processors
+
+    def target(self, read: Mapping[str, torch.Tensor], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The combination's logits for the positions from `start` to `stop`, `(rows, stop - start, vocab)`, and what processors make of them;
+        `read` are the members', `(rows, positions, width)` each.
+        """
+        if start == stop:
+            logits = self.rows.tokens.new_empty((len(self.rows.present), 0, self.members.vocab_size), dtype=torch.float32)
+            return logits, logits
+        part = {name: logits[:, start:stop] for name, logits in read.items() if name in self.members.distinct}
+        logits = combine(self.members.by_name(part), self.combination, self._coefficients_at(start, stop))
+        logits = self.members.vocabulary.widen(logits, self.members.vocab_size)
+        return logits, self._processed_each(logits, start)
+
+    def proposed(self, drafter: Drafter, read: Mapping[str, torch.Tensor], start: int, stop: int) -> torch.Tensor:
+        """What processors make of a drafter's logits, `(rows, stop - start, vocab)`; `read` are those of its readers at these positions."""
+        vocabulary = self.members.vocabulary
+        logits = vocabulary.cut(drafter.propose(read, self._coefficients_at(start, stop)))
+        # A copy: what is never generated is ruled out of what is proposed, not of what the member says.
+        logits = vocabulary.widen(logits.to(self.rows.tokens.device, torch.float32, copy=True), self.members.vocab_size)
+        return self._processed_each(logits, start)
+
+    def processed(self, logits: torch.Tensor, ahead: int) -> torch.Tensor:
+        """What processors and warpers make of the logits, `(rows, vocab)`, for the token `ahead` tokens behind each row."""
+        if not self.processors:
+            return logits
+        return self.rows.by_length(ahead, lambda ids: self.processors(ids, self.rows.among_all(logits)))
+
+    def pick(self, scores: torch.Tensor, ahead: int) -> torch.Tensor:
+        """A token for each row, `(rows,)`, for scores of `(rows, vocab)`."""
+        if not self.settings.do_sample:
+            return scores.argmax(-1)
+        if self.settings.noise is not None:
+            return self.settings.noise.pick(scores, self.rows.generated(ahead), self.rows.present)
+        return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+
+    def compare(self, drafted: torch.Tensor, proposed: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        r"""
+        How many drafted tokens each row keeps, and the token that takes the place of the first one that it does not, `(rows,)`.
+
+        Args:
+            drafted (`torch.LongTensor` of shape `(rows, block)`): The draft.
+            proposed (`torch.Tensor` of shape `(rows, block, vocab)`): The scores that it was chosen from.
+            scores (`torch.Tensor` of shape `(rows, block, vocab)`): The target's.
+        """
+        block = drafted.shape[1]
+        if block == 0:
+            return [0] * len(drafted), drafted.new_zeros(len(drafted))
+        if self._by_ratio:
+            kept, following = accept_ratio(drafted, proposed.softmax(-1), scores.softmax(-1))
+        else:
+            wanted = self._choices(scores)
+            kept = accept_equal(drafted, wanted)
+            following = wanted.gather(1, kept.clamp(max=block - 1)[:, None]).squeeze(1)
+        return kept.tolist(), following
+
+    def agreement(self, drafter: Drafter, read: Mapping[str, torch.Tensor], scores: torch.Tensor) -> list[list[float]]:
+        """
+        How probable it is at each position, by row, that a token which this drafter had drafted would have been kept: 0 or 1 unless draft
+        and target are drawn apart. `scores` are the target's, `(rows, positions, vocab)`.
+        """
+        stop = scores.shape[1]
+        proposed = self.proposed(drafter, {name: logits[:, :stop] for name, logits in read.items()}, 0, stop)
+        if self._by_ratio:
+            return torch.minimum(proposed.softmax(-1), scores.softmax(-1)).sum(-1).tolist()
+        return (self._choices(proposed) == self._choices(scores)).float().tolist()
+
+    @property
+    def _by_ratio(self) -> bool:
+        return self.settings.do_sample and self.settings.noise is None
+
+    def _choices(self, scores: torch.Tensor) -> torch.Tensor:
+        if not self.settings.do_sample:
+            return scores.argmax(-1)
+        return torch.stack([self.pick(scores[:, i], i) for i in range(scores.shape[1])], dim=1)  # (rows, positions)
+
+    def _processed_each(self, logits: torch.Tensor, start: int) -> torch.Tensor:
+        if not self.processors:
+            return logits
+        return torch.stack([self.processed(logits[:, i], start + i) for i in range(logits.shape[1])], dim=1)
+
+    def _coefficients_at(self, start: int, stop: int) -> torch.Tensor | None:
+        """Those of the call, or the schedule's where every row has come to: `(rows, stop - start, members)`."""
+        if self.coefficients is not None or not self.combination.scheduled:
+            return self.coefficients
+        places = [n for row in zip(*(self.rows.generated(i) for i in range(start, stop)), strict=True) for n in row]
+        return self.combination.at(places, self.members.names).view(len(self.rows.present), stop - start, -1)
+
+    def keep(self, staying: torch.Tensor) -> None:
+        """Go on with some of the rows only, `(staying,)`."""
+        if self.coefficients is not None:
+            self.coefficients = self.coefficients[staying]
+
+
+def joined(reads: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Logits of tokens that were read one after the other, by reader, `(rows, positions, width)` each."""
+    return {name: torch.cat([read[name] for read in reads], dim=1) for name in reads[0]} if reads else {}
