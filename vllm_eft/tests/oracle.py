@@ -29,15 +29,19 @@ WIDE = 512  # tokens that the random models have
 
 # What the random models share; beside it what is theirs.
 _COMMON = {
-    "vocab_size": WIDE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "head_dim": HEAD, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "vocab_size": WIDE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": HEAD, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {"num_key_value_heads": 1},
     "qwen2": {},
     "mistral": {"sliding_window": 16},
-    "gemma3_text": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": HEAD},
+    "gemma3_text": {
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": HEAD,
+    },
     "gpt2": {"n_embd": 64, "n_head": 2, "n_layer": 2, "n_positions": 256},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "olmo2": {},
@@ -134,7 +138,7 @@ def random_families(folder: Path) -> dict[str, Any]:
     for kind in KINDS:
         add(kind, EFTForCausalLM.from_models(*(random_model(kind, seed) for seed in (1, 2, 3))), [alpha])
     one, two, three, four = (random_model("llama", seed) for seed in (1, 2, 3, 4))
-    for rule, p in (("keep", 0.9), ("drop", 0.9), ("base", 0.9), ("plausible", 0.05)):
+    for rule, p in (("keep", 0.8), ("drop", 0.8), ("base", 0.9), ("plausible", 0.05)):
         recipe = Combination.emulate(1.0, truncation=Truncation(rule, p))  # type: ignore[arg-type]
         add(rule, EFTForCausalLM.from_models(one, tuned=two, reference=three, combination=recipe), [alpha])
     steer = Combination.steer({"helpful": 0.7, "brief": 0.3})
@@ -144,8 +148,16 @@ def random_families(folder: Path) -> dict[str, Any]:
         [({"weights": [0.2, 0.5]}, [1.0, 0.2, 0.5, -0.7]), ({"coefficients": [1.0, 0.0, 1.0, -1.0]}, [1.0, 0.0, 1.0, -1.0])],
     )
     add("shared", EFTForCausalLM.from_models(one, tuned=two, reference=one, alpha=0.5), [({"alpha": 1.5}, [1.0, 1.5, -1.5])])
-    add("interpolated", EFTForCausalLM.from_models(None, tuned=two, reference=three, combination=Combination.interpolate(1.5)), [])
-    add("mixed", EFTForCausalLM.from_models(random_model("qwen3", 5), tuned=random_model("mistral", 6), reference=three), [alpha])
+    add(
+        "interpolated",
+        EFTForCausalLM.from_models(None, tuned=two, reference=three, combination=Combination.interpolate(1.5)),
+        [],
+    )
+    add(
+        "mixed",
+        EFTForCausalLM.from_models(random_model("qwen3", 5), tuned=random_model("mistral", 6), reference=three),
+        [alpha],
+    )
     narrow = random_model("llama", 7, vocab_size=WIDE - 24)
     add("narrow", EFTForCausalLM.from_models(one, tuned=narrow, reference=three), [alpha])
     add("adapter", adapted(folder, one), [alpha])

@@ -28,7 +28,14 @@ def ask(llm: Any, requests: Sequence[dict[str, Any]], **more: Any) -> list[Any]:
     """All requests in one batch."""
     from vllm import SamplingParams
 
-    options = {"temperature": 0, "max_tokens": 24, "logprobs": 1, "ignore_eos": "kind" not in requests[0], "detokenize": False, **more}
+    options = {
+        "temperature": 0,
+        "max_tokens": 24,
+        "logprobs": 1,
+        "ignore_eos": "kind" not in requests[0],
+        "detokenize": False,
+        **more,
+    }
     return llm.generate(
         [{"prompt_token_ids": request["prompt"]} for request in requests],
         [SamplingParams(**options, extra_args=request["extra"] or None) for request in requests],
@@ -100,7 +107,7 @@ def test_what_is_no_strength_is_refused_and_the_engine_goes_on(
 def test_log_probabilities_of_a_prompt_are_those_of_its_strength(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
     """An answer, asked for again as a prompt."""
     llm = engine("llama", enable_prefix_caching=False)
-    requests = [request for request in cases["llama"]["requests"]][-3:] + cases["llama"]["requests"][:3]
+    requests = cases["llama"]["requests"][-3:] + cases["llama"]["requests"][:3]
     told = [{**request, "prompt": request["prompt"] + request["new"]} for request in requests]
     for output, request in zip(ask(llm, told, prompt_logprobs=0, max_tokens=1), requests, strict=True):
         got = [found[token].logprob for found, token in zip(output.prompt_logprobs[-24:], request["new"], strict=True)]
@@ -123,5 +130,5 @@ def test_speculation_under_v1_is_refused_by_name(engine: Callable[..., Any], ora
 
 
 def test_more_positions_than_a_member_has_are_refused(engine: Callable[..., Any]) -> None:
-    with pytest.raises(Exception, match="has 256 positions, fewer than the 300 asked for|max_model_len"):
+    with pytest.raises(Exception, match=r"256"):
         engine("llama", max_model_len=300)

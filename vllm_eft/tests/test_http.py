@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from vllm_eft import engine
 from vllm_eft.engine import Served
 from vllm_eft.http import Parameters, rewritten
 from vllm_eft.recipe import Recipe
+
+from vllm_eft import engine
 
 SEVERAL = Recipe(("base", "a", "b", "reference"), {}, {"base": 1.0, "a": 1.0, "reference": -1.0})
 

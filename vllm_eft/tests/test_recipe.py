@@ -65,7 +65,10 @@ def test_what_cannot_be_is_refused_by_name(recipe: Recipe, extra: Any, reason: s
         ({"truncation": {"rule": "some", "p": 0.5}}, "`rule` of keep, drop"),
         ({"truncation": {"rule": "keep", "p": 0}}, "`p` in"),
         ({"names": ("base", "a", "b", "reference"), "truncation": {"rule": "keep", "p": 0.5}}, "one tuned member"),
-        ({"names": ("tuned", "reference"), "coefficients": {"tuned": 1.0}, "truncation": {"rule": "base", "p": 0.5}}, "has? not|have not"),
+        (
+            {"names": ("tuned", "reference"), "coefficients": {"tuned": 1.0}, "truncation": {"rule": "base", "p": 0.5}},
+            "has? not|have not",
+        ),
     ],
 )
 def test_a_folders_recipe_is_checked(more: dict[str, Any], reason: str) -> None:

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from vllm_eft.trust import check_description, check_folder, check_weights, member_description
 
-GOOD: dict[str, Any] = {"model_type": "eft", "member_names": ["base", "tuned", "reference"], "text_config": {"model_type": "llama"}}
+GOOD: dict[str, Any] = {
+    "model_type": "eft",
+    "member_names": ["base", "tuned", "reference"],
+    "text_config": {"model_type": "llama"},
+}
 
 
 def test_a_plain_description_is_read() -> None:

@@ -40,7 +40,7 @@ class Merged:
         self._config = config
         self._parts: dict[str, dict[str, torch.Tensor]] = {}
         with safe_open(folder / _FILE, "pt") as file:
-            for key in file.keys():
+            for key in sorted(file.keys()):
                 module, _, part = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
                 if part not in ("lora_A", "lora_B"):
                     self._refuse(f"it has the tensor {key!r:.200}, which is of no plain LoRA layer")

@@ -72,7 +72,9 @@ class EFTConfig(PreTrainedConfig):
         places = {name: check_reference(name, self.references[name]) for name in self.member_names}
         listed = ", ".join(f"{name}: {repository}@{commit}" for name, (repository, commit) in places.items())
         if os.environ.get(ALLOW_REFERENCES) != "1":
-            raise ValueError(f"This is a recipe that has other repositories loaded ({listed}). If you trust them, set {ALLOW_REFERENCES}=1.")
+            raise ValueError(
+                f"This is a recipe that has other repositories loaded ({listed}). If you trust them, set {ALLOW_REFERENCES}=1."
+            )
         logger.warning("The recipe has these repositories loaded: %s", listed)
         for key, name in self.keys().items():
             repository, commit = places[name]

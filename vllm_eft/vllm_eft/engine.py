@@ -41,15 +41,14 @@ def check_engine(vllm_config: Any) -> None:
     scheduled = len(recipe.rows()) > 1
     if scheduled and not v2:
         raise ValueError("A recipe with a schedule needs the V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1.")
-    if vllm_config.speculative_config is not None and not v2 and not config.fixed_coefficients:
+    if vllm_config.speculative_config is not None and not v2:
         raise ValueError(
-            "With speculation, the V1 model runner tells a model nothing of requests: set VLLM_USE_V2_MODEL_RUNNER=1, or serve one strength "
-            """to all, `--hf-overrides '{"fixed_coefficients": true}'`."""
+            "With speculation, the V1 model runner tells a model nothing of requests, and checks nothing that they ask for: set "
+            "VLLM_USE_V2_MODEL_RUNNER=1, or serve without drafts."
         )
     config.served_by_v2 = v2
     note(config)
-    # With speculation V1 takes no processors; there, requests that ask for coefficients are refused by vLLM's own check of them.
-    if PROCESSOR not in (model_config.logits_processors or []) and (v2 or vllm_config.speculative_config is None):
+    if PROCESSOR not in (model_config.logits_processors or []):
         model_config.logits_processors = [*(model_config.logits_processors or []), PROCESSOR]
 
 
@@ -67,7 +66,9 @@ class Served:
         if rows is None:
             return
         if self.fixed:
-            raise ValueError("This server gives one strength to all requests (`fixed_coefficients`): leave out the coefficients.")
+            raise ValueError(
+                "This server gives one strength to all requests (`fixed_coefficients`): leave out the coefficients."
+            )
         if len(rows) > 1 and not self.v2:
             raise ValueError("A schedule needs the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=1): give one number.")
 
@@ -77,7 +78,7 @@ _SERVED: list[Served] = []
 
 
 def note(config: Any) -> None:
-    """Have this process know what is served, where the configuration is made and where it is unpickled: servers may have several processes."""
+    """Have this process know what is served: where the configuration is made, and where it is unpickled by a server's other processes."""
     served = Served(config.recipe, bool(config.served_by_v2), bool(config.fixed_coefficients))
     if served not in _SERVED:
         _SERVED.append(served)
@@ -97,7 +98,8 @@ def check_request(extra: Any) -> None:
     problems = []
     for served in _SERVED:
         try:
-            return served.check(extra)
+            served.check(extra)
+            return
         except ValueError as error:
             problems.append(error)
     if problems:

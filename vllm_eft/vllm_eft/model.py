@@ -18,7 +18,7 @@ from .adapters import Merged
 from .combine import combine
 from .releases import gathered, make_member, query_starts, source
 from .requests import table_of
-from .trust import MEMBERS, check_reference
+from .trust import MEMBERS
 from .vocabulary import known_tokens
 
 
@@ -60,9 +60,7 @@ class EFTForCausalLM(nn.Module, SupportsPP):
                 "A recipe folder has no weights of its own, which vLLM looks for: save the combination as one folder (`hf-eft compose`)."
             )
         self.allow_patterns_overrides = [f"{MEMBERS}/{folders[first]}/*.safetensors"]
-        self.secondary_weights = [
-            source(place, revision, f"{MEMBERS}/{folders[name]}", f"members.{name}.") for name in others
-        ]
+        self.secondary_weights = [source(place, revision, f"{MEMBERS}/{folders[name]}", f"members.{name}.") for name in others]
         self._adapters = {name: Path(place) / MEMBERS / name for name in folders if name in self.config.adapters}
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -139,7 +137,7 @@ class EFTForCausalLM(nn.Module, SupportsPP):
             )
         if self.table is None:
             raise ValueError("The engine's configuration is not that of a combination.")
-        return self.table.of_tokens(query_starts(), count)
+        return self.table.of_tokens(None if self.config.fixed_coefficients else query_starts(), count)
 
     # Logits -------------------------------------------------------------------------------------------------------------
 
@@ -152,7 +150,11 @@ class EFTForCausalLM(nn.Module, SupportsPP):
             return None
         if self.unknown is not None:
             total[..., : self.size].masked_fill_(self.unknown, -torch.inf)
-        return total if total.shape[-1] == self.width else nn.functional.pad(total, (0, self.width - total.shape[-1]), value=-torch.inf)
+        return (
+            total
+            if total.shape[-1] == self.width
+            else nn.functional.pad(total, (0, self.width - total.shape[-1]), value=-torch.inf)
+        )
 
     @property
     def _shares_fit(self) -> bool:

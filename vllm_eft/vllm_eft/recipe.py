@@ -45,7 +45,7 @@ class Recipe:
                 raise ValueError(
                     f"`truncation` must have a `rule` of {', '.join(RULES)} and a `p` in (0, 1], got {dict(self.truncation)!r:.200}."
                 )
-            self.guide  # a rule without its member is refused when the folder is read
+            _ = self.guide  # a rule without its member is refused when the folder is read
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -115,7 +115,8 @@ class Recipe:
         _checked(f"`{key}`", value)
         if len(self.tuned) != 1 or set(self.names) != {BASE, self.tuned[0], REFERENCE}:
             raise ValueError(
-                f"`{key}` is for a base, one tuned member and a reference, not for {', '.join(self.names)}: give `weights` or `coefficients`."
+                f"`{key}` is for a base, one tuned member and a reference, not for {', '.join(self.names)}: give `weights` "
+                "or `coefficients`."
             )
         if key == "alpha":
             return {BASE: 1.0, self.tuned[0]: value, REFERENCE: _minus(value)}
@@ -128,7 +129,9 @@ class Recipe:
             raise ValueError(f"`{key}` is for tuned members, and there are none among {', '.join(self.names)}.")
         if isinstance(value, (list, tuple)):
             if len(value) != len(wanted):
-                raise ValueError(f"`{key}` must have a number for each of {', '.join(wanted)}, got {len(value)}: {value!r:.80}.")
+                raise ValueError(
+                    f"`{key}` must have a number for each of {', '.join(wanted)}, got {len(value)}: {value!r:.80}."
+                )
             value = dict(zip(wanted, value, strict=True))
         if not isinstance(value, Mapping) or (unknown := [name for name in value if name not in wanted]):
             named = f"names {', '.join(map(repr, unknown))}" if isinstance(value, Mapping) else f"is {value!r:.80}"
@@ -170,5 +173,6 @@ def _summed(values: Sequence[Any]) -> Any:
     if not steps:
         return float(sum(values))
     return [
-        sum(value[min(step, len(value) - 1)] if isinstance(value, Sequence) else value for value in values) for step in range(steps)
+        sum(value[min(step, len(value) - 1)] if isinstance(value, Sequence) else value for value in values)
+        for step in range(steps)
     ]

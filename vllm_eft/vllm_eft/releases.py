@@ -1,8 +1,8 @@
 """
 What is asked of vLLM beyond its public names, all of it here: these may change in any release.
 
-Undocumented for plugins are `MODELS_CONFIG_MAP` (a check of an engine's configuration by architecture), `with_hf_config`, `secondary_weights`
-and `get_model_state_cls`; unstable by its own word is the logits processor.
+Undocumented for plugins are `MODELS_CONFIG_MAP` (a check of an engine's configuration by architecture), `with_hf_config`,
+`secondary_weights` and `get_model_state_cls`; unstable by its own word is the logits processor.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def problem() -> str | None:
     if FIRST <= number < BEYOND:
         return None
     return (
-        f"vllm-eft {__version__} runs with vLLM {FIRST[0]}.{FIRST[1]} to {BEYOND[0]}.{BEYOND[1] - 1}, not with {found}: install one of those, "
-        "or a newer vllm-eft."
+        f"vllm-eft {__version__} runs with vLLM {FIRST[0]}.{FIRST[1]} to {BEYOND[0]}.{BEYOND[1] - 1}, not with {found}: install one of "
+        "those, or a newer vllm-eft."
     )
 
 

@@ -60,7 +60,9 @@ def check_description(description: Mapping[str, Any]) -> None:
 def check_reference(name: str, reference: Any) -> tuple[str, str]:
     """The repository and the commit that a recipe names for a member; a `ValueError` for anything else."""
     if not isinstance(reference, Mapping) or set(reference) != {"repo_id", "revision"}:
-        raise ValueError(f"The reference of the member {name!r} must have `repo_id` and `revision`, nothing else; got {reference!r:.200}.")
+        raise ValueError(
+            f"The reference of the member {name!r} must have `repo_id` and `revision`, nothing else; got {reference!r:.200}."
+        )
     repository, revision = reference["repo_id"], reference["revision"]
     if not isinstance(repository, str) or not _REPOSITORY.fullmatch(repository) or ".." in repository:
         raise ValueError(f"The reference of the member {name!r} must name a repository of the Hub, got {repository!r:.200}.")
@@ -117,13 +119,19 @@ def _names(names: Any) -> list[str]:
     if not isinstance(names, (list, tuple)) or len(names) > MAX_MEMBERS or len(set(map(str, names))) != len(names):
         raise ValueError(f"The names of members must be a list of at most {MAX_MEMBERS}, each once, got {names!r:.200}.")
     for name in names:
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or len(name) > 64:  # folders' names as well
+        if (
+            not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or len(name) > 64
+        ):  # folders' names as well
             raise ValueError(f"A member cannot be called {name!r}: expected an identifier of at most 64 characters.")
     return list(names)
 
 
 def _links(key: str, links: Any, names: list[str]) -> dict[str, str]:
     links = links or {}
-    if not isinstance(links, Mapping) or not set(links) <= set(names) or not all(isinstance(each, str) for each in links.values()):
+    if (
+        not isinstance(links, Mapping)
+        or not set(links) <= set(names)
+        or not all(isinstance(each, str) for each in links.values())
+    ):
         raise ValueError(f"`{key}` must name a model for some of {names}, got {links!r:.200}.")
     return dict(links)
