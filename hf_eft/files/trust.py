@@ -83,9 +83,13 @@ def check_description(description: Mapping[str, Any], defaults: Mapping[str, Any
     shared = _links("shared_members", description, names)
     _names([trunk for trunk in dict.fromkeys(adapters.values()) if trunk not in names])
     if wrong := [name for name, owner in shared.items() if owner not in names or owner in shared or owner == name]:
-        raise ValueError(f"`shared_members` must name a member with a model of its own for each, got {wrong} with {shared}.")
+        raise ValueError(
+            f"The configuration's `shared_members` must name a member with a model of its own for each, got {wrong} with {shared}."
+        )
     if wrong := [name for name, trunk in adapters.items() if trunk in adapters or trunk in shared or name in shared]:
-        raise ValueError(f"`adapters` must name a model with weights of its own for each, got {wrong} with {adapters}.")
+        raise ValueError(
+            f"The configuration's `adapters` must name a model with weights of its own for each, got {wrong} with {adapters}."
+        )
     if unknown := sorted(key for key in description if not is_read(key, description, defaults)):
         raise ValueError(
             f"The configuration has keys that are not read: {', '.join(map(repr, unknown))}. Expected {', '.join(sorted(_KEYS))} and a "
@@ -98,7 +102,7 @@ def check_description(description: Mapping[str, Any], defaults: Mapping[str, Any
     _check_combination(description.get("combination"), names)
     references = description.get("references") or {}
     if not isinstance(references, dict) or (references and set(references) != set(names)):
-        raise ValueError(f"`references` must have a repository for each of {names}, got {references!r}.")
+        raise ValueError(f"The configuration's `references` must have a repository for each of {names}, got {references!r}.")
     for name, reference in references.items():
         check_reference(name, reference)
 
@@ -284,7 +288,7 @@ def _links(key: str, description: Mapping[str, Any], names: list[str]) -> dict[s
         or not all(isinstance(value, str) for value in links.values())
         or not set(links) <= set(names)
     ):
-        raise ValueError(f"`{key}` must name a model for some of {names}, got {links!r:.200}.")
+        raise ValueError(f"The configuration's `{key}` must name a model for some of {names}, got {links!r:.200}.")
     return links
 
 

@@ -49,7 +49,8 @@ class EFTCache(Cache):
     sibling_caches: dict[str, Cache]
     broken: bool  # a change of it was cut off half way
     uneven: bool  # its rows ended at different tokens, and stand in line on the right
-    seen_tokens: int  # asked for only where no member's cache counts, and such caches are never cropped
+    apart: bool  # a member has read another prompt, so that its count is its own
+    seen_tokens: int  # asked for only where no member's cache counts for all, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
 
     @property
@@ -92,15 +93,15 @@ class EFTCache(Cache):
         attached = cast(EFTCache, cache)
         attached.main_member = main
         attached.sibling_caches = siblings
-        attached.joints, attached.broken, attached.uneven = {}, False, False
+        attached.joints, attached.broken, attached.uneven, attached.apart = {}, False, False, False
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        # A pure state-space member counts no tokens: any member that does may answer for all.
+        # A pure state-space member counts no tokens: any member that does and reads the same may answer for all.
         if layer_idx == 0 and not counts_tokens(self):
             counting = [cache for cache in self.sibling_caches.values() if counts_tokens(cache)]
-            return counting[0].get_seq_length() if counting else self.seen_tokens
+            return counting[0].get_seq_length() if counting and not (self.apart and self.seen_tokens) else self.seen_tokens
         return super().get_seq_length(layer_idx)
 
     def read_by(self, name: str, otherwise: int) -> int:
@@ -163,7 +164,7 @@ class EFTCache(Cache):
         self.joints.clear()
         for cache in self.sibling_caches.values():
             cache.reset()
-        self.broken = self.uneven = False
+        self.broken = self.uneven = self.apart = False
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._by_all("batch_repeat_interleave", repeats)

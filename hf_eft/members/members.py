@@ -266,6 +266,8 @@ class Members:
             )
         if cache is not None:
             tokens = input_ids if input_ids is not None else inputs_embeds
+            if own:
+                cache.apart = True
             cache.count(tokens.shape[1] if tokens is not None else 0)
         return outputs
 

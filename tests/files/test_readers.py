@@ -129,6 +129,8 @@ def test_what_is_no_such_file_is_named(name: str, data: bytes, error: str) -> No
     ("name", "change", "error"),
     [
         ("description", lambda found: found.update(dtype=[]), r"the combination has `dtype` = \[\], expected"),
+        ("description", lambda found: found.update(adapters=[{}]), r"The configuration's `adapters` must name a model"),
+        ("description", lambda found: found.update(references=[{}]), r"The configuration's `references` must have"),
         ("description", lambda found: found.update(pad_token_id=[]), r"`pad_token_id` = \[\], expected the id of a token"),
         ("description", lambda found: found["text_config"].update(attention_bias=[]), "member 'base' cannot be read"),
         ("description", lambda found: found["tuned_config"].update(dtype=3), "the member 'tuned' has `dtype` = 3"),

@@ -137,3 +137,12 @@ def test_a_search_drops_beams_without_any_token_left(leaf: str) -> None:
     call = Call("beams", new_tokens=4, options={"bad_words_ids": [[i] for i in range(3, 60)]}, beams=2)
     case = replace(NARROW, leaf=leaf, truncation=("drop", 0.9), calls=(call,))
     assert check(case).refused is None
+
+
+def test_a_member_with_a_prompt_of_its_own_does_not_count_for_one_that_counts_none() -> None:
+    """The next call took the cache of the base for one that had read a token more."""
+    own = {"tuned": ((3, 3),)}
+    for drafts in ({"drafter": "tuned", "block": 1}, {}):
+        calls = (Call(new_tokens=3, own=own, **drafts), Call(new_tokens=2, own=own, goes_on=True, turn=(3,)))
+        members = {"base": Member("mamba"), "tuned": Member("llama", 1), "reference": Member("mamba", 2)}
+        assert check(Case(members, prompts=((3,),), calls=calls)).refused is None
