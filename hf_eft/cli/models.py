@@ -15,15 +15,10 @@ from ..hub import load as load_members
 from ..recipe.combination import BASE, REFERENCE, TUNED, Combination, Truncation
 from ..recipe.shorthands import recipe
 from .app import notes, said
-from .options import named, named_numbers, number
+from .options import named, named_numbers, number, option
 
 _MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
 _ENDS = 2**16  # bytes at both ends of a file that tell it from another
-
-
-def _option(panel: str, text: str, *, flag: str | None = None, show_default: bool = False, **more: Any) -> Any:
-    names = () if flag is None else (flag,)  # a switch that cannot be switched off
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
 @dataclass(frozen=True)
@@ -31,28 +26,28 @@ class Composition:
     """Members and a recipe that a command line gives."""
 
     base: Annotated[
-        str | None, _option(_MODELS, "The model whose knowledge is wanted, usually large.", metavar="FOLDER_OR_ID")
+        str | None, option(_MODELS, "The model whose knowledge is wanted, usually large.", metavar="FOLDER_OR_ID")
     ] = None
     tuned: Annotated[
         list[str] | None,
-        _option(
+        option(
             _MODELS,
             "The model whose behaviour is wanted, usually small. Several: --tuned helpful=ID --tuned brief=ID.",
             metavar="FOLDER_OR_ID",
         ),
     ] = None
     reference: Annotated[
-        str | None, _option(_MODELS, "What the tuned model was before it was tuned.", metavar="FOLDER_OR_ID")
+        str | None, option(_MODELS, "What the tuned model was before it was tuned.", metavar="FOLDER_OR_ID")
     ] = None
-    alpha: Annotated[float | None, _option(_RECIPE, "Strength of what fine-tuning changed (1 if nothing is given).")] = None
-    beta: Annotated[float | None, _option(_RECIPE, "Amplification of what scale changed, instead of alpha.")] = None
+    alpha: Annotated[float | None, option(_RECIPE, "Strength of what fine-tuning changed (1 if nothing is given).")] = None
+    beta: Annotated[float | None, option(_RECIPE, "Amplification of what scale changed, instead of alpha.")] = None
     weight: Annotated[
         list[str] | None,
-        _option(_RECIPE, "The weight of a tuned model, as in --weight helpful=0.7; for each.", metavar="NAME=NUMBER"),
+        option(_RECIPE, "The weight of a tuned model, as in --weight helpful=0.7; for each.", metavar="NAME=NUMBER"),
     ] = None
     truncation: Annotated[
         str | None,
-        _option(
+        option(
             _RECIPE,
             "Which tokens may be re-weighted: keep:P, drop:P, base:P or plausible:P, as in keep:0.95.",
             metavar="RULE:P",
@@ -103,18 +98,18 @@ class Models(Composition):
 
     model: Annotated[
         str | None,
-        _option(_MODELS, "Instead, a saved combination: folder or Hub id.", metavar="FOLDER_OR_ID"),
+        option(_MODELS, "Instead, a saved combination: folder or Hub id.", metavar="FOLDER_OR_ID"),
     ] = None
     allow_references: Annotated[
-        bool, _option(_MODELS, "Let the file of --model say which other repositories are loaded.", flag="--allow-references")
+        bool, option(_MODELS, "Let the file of --model say which other repositories are loaded.", flag="--allow-references")
     ] = False
-    dtype: Annotated[str, _option(_RUNNING, "auto, float32, bfloat16 or float16.", show_default=True)] = "auto"
-    device: Annotated[str | None, _option(_RUNNING, "Where the models run, as in cuda:0. The fastest there is by default.")] = (
+    dtype: Annotated[str, option(_RUNNING, "auto, float32, bfloat16 or float16.", show_default=True)] = "auto"
+    device: Annotated[str | None, option(_RUNNING, "Where the models run, as in cuda:0. The fastest there is by default.")] = (
         None
     )
     trust_remote_code: Annotated[
         bool,
-        _option(_RUNNING, "Run the code that the models' repositories bring. It can do anything.", flag="--trust-remote-code"),
+        option(_RUNNING, "Run the code that the models' repositories bring. It can do anything.", flag="--trust-remote-code"),
     ] = False
 
     def places(self) -> str | dict[str, str]:

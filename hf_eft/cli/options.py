@@ -44,6 +44,12 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def option(panel: str, text: str, *, flag: str | None = None, show_default: bool = False, **more: Any) -> Any:
+    """An option under a heading of the help, `panel`."""
+    names = () if flag is None else (flag,)  # a switch that cannot be switched off
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
+
+
 def generation_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """`--num-beams 4 --do-sample true` as options of `generate`, and what is no option. Values are read as JSON where they are."""
     options: dict[str, Any] = {}

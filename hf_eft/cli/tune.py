@@ -14,7 +14,7 @@ from rich.table import Table
 from ..files import check_folder
 from .app import Failure, app, console, notes, said
 from .models import best_device
-from .options import with_groups
+from .options import option, with_groups
 
 if TYPE_CHECKING:
     from ..training.record import Record
@@ -23,36 +23,31 @@ if TYPE_CHECKING:
 _LEARNS, _STEPS, _RUNNING = "What is learnt", "How it is learnt", "How the models run"
 
 
-def _option(panel: str, text: str, *, flag: str | None = None, **more: Any) -> Any:
-    names = () if flag is None else (flag,)
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
-
-
 @dataclass(frozen=True)
 class Given:
     """The settings that a command line gives; what it does not give has a default of its own."""
 
-    alpha: Annotated[float | None, _option(_STEPS, "Strength of the delta in training: 0.5; without models 0.25.")] = None
+    alpha: Annotated[float | None, option(_STEPS, "Strength of the delta in training: 0.5; without models 0.25.")] = None
     lora_r: Annotated[
-        int | None, _option(_STEPS, "Rank of a LoRA adapter on the reference. Without it, a copy of the reference learns.")
+        int | None, option(_STEPS, "Rank of a LoRA adapter on the reference. Without it, a copy of the reference learns.")
     ] = None
-    epochs: Annotated[float | None, _option(_STEPS, "How often each answer is shown: 3.")] = None
-    steps: Annotated[int | None, _option(_STEPS, "How many times the weights are changed, instead of --epochs.")] = None
-    batch_size: Annotated[int | None, _option(_STEPS, "Examples that are read together: 8.")] = None
-    accumulation: Annotated[int | None, _option(_STEPS, "How many such batches are one step: 1.")] = None
-    learning_rate: Annotated[float | None, _option(_STEPS, "The highest: 2e-4 for LoRA, 2e-5 for all weights.")] = None
-    max_length: Annotated[int | None, _option(_STEPS, "The most tokens that an example may have: 1024.")] = None
-    replay_share: Annotated[float | None, _option(_STEPS, "The share of --replay in each step: 0.5.")] = None
+    epochs: Annotated[float | None, option(_STEPS, "How often each answer is shown: 3.")] = None
+    steps: Annotated[int | None, option(_STEPS, "How many times the weights are changed, instead of --epochs.")] = None
+    batch_size: Annotated[int | None, option(_STEPS, "Examples that are read together: 8.")] = None
+    accumulation: Annotated[int | None, option(_STEPS, "How many such batches are one step: 1.")] = None
+    learning_rate: Annotated[float | None, option(_STEPS, "The highest: 2e-4 for LoRA, 2e-5 for all weights.")] = None
+    max_length: Annotated[int | None, option(_STEPS, "The most tokens that an example may have: 1024.")] = None
+    replay_share: Annotated[float | None, option(_STEPS, "The share of --replay in each step: 0.5.")] = None
     evaluations: Annotated[
-        int | None, _option(_STEPS, "How often the held-out part is looked at, and a checkpoint kept: 8.")
+        int | None, option(_STEPS, "How often the held-out part is looked at, and a checkpoint kept: 8.")
     ] = None
-    patience: Annotated[int | None, _option(_STEPS, "Looks without a lower held-out loss before it stops: 3; 0 for never.")] = (
+    patience: Annotated[int | None, option(_STEPS, "Looks without a lower held-out loss before it stops: 3; 0 for never.")] = (
         None
     )
     gradient_checkpointing: Annotated[
-        bool, _option(_STEPS, "Less memory for the small model, more time.", flag="--gradient-checkpointing")
+        bool, option(_STEPS, "Less memory for the small model, more time.", flag="--gradient-checkpointing")
     ] = False
-    seed: Annotated[int | None, _option(_STEPS, "Of the order and of what is held out: 0.")] = None
+    seed: Annotated[int | None, option(_STEPS, "Of the order and of what is held out: 0.")] = None
 
     def settings(self, embedded: bool) -> Settings:
         """The settings; those of the embedded family where there are no models."""
@@ -76,36 +71,36 @@ def tune(
     ],
     base: Annotated[
         list[str] | None,
-        _option(
+        option(
             _LEARNS, "The model that is learnt through. Several times: one is drawn for each batch.", metavar="FOLDER_OR_ID"
         ),
     ] = None,
     reference: Annotated[
-        str | None, _option(_LEARNS, "The small model that the delta begins as.", metavar="FOLDER_OR_ID")
+        str | None, option(_LEARNS, "The small model that the delta begins as.", metavar="FOLDER_OR_ID")
     ] = None,
     data: Annotated[
         Path | None,
-        _option(_LEARNS, "JSON Lines with `messages`, or `prompt` and `answer`.", exists=True, dir_okay=False),
+        option(_LEARNS, "JSON Lines with `messages`, or `prompt` and `answer`.", exists=True, dir_okay=False),
     ] = None,
-    chat: Annotated[bool, _option(_LEARNS, "A `prompt` is what a user says, in the chat template.", flag="--chat")] = False,
+    chat: Annotated[bool, option(_LEARNS, "A `prompt` is what a user says, in the chat template.", flag="--chat")] = False,
     held_out: Annotated[
         str | None,
-        _option(_LEARNS, "What is measured and never learnt: a share (0.05), or a file as --data.", metavar="SHARE_OR_FILE"),
+        option(_LEARNS, "What is measured and never learnt: a share (0.05), or a file as --data.", metavar="SHARE_OR_FILE"),
     ] = None,
     replay: Annotated[
         Path | None,
-        _option(_LEARNS, "Documents as in pre-training, a line each, beside the answers.", exists=True, dir_okay=False),
+        option(_LEARNS, "Documents as in pre-training, a line each, beside the answers.", exists=True, dir_okay=False),
     ] = None,
     combination: Annotated[
         Path | None,
-        _option(_LEARNS, "Also write base, delta and reference as one folder, for --model.", file_okay=False),
+        option(_LEARNS, "Also write base, delta and reference as one folder, for --model.", file_okay=False),
     ] = None,
     dtype: Annotated[
-        str, _option(_RUNNING, "Of the base: auto, float32, bfloat16 or float16. What learns is in float32.")
+        str, option(_RUNNING, "Of the base: auto, float32, bfloat16 or float16. What learns is in float32.")
     ] = "auto",
-    device: Annotated[str | None, _option(_RUNNING, "Where the models run. The fastest there is by default.")] = None,
+    device: Annotated[str | None, option(_RUNNING, "Where the models run. The fastest there is by default.")] = None,
     trust_remote_code: Annotated[
-        bool, _option(_RUNNING, "Run the code that the models' repositories bring.", flag="--trust-remote-code")
+        bool, option(_RUNNING, "Run the code that the models' repositories bring.", flag="--trust-remote-code")
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew what is in the output folder.")] = False,
 ) -> None:
