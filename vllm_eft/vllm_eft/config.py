@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from typing import Any
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .recipe import Recipe
-from .trust import MODEL_TYPE, check_description, check_reference, member_description
+from .trust import MODEL_TYPE, check_description, member_description
 
-logger = logging.getLogger(__name__)
-
-# Whether a recipe folder may have other repositories loaded: "1", in the environment of the server.
-ALLOW_REFERENCES = "VLLM_EFT_ALLOW_REFERENCES"
 _OF_TRANSFORMERS = frozenset(PreTrainedConfig().to_dict())
 
 
@@ -45,11 +39,13 @@ class EFTConfig(PreTrainedConfig):
         self.shared_members, self.adapters = dict(self.shared_members or {}), dict(self.adapters or {})
         self.tokenizer_members, self.references = list(self.tokenizer_members or []), dict(self.references or {})
         self.combination = self.combination or {"coefficients": {"base": 1.0, "tuned": 1.0, "reference": -1.0}}
-        known = self.text_config is not None or self.references
-        self.member_names = list(self.member_names or (["base", "tuned", "reference"] if known else []))
+        self.member_names = list(self.member_names or ([] if self.text_config is None else ["base", "tuned", "reference"]))
         if self.references:
-            self._follow()
-        elif self.text_config is not None:
+            raise ValueError(
+                "A recipe folder refers to its members and has no weights of its own, which vLLM looks for: save the combination as one "
+                "folder (`hf-eft compose`)."
+            )
+        if self.text_config is not None:
             for key, name in self.keys().items():
                 given = self.text_config if key == "text_config" else kwargs.pop(key, None)
                 setattr(self, key, _as_config(name, given))
@@ -66,21 +62,6 @@ class EFTConfig(PreTrainedConfig):
             from .engine import note
 
             note(self)
-
-    def _follow(self) -> None:
-        """The configurations of repositories that a recipe refers to."""
-        places = {name: check_reference(name, self.references[name]) for name in self.member_names}
-        listed = ", ".join(f"{name}: {repository}@{commit}" for name, (repository, commit) in places.items())
-        if os.environ.get(ALLOW_REFERENCES) != "1":
-            raise ValueError(
-                f"This is a recipe that has other repositories loaded ({listed}). If you trust them, set {ALLOW_REFERENCES}=1."
-            )
-        logger.warning("The recipe has these repositories loaded: %s", listed)
-        for key, name in self.keys().items():
-            repository, commit = places[name]
-            # No token: a file names this repository, not the user.
-            found, _ = PreTrainedConfig.get_config_dict(repository, revision=commit, token=False)
-            setattr(self, key, _as_config(name, found))
 
     def keys(self) -> dict[str, str]:
         """The attribute of each configuration that a file has, and whose it is, the main member's first."""

@@ -31,7 +31,7 @@ def check_engine(vllm_config: Any) -> None:
                 f"`--max-model-len {longest}` or less."
             )
     folder = Path(model_config.model)
-    if folder.is_dir() and not config.references:
+    if folder.is_dir():
         check_folder(folder)
         for name in config.keys().values():
             check_weights(name, folder / MEMBERS / name)

@@ -55,10 +55,6 @@ class EFTForCausalLM(nn.Module, SupportsPP):
         place, revision = model_config.model, model_config.revision
         folders = {name: self.config.adapters.get(name, name) for name in self.members}
         first, *others = folders
-        if self.config.references:
-            raise ValueError(
-                "A recipe folder has no weights of its own, which vLLM looks for: save the combination as one folder (`hf-eft compose`)."
-            )
         self.allow_patterns_overrides = [f"{MEMBERS}/{folders[first]}/*.safetensors"]
         self.secondary_weights = [source(place, revision, f"{MEMBERS}/{folders[name]}", f"members.{name}.") for name in others]
         self._adapters = {name: Path(place) / MEMBERS / name for name in folders if name in self.config.adapters}
