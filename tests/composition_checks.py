@@ -71,7 +71,7 @@ def check(case: Case) -> Outcome:
             try:
                 result = _run(case, call, leaf, inputs, own, cache, follows.goes_on)
             except Exception as error:
-                if not _is_ours(error) and not _is_theirs(error, case, call, inputs):
+                if not _is_ours(error) and not _is_theirs(error, sheet):
                     raise
                 outcome.refused = str(error)
                 return outcome
@@ -100,14 +100,25 @@ def _is_ours(error: Exception) -> bool:
     return Path(file).is_relative_to(_PACKAGE) and linecache.getline(file, trace.tb_lineno).strip().startswith("raise ")
 
 
-def _is_theirs(error: Exception, case: Case, call: Call, inputs: dict[str, torch.Tensor]) -> bool:
-    """Whether an add-on's base raises the same without the add-on."""
-    if case.leaf != "add-on":
-        return False
-    try:
-        model_of(case.members["base"]).generate(**inputs, **options_of(call), **_states(call), **_drafts(case, call, None))
-    except Exception as other:
-        return (type(other), str(other)) == (type(error), str(error))
+def _is_theirs(error: Exception, sheet: Sheet) -> bool:
+    """Whether an add-on's base raises the same without the add-on, or the search that the oracle is asked by: a beam is not the add-on's."""
+    case, call = sheet.case, sheet.call
+
+    def alone() -> None:
+        model_of(case.members["base"]).generate(
+            **sheet.inputs, **options_of(call), **_states(call), **_drafts(case, call, None)
+        )
+
+    def asked() -> None:
+        if call.searches:
+            sheet.search(0)
+
+    for other in (alone, asked) if case.leaf == "add-on" else ():
+        try:
+            other()
+        except Exception as theirs:
+            if (type(theirs), str(theirs)) == (type(error), str(error)):
+                return True
     return False
 
 

@@ -45,6 +45,7 @@ class Sheet:
         self.written, self.truncation = written_out(case), truncation_of(case)
         self.before, self.after = self._processors()
         self._logits: dict[Any, torch.Tensor] = {}
+        self._edges: dict[Any, torch.Tensor] = {}
         self._found: dict[int, tuple[list[list[int]], torch.Tensor]] = {}
 
     # The combination --------------------------------------------------------------------------------------------------
@@ -105,7 +106,10 @@ class Sheet:
         logits, scores = self._scores(ids, prompt, tokens[:-1], step, shaken)
         bound = self.bound()
         for kind, wanted in (("logits", logits), ("scores", scores)):
-            if kind in seen and (reason := differ(seen[kind], wanted, bound, edge=bool(shaken))) is not None:
+            if kind not in seen:
+                continue
+            edge = self._edge(kind, ids, prompt, tokens[:-1], step) if shaken else None
+            if (reason := differ(seen[kind], wanted, bound, edge)) is not None:
                 return f"{kind} {reason}"
         if self.case.leaf == "wrapper" and bool((scores == -torch.inf).all()):
             return "there was nothing to choose from"
@@ -113,6 +117,15 @@ class Sheet:
             return None if scores[token] > -torch.inf else f"{token} cannot be drawn"
         chosen = int((scores if noise is None else scores + noise).argmax())
         return None if chosen == token else f"{token} was chosen, not {chosen}"
+
+    def _edge(self, kind: str, ids: torch.Tensor, prompt: int, said: tuple[int, ...], step: int) -> torch.Tensor:
+        """The tokens that some of the oracle's like rule out and others do not, `(width,)`: in a low precision, many at once."""
+        key = (kind, prompt, said, step)
+        if key not in self._edges:
+            place = ("logits", "scores").index(kind)
+            found = [self._scores(ids, prompt, said, step, shaken)[place] > -torch.inf for shaken in range(SHAKEN)]
+            self._edges[key] = torch.stack(found).any(0) & ~torch.stack(found).all(0)
+        return self._edges[key]
 
     def noise(self, rows: int, steps: int) -> list[torch.Tensor] | None:
         """What is added to the scores of every step where tokens are drawn, `(rows, width)`: the largest sum is the token."""
@@ -229,16 +242,20 @@ class _Marker(LogitsProcessor):
         return scores
 
 
-def differ(got: torch.Tensor, wanted: torch.Tensor, bound: float, edge: bool = False) -> str | None:
-    """How two distributions differ, up to a constant. With `edge`, one may rule out what is in the other's last `bound`."""
+def differ(got: torch.Tensor, wanted: torch.Tensor, bound: float, edge: torch.Tensor | None = None) -> str | None:
+    r"""
+    How two distributions differ, up to a constant. With `edge`, `(width,)`, one may rule out what is in the other's last `bound`, and any
+    token of the edge.
+    """
     allowed, found = wanted > -torch.inf, got > -torch.inf
     both = allowed & found
-    if not torch.equal(found, allowed) and not (edge and both.any()):
+    if not torch.equal(found, allowed) and (edge is None or not both.any()):
         return f"rule out {int((~found).sum())} tokens, not {int((~allowed).sum())}, or others"
     if not allowed.any():
         return None
     got, wanted = (scores - scores[both].logsumexp(-1) for scores in (got, wanted))
     for one, other, name in ((found & ~allowed, wanted[allowed], got), (allowed & ~found, got[found], wanted)):
+        one = one if edge is None else one & ~edge
         if one.any() and float(name[one].max() - other.min()) > bound:
             return f"rule out {int((~found).sum())} tokens, not {int((~allowed).sum())}, and not by a near tie"
     off = float((got - wanted)[both].abs().max())

@@ -35,7 +35,7 @@ from .speculative.schedule import Fixed, Report
 from .speculative.scoring import Scoring
 from .speculative.small import SmallCombination, check_small
 from .speculative.watchers import refuse_stateful, refuse_streamer
-from .tokens_left import SomethingLeft
+from .tokens_left import BeamsLeft, SomethingLeft
 
 
 class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
@@ -182,7 +182,19 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
 
     def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
+        self._request.beams_left = BeamsLeft() if self._may_leave_nothing(kwargs["logits_processor"]) else None
         return super()._beam_search(input_ids, **kwargs)
+
+    def _get_top_k_continuations(self, accumulated_log_probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if (left := self._request.beams_left) is not None:
+            accumulated_log_probs = left.look(accumulated_log_probs)
+        return super()._get_top_k_continuations(accumulated_log_probs, *args, **kwargs)
+
+    def _update_finished_beams(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._update_finished_beams(*args, **kwargs)
+        if (left := self._request.beams_left) is not None:
+            left.ended = found[-1].any(-1)
+        return found
 
     def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
@@ -276,12 +288,15 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     def _with_something_left(self, input_ids: torch.Tensor, asked: dict[str, Any], is_final: bool) -> dict[str, Any]:
         """What a way of decoding is given, with a look at whether processors leave a token of those that a truncation leaves."""
         processors, config = asked["logits_processor"], asked["generation_config"]
-        truncation = self.combination.truncation
-        if not processors or truncation is None or truncation.rule == "keep":
+        if not self._may_leave_nothing(processors):
             return asked
         pad = config._pad_token_tensor
         look = SomethingLeft(input_ids.shape[1], end_tokens(config), None if pad is None else int(pad), is_final)
         return {**asked, "logits_processor": LogitsProcessorList([*processors, look])}
+
+    def _may_leave_nothing(self, processors: Sequence[Any]) -> bool:
+        truncation = self.combination.truncation
+        return bool(processors) and truncation is not None and truncation.rule != "keep"
 
     def _lines(
         self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int

@@ -50,6 +50,31 @@ class SomethingLeft(LogitsProcessor):
         return over | (said[:, -1] == self.pad) if said.shape[1] and self.pad is not None else over
 
 
+class BeamsLeft:
+    """A search drops beams without any token left. A prompt that has no other, and no text that has ended, is refused."""
+
+    def __init__(self) -> None:
+        self.ended: torch.Tensor | None = None  # (batch,): whether a text of the prompt has ended
+
+    def look(self, scores: torch.Tensor) -> torch.Tensor:
+        r"""
+        Args:
+            scores (`torch.Tensor` of shape `(batch, beams * vocab)`): Those of every text of a prompt that goes on by a token.
+
+        Returns:
+            `torch.Tensor` of the same shape: Numbers to draw by, where a prompt has none left and needs none.
+
+        Raises:
+            `ValueError`: For a prompt that needs one.
+        """
+        none = scores.amax(-1) == -torch.inf  # (batch,)
+        if not bool(none.any()):
+            return scores
+        if bool((live := none if self.ended is None else none & ~self.ended).any()):
+            raise nothing_left(int(live.nonzero()[0]))
+        return scores.masked_fill(none[:, None], _NONE)
+
+
 def refuse_marked(scores: torch.Tensor, rows: Collection[int], taken: Collection[int]) -> None:
     r"""
     Raise if a token was taken where none was left.

@@ -7,7 +7,7 @@ import torch
 from families import prompts, shared
 
 from hf_eft import Combination, EFTForCausalLM, Truncation
-from hf_eft.decoding.tokens_left import SomethingLeft, refuse_marked
+from hf_eft.decoding.tokens_left import BeamsLeft, SomethingLeft, refuse_marked
 
 INF = torch.inf
 SCORES = torch.tensor([[-INF, 1.0, 2.0], [-INF, -INF, -INF], [0.0, -INF, -INF]])
@@ -45,6 +45,38 @@ def test_a_row_that_only_drafts_is_marked_and_refused_where_its_token_is_taken()
     refuse_marked(scores, [4, 6, 7], [2, 1, 2])
     with pytest.raises(ValueError, match="no token left for row 6"):
         refuse_marked(scores, [4, 6, 7], [0, 2, 0])
+
+
+def test_a_search_needs_a_token_for_prompts_without_a_text_that_has_ended() -> None:
+    left = BeamsLeft()
+    assert left.look(SCORES[[0, 2]]).equal(SCORES[[0, 2]])
+    for left.ended in (None, torch.tensor([True, False, True])):
+        with pytest.raises(ValueError, match="no token left for row 1"):
+            left.look(SCORES)
+    left.ended = torch.tensor([False, True, False])
+    filled = left.look(SCORES)
+    assert filled[[0, 2]].equal(SCORES[[0, 2]]) and bool(filled[1].isfinite().all())
+
+
+@pytest.mark.parametrize("how", [{}, {"do_sample": True}], ids=str)
+def test_a_search_returns_the_texts_that_ended_before_nothing_was_left(how: dict) -> None:
+    """The nucleus is one token here."""
+    model = EFTForCausalLM.from_models(
+        shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2),
+        combination=Combination.emulate(truncation=Truncation("drop", 0.01)),
+    )  # fmt: skip
+    both = {name: torch.cat([x, x.flip(1)]) for name, x in prompts("even").items()}
+    length = both["input_ids"].shape[1]
+    first = model.generate(**both, max_new_tokens=1)[:, -1].tolist()
+    assert len(set(first)) > 1
+
+    def forbidding(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores if ids.shape[1] == length else torch.full_like(scores, -torch.inf)
+
+    options = {"max_new_tokens": 5, "num_beams": 2, "logits_processor": [forbidding], **how}
+    assert model.generate(**both, **options, eos_token_id=first)[:, length].tolist() == first
+    with pytest.raises(ValueError, match="no token left for row 1"):
+        model.generate(**both, **options, eos_token_id=first[:1])
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"do_sample": True, "coupling": "match", "seed": 1}], ids=str)

@@ -139,6 +139,15 @@ def test_a_search_drops_beams_without_any_token_left(leaf: str) -> None:
     assert check(case).refused is None
 
 
+@pytest.mark.parametrize("how", ["beams", "beam sample"])
+def test_a_search_without_any_token_left_is_refused(how: str) -> None:
+    """torch's own error came of it where beams were drawn, and padding for an answer where they were not."""
+    call = Call(how, new_tokens=3, options={"suppress_tokens": list(range(3, 64))}, beams=2)
+    case = replace(NARROW, prompts=((5, 9), (7, 8)), calls=(call,))
+    assert "There is no token left for row 0" in refused(case)
+    assert check(replace(case, truncation=("keep", 0.01))).refused is None
+
+
 def test_a_member_with_a_prompt_of_its_own_does_not_count_for_one_that_counts_none() -> None:
     """The next call took the cache of the base for one that had read a token more."""
     own = {"tuned": ((3, 3),)}

@@ -12,6 +12,7 @@ from transformers.cache_utils import QuantizedCache
 
 from ...members.releases import CACHE
 from ...prompts import MemberPrompts
+from ..tokens_left import BeamsLeft
 from .coupling import Noise
 from .schedule import Automatic, Fixed, Way
 
@@ -40,6 +41,7 @@ class Request:
     # Of the call that is running:
     prompt_length: int | None = None
     prompts: MemberPrompts | None = None
+    beams_left: BeamsLeft | None = None  # what a search with a truncation looks at
     own: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # what these members read in this step
 
     @classmethod
