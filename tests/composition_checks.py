@@ -101,7 +101,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _is_theirs(error: Exception, sheet: Sheet) -> bool:
-    """Whether an add-on's base raises the same without the add-on, or the search that the oracle is asked by: a beam is not the add-on's."""
+    """Whether an add-on's base raises the same without the add-on, or the search that asks the oracle: an add-on knows no beams."""
     case, call = sheet.case, sheet.call
 
     def alone() -> None:

@@ -138,7 +138,17 @@ class EFTForTraining(EFTInPieces):
         return self
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As [`EFTForCausalLM.generate`], with the options of `rollouts` where a call does not say otherwise."""
+        """
+        As [`EFTForCausalLM.generate`], with the options of `rollouts` where a call does not say otherwise.
+
+        Raises:
+            `ValueError`: In training mode with several bases: roll-outs would be of another combination than the one that learns.
+        """
+        if self.training and len(self._bases) > 1:
+            raise ValueError(
+                "With several bases, texts that are learnt from must not be generated: they would be of the first base, and the loss of the "
+                "one that is drawn. Learn through one base with this trainer; or call `eval()` first, to generate with the first."
+            )
         return super().generate(*args, **{**(self.rollouts or {}), **kwargs})
 
     def get_input_embeddings(self) -> torch.nn.Module:

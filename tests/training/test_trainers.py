@@ -12,7 +12,8 @@ from adapted import PEFT_SAYS
 from families import build, tokenizer
 from peft import PeftModel
 from taught import batch_of, rows
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from hf_eft import EFTForCausalLM
 from hf_eft.training import EFTForTraining, EFTTeacher
@@ -85,6 +86,15 @@ def test_numbers_of_each_token_are_those_that_trl_computes_of_one_model() -> Non
         add_fused_lm_head(learning(True), cast_lm_head_to_fp32=True)
 
 
+def spelling() -> Any:
+    """A tokenizer of bytes, which GOLD needs, with a chat template."""
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator([], vocab_size=258, special_tokens=["<pad>", "</s>"], show_progress=False)
+    found = PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, pad_token="<pad>", eos_token="</s>")
+    found.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    return found
+
+
 CHATS = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3} w{i + 4}"} for i in range(4, 40, 4)]
 PAIRS = [{"prompt": c["prompt"], "chosen": c["completion"], "rejected": c["prompt"]} for c in CHATS]
 
@@ -130,6 +140,47 @@ def test_trl_trainers(tmp_path: Path) -> None:
     config = arguments(tmp_path / "grpo", 1, GRPOConfig, num_generations=2, max_completion_length=5)
     trained(model, GRPOTrainer(model, reward, args=config, train_dataset=data, processing_class=tokenizer()))
     assert model.speculation is not None and model.speculation.rounds  # drafts were made
+
+
+def test_what_is_learnt_from_is_not_generated_where_the_base_is_drawn() -> None:
+    model, batch = learning(False, bases=2), batch_of(rows(), "left")
+    read = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="With several bases, texts that are learnt from must not be generated"):
+        model.train().generate(**read, max_new_tokens=2)
+    one = EFTForCausalLM.from_models(build("llama", 0), tuned=model.learner, reference=build("qwen3", 2), alpha=0.5)
+    assert model.eval().generate(**read, max_new_tokens=2).equal(one.generate(**read, max_new_tokens=2))
+    assert learning(False).train().generate(**read, max_new_tokens=2).shape[1] == read["input_ids"].shape[1] + 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["GKD", "GOLD"])
+def test_trainers_that_read_a_teachers_logits_take_the_combination(tmp_path: Path, kind: str, monkeypatch: Any) -> None:
+    """With `lmbda=0` the texts of the data are learnt from: the first loss is the divergence of teacher and student on these."""
+    pytest.importorskip("trl")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gold import GOLDConfig, GOLDTrainer
+
+    trainer_kind, config_kind = {"GKD": (GKDTrainer, GKDConfig), "GOLD": (GOLDTrainer, GOLDConfig)}[kind]
+    speaks = spelling()
+    members = [build(kind, seed, vocab_size=len(speaks)) for seed, kind in enumerate(("llama", "qwen3", "qwen3", "llama"))]
+    student, teacher = members[3], EFTForCausalLM.from_models(*members[:3], alpha=0.5)
+    before = [[p.clone() for p in member.parameters()] for member in members]
+    short = {"GKD": {"max_new_tokens": 8}, "GOLD": {"max_completion_length": 8}}[kind]
+    options = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "max_length": 64, **short}
+    config = arguments(tmp_path / kind, 1, config_kind, **options)
+    said = [{"role": "user", "content": CHATS[0]["prompt"]}, {"role": "assistant", "content": CHATS[0]["completion"]}]
+    data = Dataset.from_list([{"messages": said}] * 2)
+    trainer = trainer_kind(student, teacher, args=config, train_dataset=data, processing_class=speaks)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        told, guessed = (m(input_ids=batch["input_ids"]).logits[:, :-1].log_softmax(-1) for m in (teacher, student))
+    divergences = (told.exp() * (told - guessed)).sum(-1)[batch["labels"][:, 1:] != -100]
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(divergences.mean()), rel=1e-3)
+    same = [all(map(torch.equal, old, member.parameters())) for old, member in zip(before, members, strict=True)]
+    assert same == [True, True, True, False]
 
 
 def test_one_body_and_one_head_are_the_combination() -> None:
