@@ -146,7 +146,7 @@ class EFTForTraining(EFTInPieces):
         """
         if self.training and len(self._bases) > 1:
             raise ValueError(
-                "With several bases, texts that are learnt from must not be generated: they would be of the first base, and the loss of the "
+                "With several bases, texts that are learnt from must not be generated: they would be of the first base, the loss of the "
                 "one that is drawn. Learn through one base with this trainer; or call `eval()` first, to generate with the first."
             )
         return super().generate(*args, **{**(self.rollouts or {}), **kwargs})
