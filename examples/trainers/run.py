@@ -49,7 +49,7 @@ from served import drafted, served  # noqa: E402
 ALPHA = 0.5
 SHARED: dict[str, Any] = {
     "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "seed": 0, "per_device_train_batch_size": 16,
-    "lr_scheduler_type": "linear", "warmup_steps": 10, "logging_steps": 10, "bf16": False,
+    "lr_scheduler_type": "linear", "logging_steps": 4, "bf16": False,
 }  # fmt: skip
 
 
@@ -172,8 +172,8 @@ def main() -> None:
     args = parser.parse_args()
     begun, whole = args.work / "begun" / "delta", args.work / "supervised" / "delta"
     stages: dict[str, Callable[[Path], Any]] = {
-        "begun": lambda folder: supervised(folder, 60),
-        "supervised": lambda folder: supervised(folder, 400),
+        "begun": lambda folder: supervised(folder, 12),
+        "supervised": lambda folder: supervised(folder, 100),
         "preferences": lambda folder: preferences(folder, begun),
         "rewards": lambda folder: rewards(folder, begun),
         "distilled": lambda folder: distilled(folder, whole),
