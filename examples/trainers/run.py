@@ -143,7 +143,7 @@ def taught(trainer: Any, folder: Path) -> dict[str, Any]:
     seconds = time.process_time() - begun
     trainer.save_model(str(folder / "delta"))
     logged = [{k: v for k, v in each.items() if isinstance(v, int | float)} for each in trainer.state.log_history]
-    kept = ("loss", "reward", "rewards/margins", "rewards/accuracies", "step")
+    kept = ("loss", "reward", "rewards/chosen", "rewards/rejected", "step")
     return {
         "steps": trainer.state.global_step,
         "processor_seconds": round(seconds),
