@@ -44,7 +44,8 @@ def forms_picture(results: Any, path: Path) -> None:
         axes.axvline(0, color=plots.colour("reference"), linestyle=":", label="small tuned alone")
         axes.set_yticks(range(len(data)), list(data))
         axes.invert_yaxis()
-        axes.set(xlabel="share of the form recovered", title="small delta on the large base, strength of use chosen")
+        axes.set_xlabel("share of the form recovered")
+        figure.suptitle("small delta on the large base, strength of use chosen", x=0.6)
         figure.legend(loc="outside lower center", ncols=2)
         plots.save(figure, path, data)
 
