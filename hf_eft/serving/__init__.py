@@ -99,12 +99,7 @@ class EFTServer:
         from .batched import Batched
         from .dispatch import Generator, OneByOne
 
-        if api_key is None and not _is_local(host):
-            warnings.warn(
-                f"The server listens on {host} without an `api_key`: whoever reaches it chooses the weights, and negative weights on a "
-                "safety-tuned delta undo its safety training. Give it an `api_key`, or listen on 127.0.0.1.",
-                stacklevel=2,
-            )
+        warn_if_open(host, api_key, stacklevel=3)
         reader = Reader(model, tokenizer, generation_config)
         self._generator: Generator = (
             Batched(model, _batching(continuous_batching_config, max_batch)) if continuous_batching else OneByOne(model)
@@ -128,8 +123,7 @@ class EFTServer:
     @property
     def url(self) -> str:
         """Where it is served, such as `http://127.0.0.1:8000`. Clients of OpenAI take this with `/v1` behind it."""
-        host, port = self._address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(*self._address)
 
     def start(self) -> EFTServer:
         """Serve on a thread of its own. Returns the server."""
@@ -194,6 +188,21 @@ def serve(model: EFTForCausalLM, tokenizer: Any, **options: Any) -> None:
     server = EFTServer(model, tokenizer, **options)
     print(f"Serving {server.model_name!r} at {server.url}/v1", flush=True)
     server.run()
+
+
+def url_of(host: str, port: int) -> str:
+    """The address of a server as a URL."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def warn_if_open(host: str, api_key: str | None, stacklevel: int = 2) -> None:
+    """Warn of a server that others than this machine reach, and that asks for no key."""
+    if api_key is None and not _is_local(host):
+        warnings.warn(
+            f"The server listens on {host} without an `api_key`: whoever reaches it chooses the weights, and negative weights on a "
+            "safety-tuned delta undo its safety training. Give it an `api_key`, or listen on 127.0.0.1.",
+            stacklevel=stacklevel,
+        )
 
 
 def _batching(config: ContinuousBatchingConfig | None, max_batch: int | None) -> ContinuousBatchingConfig:
