@@ -244,7 +244,6 @@ def _dtype(config: EFTConfig, dtype: str) -> str | None:
 
 def _length(config: EFTConfig) -> int | None:
     """How many positions all members have."""
-    texts = (member.get_text_config(decoder=True) for member in config.member_configs.values())
-    return min(
-        (int(most) for text in texts if (most := getattr(text, "max_position_embeddings", None)) is not None), default=None
-    )
+    texts = [member.get_text_config(decoder=True) for member in config.member_configs.values()]
+    found = [int(most) for text in texts if (most := getattr(text, "max_position_embeddings", None)) is not None]
+    return min(found, default=None)
