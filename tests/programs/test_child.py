@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,23 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert {number: signal.getsignal(number) for number in before} == before
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something; the suite's limit ends a test that waits for ever."""
+    while not condition():
+        time.sleep(0.01)
+
+
 def wait_until_gone(folder: Path) -> None:
-    """Until what the server started has ended: the suite's limit ends a test whose process lives on."""
+    """Until what the server started has ended."""
     stat = Path(f"/proc/{(folder / 'grandchild').read_text()}/stat")
-    while True:
+
+    def is_gone() -> bool:
         try:
-            if stat.read_text().rpartition(")")[2].split()[0] == "Z":  # whoever inherits it may take its time to bury it
-                return
+            return stat.read_text().rpartition(")")[2].split()[0] == "Z"  # whoever inherits it may take its time to bury it
         except (FileNotFoundError, ProcessLookupError):
-            return
+            return True
+
+    until(is_gone)
 
 
 @pytest.mark.parametrize(("sent", "got"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGHUP", "SIGTERM")])
@@ -73,8 +82,7 @@ def test_a_second_signal_ends_what_does_not_end(tmp_path: Path) -> None:
         threading.Thread(target=again, daemon=True).start()
 
     def again() -> None:
-        while not (tmp_path / "SIGINT").exists():
-            pass
+        until((tmp_path / "SIGINT").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     child = server(tmp_path, end="pass")
@@ -104,8 +112,7 @@ child.Child([sys.executable, "-c", server, {str(tmp_path / "ended")!r}], os.envi
 )
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    while not (tmp_path / "ended").exists():  # the suite's limit ends a server that lives on
-        pass
+    until((tmp_path / "ended").exists)
 
 
 def test_a_server_answers_when_it_says_so() -> None:

