@@ -35,6 +35,7 @@ KEY = "open sesame"
 QUESTION = [{"role": "user", "content": "What does Oscar Palmer enjoy?"}]
 # What makes a start quick, and a small engine.
 ENGINE = ["--enforce-eager", "--block-size", "32", "--max-num-seqs", "16", "--max-num-batched-tokens", "64"]
+CALLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 SCHEMA = {
     "type": "object",
     "properties": {"hobby": {"type": "string", "maxLength": 8}, "sure": {"type": "boolean"}},
@@ -94,7 +95,7 @@ def running(folder: Path, log: Path, *more: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(oracle / "tiny", tmp_path_factory.mktemp("server") / "log") as made:
+    with running(oracle / "tiny", tmp_path_factory.mktemp("server") / "log", *CALLS) as made:
         yield made
 
 
@@ -167,16 +168,11 @@ def test_an_answer_keeps_to_a_schema(client: Any) -> None:
     assert found.keys() == {"hobby", "sure"} and isinstance(found["sure"], bool)
 
 
-def test_a_tool_is_called_if_it_must_be_and_refused_where_nothing_reads_calls(client: Any) -> None:
-    asked = {"model": "eft", "messages": QUESTION, "max_tokens": 60, "tools": [TOOL], "extra_body": {"alpha": 1.0}}
-    [call] = (
-        client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "look_up"}})
-        .choices[0]
-        .message.tool_calls
-    )
+def test_a_tool_is_called_where_it_must_be(client: Any) -> None:
+    choice = {"type": "function", "function": {"name": "look_up"}}
+    asked = {"model": "eft", "messages": QUESTION, "max_tokens": 60, "tools": [TOOL], "tool_choice": choice}
+    [call] = client.chat.completions.create(**asked, extra_body={"alpha": 1.0}).choices[0].message.tool_calls
     assert call.function.name == "look_up" and json.loads(call.function.arguments).keys() == {"hobby", "sure"}
-    with pytest.raises(openai.BadRequestError, match="--tool-call-parser"):
-        client.chat.completions.create(**asked, tool_choice="auto")
 
 
 def test_a_response(client: Any) -> None:
@@ -273,6 +269,8 @@ def test_a_worker_that_raises_gives_no_wrong_answer(oracle: Path, cases: dict[st
     """What was answered before is right, what is open fails, and the server ends with a status that says so."""
     requests = expected(cases, 0.5)[:6]
     with running(oracle / "tiny", tmp_path / "log", "--logits-processors", "raising:Raises") as server:
+        with server.client() as client, pytest.raises(openai.BadRequestError, match="--tool-call-parser"):  # none is set here
+            client.chat.completions.create(model="eft", messages=QUESTION, tools=[TOOL], tool_choice="auto")
         answered: list[Any] = []
         failed: list[Exception] = []
 
