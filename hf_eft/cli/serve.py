@@ -45,6 +45,9 @@ def serve(
     continuous_batching: Annotated[
         bool, typer.Option("--continuous-batching", help="Let requests that come in together run together. vLLM always does.")
     ] = False,
+    speculative: Annotated[
+        bool, typer.Option("--speculative", help="Let small members draft for greedy requests: the same tokens, sooner.")
+    ] = False,
     generation_config: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +70,11 @@ def serve(
         given = serving.read_options(generation_config)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--generation-config") from None
+    if speculative and (continuous_batching or engine == "vllm"):
+        raise typer.BadParameter(
+            "drafts are for requests that transformers serves one by one; vLLM's are said behind --, as --speculative-config",
+            param_hint="--speculative",
+        )
     if engine == "vllm":
         _by_vllm(models, host, port, model_name, python or sys.executable, given, api_key, context.args)
         return
@@ -77,6 +85,7 @@ def serve(
     options = {
         "model_name": model_name,
         "continuous_batching": continuous_batching,
+        "speculative": speculative,
         "generation_config": given,
         "api_key": api_key,
     }
