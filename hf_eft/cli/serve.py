@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import tempfile
@@ -128,6 +129,10 @@ def _by_vllm(
         raise typer.BadParameter(
             "vLLM takes the devices that it sees: choose them with CUDA_VISIBLE_DEVICES", param_hint="--device"
         )
+    if api_key == "":
+        raise typer.BadParameter(
+            "vLLM takes an empty key for none, and lets everyone in: give one, or leave it out", param_hint="--api-key"
+        )
     if models.trust_remote_code:
         raise typer.BadParameter("vLLM's plugin runs vLLM's own models and no other code", param_hint="--trust-remote-code")
     with contextlib.ExitStack() as stack:
@@ -135,7 +140,7 @@ def _by_vllm(
             vllm.check_more(more)
             python = vllm.check_python(python)
             port = _free(host, port)
-            serving.warn_if_open(host, api_key)
+            serving.warn_if_open(host, api_key or os.environ.get("VLLM_API_KEY"))
             folder = stack.enter_context(_folder(models))
             config = vllm.read_config(folder)
             served = vllm.Served(folder, config, models.dtype, _recipe(models, config), given, more)

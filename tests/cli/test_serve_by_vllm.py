@@ -113,6 +113,7 @@ def test_a_recipe_that_names_repositories_is_followed_when_that_is_allowed(
 
 
 REFUSED = [
+    (["--api-key", ""], "--api-key: vLLM takes an empty key for none"),
     (["--speculative"], "--speculative: drafts are for requests that transformers serves one by one"),
     (["--device", "cuda:0"], "--device: vLLM takes the devices that it sees"),
     (["--trust-remote-code"], "--trust-remote-code: vLLM's plugin runs vLLM's own models"),

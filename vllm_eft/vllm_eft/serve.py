@@ -39,6 +39,8 @@ def _refused(folder: Path) -> str | None:
     from .config import EFTConfig
     from .trust import MEMBERS, check_folder, check_weights
 
+    if not (folder / "config.json").is_file():
+        return f"There is no config.json in {str(folder)!r}: name a folder that `save_pretrained` or `hf-eft compose` wrote."
     try:
         config = EFTConfig.from_pretrained(folder)
         config.recipe.rows()
