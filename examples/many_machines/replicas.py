@@ -117,11 +117,11 @@ def run(oracle: Path) -> dict[str, Any]:
             request, tries, first = cases[turn % len(cases)], [], time.monotonic() - begin
             while True:
                 came, what = ask(url, request)
-                tries.append({"at": time.monotonic() - begin, "what": what})
+                tries.append({"at": round(time.monotonic() - begin, 2), "what": what[:160]})
                 if came:
                     break
                 time.sleep(AGAIN)
-            told.append({"client": number, "sent": first, "alpha": request["extra"]["alpha"], "tries": tries})
+            told.append({"client": number, "sent": round(first, 2), "alpha": request["extra"]["alpha"], "tries": tries})
             turn += CLIENTS
 
     clients = [threading.Thread(target=client, args=[number]) for number in range(CLIENTS)]
@@ -135,7 +135,7 @@ def run(oracle: Path) -> dict[str, Any]:
     back = None
     while time.monotonic() - begin < LONGEST:
         now = time.monotonic() - begin
-        counted.append((now, running()))
+        counted.append((round(now, 2), running()))
         if back is None and counted[-1][1] == 2 and killed not in replicas() and set(replicas()) - set(before):
             back = now
         if back is not None and now > back + AFTER:
