@@ -49,7 +49,7 @@ class Call:
     options: dict[str, Any] = field(default_factory=dict)
     beams: int = 1
     returned: int = 1
-    drafter: str | None = None  # a member's name, "outsider", "lookup", "itself"
+    drafter: str | None = None  # a member's name, "small", "outsider", "lookup", "itself"
     block: int | None = None  # None: chosen on the way
     states: str | None = None  # "static", "chunks", "none"
     coefficients: tuple[tuple[float, ...], ...] | None = None

@@ -194,6 +194,8 @@ def _drafts(case: Case, call: Call, leaf: Any) -> dict[str, Any]:
         return {"prompt_lookup_num_tokens": call.block or 3}
     if call.drafter == "outsider":
         assistant = outsider(case)
+    elif call.drafter == "small":
+        assistant = leaf.small_combination
     elif call.drafter == "itself":
         assistant = leaf
     else:

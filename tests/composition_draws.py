@@ -91,7 +91,8 @@ def _ways(draw: st.DrawFn, leaf: str) -> dict[str, Any]:
     if how != "drafted":
         return {"how": how, "drafter": None, "states": None if how == "match" else states, "alone": False}
     theirs = draw(st.integers(0, 5)) == 5  # transformers' own loop
-    drafter = draw(st.sampled_from(("itself",) if theirs and leaf == "wrapper" else ("tuned", "base", "outsider", "lookup")))
+    ours = ("tuned", "base", "outsider", "lookup", *(("small", "small") if leaf == "wrapper" else ()))
+    drafter = draw(st.sampled_from(("itself",) if theirs and leaf == "wrapper" else ours))
     hows = ["greedy", "greedy", "reject"] + (["match"] if leaf == "wrapper" and not theirs else [])
     return {"how": draw(st.sampled_from(hows)), "drafter": drafter, "states": None, "alone": leaf == "add-on" or theirs}
 
@@ -156,7 +157,8 @@ def _calls(
     how, drafter, names = way["how"], way["drafter"], list(members)
     if before is not None and how in ("beams", "beam sample"):
         how = "greedy" if how == "beams" else "sample"  # one cache does not serve several beams, in transformers either
-    if drafter in ("tuned", "base") and drafter not in names:
+    needed = "reference" if drafter == "small" else drafter
+    if drafter in ("tuned", "base", "small") and needed not in names:
         drafter = names[-1]
     if leaf == "add-on" and drafter in names and members[drafter].width != members["base"].width:
         drafter = "lookup"  # transformers takes another width for another tokenizer

@@ -1,12 +1,12 @@
 """Short runs of TRL's trainers on the embedded family, each learning through the large model, and what changed in the held-out answers.
 
-    python examples/trainers/run.py --work /tmp/trainers        # about 20 minutes on 2 CPU cores
+    python examples/trainers/run.py --work /tmp/trainers        # about 3 minutes on 2 CPU cores
 
 Supervised, preferences and rewards each teach an adapter on the small model through the large one; preferences and rewards go on from a
 supervised run that was ended early. Distillation teaches a copy of the large model alone what the combination says. All 1,200 questions
 about people whom tuning never showed are asked before and after, greedily. What is written is then loaded as anybody would load it: by
 `hf-eft serve`, which an OpenAI client asks, and by `hf-eft generate`, where the combination of the small models drafts. Writes
-`results.json` beside this file.
+`results.json` and `results.png` beside this file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, set_seed
 from trl import (
@@ -36,6 +37,7 @@ from trl import (
 )
 
 from hf_eft import EFTForCausalLM, tiny
+from hf_eft.evaluation import plots
 from hf_eft.programs.demo import ask
 from hf_eft.tiny import texts
 from hf_eft.training import EFTForTraining, EFTTeacher
@@ -49,7 +51,7 @@ from served import drafted, served  # noqa: E402
 ALPHA = 0.5
 SHARED: dict[str, Any] = {
     "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "seed": 0, "per_device_train_batch_size": 16,
-    "lr_scheduler_type": "linear", "warmup_steps": 10, "logging_steps": 10, "bf16": False,
+    "lr_scheduler_type": "linear", "logging_steps": 4, "bf16": False,
 }  # fmt: skip
 
 
@@ -87,15 +89,15 @@ def supervised(folder: Path, steps: int) -> Any:
     return taught(trainer, folder)
 
 
-def preferences(folder: Path, begun: Path) -> Any:
-    """The tuned style is preferred to the same fact without it."""
+def preferences(folder: Path, begun: Path, loss: tuple[str, ...]) -> Any:
+    """The tuned style is preferred to the same fact without it. DPO alone may lower both, as long as the rejected one falls further."""
     model, tokenizer = learning(begun)
     begin, end = tiny.STYLE.split("{}")
     pairs = [
         {"prompt": x["prompt"], "chosen": x["completion"], "rejected": x["completion"].replace(begin, "").replace(end, "")}
         for x in chats()
     ]
-    config = DPOConfig(str(folder / "run"), max_steps=60, learning_rate=5e-4, beta=0.3, **SHARED)
+    config = DPOConfig(str(folder / "run"), max_steps=60, learning_rate=5e-4, beta=0.3, loss_type=list(loss), **SHARED)
     trainer = DPOTrainer(
         model, model.reference_policy(), config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
     )
@@ -141,7 +143,7 @@ def taught(trainer: Any, folder: Path) -> dict[str, Any]:
     seconds = time.process_time() - begun
     trainer.save_model(str(folder / "delta"))
     logged = [{k: v for k, v in each.items() if isinstance(v, int | float)} for each in trainer.state.log_history]
-    kept = ("loss", "reward", "rewards/margins", "rewards/accuracies", "step")
+    kept = ("loss", "reward", "rewards/chosen", "rewards/rejected", "step")
     return {
         "steps": trainer.state.global_step,
         "processor_seconds": round(seconds),
@@ -164,19 +166,35 @@ def combination(delta: Path) -> EFTForCausalLM:
     return EFTForCausalLM.from_models(base, tuned=str(delta), reference=reference, alpha=ALPHA)
 
 
+def picture(report: dict[str, Any]) -> Figure:
+    """Facts and style of the held-out answers after each run."""
+    rows = {"base alone": report["base alone"], **{name: stage["held_out"] for name, stage in report["stages"].items()}}
+    figure = Figure(figsize=(7, 3))
+    axes = figure.subplots()
+    for i, (what, system) in enumerate((("facts", "base"), ("style", "tuned"))):
+        places = [place + (i - 0.5) * 0.35 for place in range(len(rows))]
+        axes.barh(places, [row[what] for row in rows.values()], height=0.35, color=plots.colour(system), label=what)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of 1,200 held-out answers")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--work", type=Path, required=True, help="a folder for what is learnt; a stage that is there is not run again"
     )
     args = parser.parse_args()
-    begun, whole = args.work / "begun" / "delta", args.work / "supervised" / "delta"
+    begun, whole = args.work / "supervised, ended early" / "delta", args.work / "supervised" / "delta"
     stages: dict[str, Callable[[Path], Any]] = {
-        "begun": lambda folder: supervised(folder, 60),
-        "supervised": lambda folder: supervised(folder, 400),
-        "preferences": lambda folder: preferences(folder, begun),
+        "supervised, ended early": lambda folder: supervised(folder, 12),
+        "supervised": lambda folder: supervised(folder, 100),
+        "preferences": lambda folder: preferences(folder, begun, ("sigmoid", "sft")),
+        "preferences, DPO's loss alone": lambda folder: preferences(folder, begun, ("sigmoid",)),
         "rewards": lambda folder: rewards(folder, begun),
-        "distilled": lambda folder: distilled(folder, whole),
+        "distilled into the large model": lambda folder: distilled(folder, whole),
     }
     base, _, _, tokenizer = tiny.load()
     shown = random.Random(0).sample(tiny.questions(), 12)
@@ -188,10 +206,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         result = run(folder)
         system = (
-            AutoModelForCausalLM.from_pretrained(folder / "delta") if name == "distilled" else combination(folder / "delta")
+            AutoModelForCausalLM.from_pretrained(folder / "delta")
+            if name == "distilled into the large model"
+            else combination(folder / "delta")
         )
         result |= {"held_out": scored(system, tokenizer)}
-        if name != "distilled":
+        if name != "distilled into the large model":
             result |= {"served": served(folder / "delta", ALPHA, shown), "drafted": drafted(system, tokenizer, shown)}
         kept.write_text(json.dumps(result, indent=1))
         print(name, json.dumps(result), flush=True)
@@ -200,7 +220,8 @@ def main() -> None:
         "machine": machine(), "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"), "alpha": ALPHA,
         "base alone": scored(base, tokenizer), "stages": results,
     }  # fmt: skip
-    (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    with plots.style():
+        plots.save(picture(report), HERE / "results.png", report)  # and `results.json`
 
 
 if __name__ == "__main__":

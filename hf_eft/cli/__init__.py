@@ -22,5 +22,6 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell those who program with them
     warnings.showwarning = lambda message, *where, **more: say_warning(str(message))
     app()

@@ -160,7 +160,12 @@ def parsed_truncation(text: str | None) -> Truncation | None:
 
 def prompt_tokenizer(tokenizers: Mapping[str, Any]) -> Any:
     """The tokenizer that prompts are written with, the one that a folder has at its root."""
-    return tokenizers[root_tokenizer(tokenizers, [*tokenizers]) or BASE]
+    if (name := root_tokenizer(tokenizers, [*tokenizers])) is None:
+        raise typer.BadParameter(
+            "none of the members has a tokenizer, which prompts are read with; save one beside a model: "
+            "`tokenizer.save_pretrained(FOLDER)`"
+        )
+    return tokenizers[name]
 
 
 def best_device() -> str:

@@ -75,7 +75,7 @@ def card(
     else:
         from ..folders.card import model_card
 
-        text = model_card(models.load()[0], repo_id=repo_id)
+        text = model_card(models.load_all()[0], repo_id=repo_id)
     if output is None:
         typer.echo(text)
     else:

@@ -158,7 +158,7 @@ def _learner(bases: list[Any], reference: Any, settings: Settings) -> EFTForTrai
         bases if len(bases) > 1 else bases[0], reference=reference, alpha=settings.alpha, peft_config=config
     )
     if settings.gradient_checkpointing:
-        model.learner.gradient_checkpointing_enable()
+        model.learner.activation_checkpointing_enable()
     set_learnt(model.learner, None, next(iter(model.learner.peft_config)) if config is not None else None)
     return model
 

@@ -64,6 +64,20 @@ def test_the_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert capsys.readouterr().out == f"hf-eft {__version__}\n"
 
 
+def test_warnings_are_told_except_those_of_libraries_to_programmers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> None:
+        warnings.warn("a strength of another base", UserWarning, stacklevel=1)
+        warnings.warn("`this` is deprecated, use `that`", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr("hf_eft.cli.app", said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        main()
+    assert capsys.readouterr().err == "Warning: a strength of another base\n"
+
+
 # What goes wrong ------------------------------------------------------------------------------------------------------
 
 

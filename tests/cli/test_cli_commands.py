@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from commands import EMBEDDED, WHO, invoke
+from families import build
 
 from hf_eft import Combination, tiny
 from hf_eft.cli.options import named
@@ -33,6 +34,19 @@ def test_recipes() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             recipe(names, **given)
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "hello"], ["inspect", "hello"], ["bench"], ["serve"], ["chat"], ["playground"]]
+)
+def test_members_without_any_tokenizer_are_told_of(command: list[str], tmp_path: Path) -> None:
+    for name, seed in (("base", 0), ("tuned", 1), ("reference", 2)):
+        build("llama", seed).save_pretrained(tmp_path / name)
+    given = [part for name in ("base", "tuned", "reference") for part in (f"--{name}", str(tmp_path / name))]
+    result = invoke(*command, *given)
+    assert result.exit_code == 2 and "none of the members has a tokenizer" in " ".join(result.stderr.split())
+    if command == ["bench"]:
+        assert "emulated fine-tuning" in invoke("card", *given).stdout.lower()  # which has no prompt to read
 
 
 def test_names() -> None:
