@@ -65,6 +65,17 @@ def test_options_mean_what_they_mean_to_our_own_server(body: dict[str, Any], fou
     assert json.loads(rewritten(given, KNOWN, 0.6) or given) == {"prompt": "x", **found}
 
 
+@pytest.mark.parametrize(
+    ("choice", "said", "strict"),
+    [("required", {}, True), ({"type": "function"}, {}, True), ("required", {"strict": False}, False), ("auto", {}, None)],
+)
+def test_a_call_that_must_be_made_keeps_to_its_schema(choice: Any, said: dict[str, Any], strict: bool | None) -> None:
+    for tool in ({"type": "function", "function": {"name": "f", **said}}, {"type": "function", "name": "f", **said}):
+        given = json.dumps({"tools": [tool], "tool_choice": choice}).encode()
+        [found] = json.loads(rewritten(given) or given)["tools"]
+        assert found.get("function", found).get("strict") is strict
+
+
 def test_null_is_absent_and_other_bodies_are_left_alone() -> None:
     assert json.loads(rewritten(b'{"prompt": "x", "alpha": null}') or b"") == {"prompt": "x"}
     for body in (b'{"prompt": "x"}', b"[1]", b"{", b'{"vllm_xargs": {"alpha": 1}}'):

@@ -45,8 +45,9 @@ def rewritten(body: bytes, known: Collection[str] = (), temperature: float | Non
         return None  # vLLM says what is wrong
     if not isinstance(asked, dict):
         return None
-    before = dict(asked)
+    before = json.loads(body)
     _put_recipe(asked)
+    _put_strict(asked)
     options = asked.pop("generation_config", None)
     if known:
         _check_known(asked, known)
@@ -79,6 +80,18 @@ def _put_recipe(asked: dict[str, Any]) -> None:
         raise ValueError(f"{', '.join(map(repr, ours))} is said twice, in `vllm_xargs` as well. Say it once.")
     check_request({**extra, **ours})  # here, as vLLM would first read True as 1
     asked["vllm_xargs"] = {**extra, **{key: _listed(key, value) for key, value in ours.items()}}
+
+
+def _put_strict(asked: dict[str, Any]) -> None:
+    """A call that must be made keeps to its schema, as our own server has it; vLLM holds a tool to it that says so."""
+    tools, choice = asked.get("tools"), asked.get("tool_choice")
+    if not isinstance(tools, list) or not (choice == "required" or isinstance(choice, Mapping)):
+        return
+    for tool in tools:
+        if isinstance(tool, dict) and tool.get("type") == "function":
+            function = tool.get("function", tool)  # of a chat; of a response
+            if isinstance(function, dict) and function.get("strict") is None:
+                function["strict"] = True
 
 
 def _listed(key: str, value: Any) -> Any:
