@@ -76,12 +76,15 @@ def test_a_server_gets_its_options_and_ends_with_its_standard_input(tmp_path: Pa
     code = "from vllm_eft import serve; serve.SERVER = 'server'; serve.main(['run', '--model', 'x'])"
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
-    while not (tmp_path / "told").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(60) == 3
+    try:
+        while not (tmp_path / "told").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 3
+    finally:
+        process.kill()
     assert (tmp_path / "ended").exists()
     assert (tmp_path / "told").read_text() == "--model x"
 
