@@ -10,8 +10,9 @@ NEWEST ?= .venv-newest
 # Where vLLM is, whose transformers is an older one.
 VLLM ?= .venv-vllm
 ORACLE = build/vllm-oracle/oracle.json
+# (Where `vllm_eft` is a folder, Python would take it for the package.)
 VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE))) VLLM_CACHE_ROOT=$(abspath build/vllm-cache) \
-	$(VLLM)/bin/python -m pytest -q vllm_eft/tests
+	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
 .PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed vllm clean

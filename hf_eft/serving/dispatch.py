@@ -121,9 +121,8 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> No
     ids = torch.tensor([job.prompt], device=model.device)
     options: dict[str, Any] = {}
     config = job.config
-    if draft and may_draft(
-        job
-    ):  # without a block size: whether and who drafts, this member or the small combination, is measured
+    # Without a block size: whether this member drafts, or the small combination, or nobody, is measured on the way.
+    if draft and may_draft(job):
         options["assistant_model"] = model.members[model.combination.tuned_names[0]]
     if job.coefficients is not None:
         options["coefficients"] = job.coefficients.to(model.device)
