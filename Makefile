@@ -7,9 +7,15 @@ DEV := $(VENV)/.dev
 # The oldest versions that pyproject.toml allows, all together, and the newest that there are, beyond what it allows.
 FLOOR ?= .venv-floor
 NEWEST ?= .venv-newest
+# Where vLLM is, whose transformers is an older one.
+VLLM ?= .venv-vllm
+ORACLE = build/vllm-oracle/oracle.json
+# (Where `vllm_eft` is a folder, Python would take it for the package.)
+VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE))) VLLM_CACHE_ROOT=$(abspath build/vllm-cache) \
+	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed vllm clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -19,6 +25,7 @@ dev: $(DEV)
 
 test: $(DEV)
 	$(BIN)/python $(PYTEST)
+	PYTHONPATH=vllm_eft $(BIN)/python -m pytest -q vllm_eft/tests
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -36,6 +43,8 @@ nightly: $(DEV)
 	$(BIN)/python tests/random_requests.py --requests 20000
 	$(BIN)/python tests/random_requests.py --what lines --requests 2000
 	$(BIN)/python tests/fuzz.py --seconds 3600
+	$(MAKE) vllm
+	$(VLLM_TEST) -m nightly
 
 mutations: $(DEV)
 	$(BIN)/python tests/mutations.py
@@ -61,6 +70,10 @@ newest:
 installed: $(DEV)
 	$(BIN)/python -m pytest -q -m installed
 
+# The plugin's tests in vLLM itself, on CPUs: an environment of 3.4 GB, made once.
+vllm: $(VLLM)/.ready $(ORACLE)
+	$(VLLM_TEST)
+
 # A rule's first step makes the environment with the CPU build of torch where there is no GPU and the package index has one.
 $(CLI): constraints.txt pyproject.toml
 	$(PYTHON) tests/environment.py $(VENV) "$$(sed -n 's/^torch==//p' constraints.txt)"
@@ -78,5 +91,13 @@ $(FLOOR)/.dev: constraints.txt pyproject.toml
 	$(FLOOR)/bin/pip install -q -c $(FLOOR)/constraints.txt -e ".[dev]"
 	touch $@
 
+$(VLLM)/.ready: vllm_eft/tests/environment.py vllm_eft/pyproject.toml
+	$(PYTHON) vllm_eft/tests/environment.py $(VLLM)
+	touch $@
+
+# What hf_eft answers, written in its own environment.
+$(ORACLE): $(DEV) vllm_eft/tests/oracle.py
+	$(BIN)/python vllm_eft/tests/oracle.py $(dir $(ORACLE))
+
 clean:
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) build dist site *.egg-info
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(VLLM) build dist site *.egg-info

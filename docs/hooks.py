@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages show pictures and name figures where their scripts write them, above `docs`; the site has copies.
-_ABOVE = re.compile(r"\]\(\.\./((?:examples|tests)/[^)\s#]+|[A-Z]+\.md|LICENSE)([)#])")
+_ABOVE = re.compile(r"\]\(\.\./((?:examples|tests|vllm_eft)/[^)\s#]+|[A-Z]+\.md|LICENSE)([)#])")
 # A parameter's type, which mkdocstrings takes for code, and the default that it adds.
 _TYPE = re.compile(r"\(<code>([^<]*`[^<]*)</code>(,\s+default:\s+<code>.*?</code>)?")
 _NAMED = re.compile(r"\[<code>([\w.]+)</code>\]")

@@ -1,10 +1,8 @@
-"""Commands that run the models for others, or against the clock: serve, playground, bench, demo."""
+"""Commands that run the models against the clock, or to be seen: bench, demo."""
 
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,86 +10,9 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from .app import Failure, app, console, notes
+from .app import app, console, notes
 from .models import Models
 from .options import with_groups
-
-Host = Annotated[str, typer.Option(help="The address to listen at; the default is reached from this machine only.")]
-
-
-@app.command()
-@with_groups
-def serve(
-    models: Models,
-    host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
-    model_name: Annotated[str, typer.Option(help="What clients call the model.")] = "eft",
-    continuous_batching: Annotated[
-        bool, typer.Option("--continuous-batching", help="Let requests that come in together run together.")
-    ] = False,
-    generation_config: Annotated[
-        str | None,
-        typer.Option(
-            help="Options of generate that hold where a request says nothing, as JSON: '{\"repetition_penalty\": 1.0}'; by default the "
-            "tuned model's.",
-            show_default=False,
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="HF_EFT_API_KEY", help="What clients must show; better in the environment than here.", show_default=False
-        ),
-    ] = None,
-) -> None:
-    """Serve the combination to OpenAI clients. Whoever reaches it may choose coefficients, which can undo safety training."""
-    from .. import serving
-
-    def options() -> dict[str, Any]:
-        try:
-            given = serving.read_options(generation_config)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--generation-config") from None
-        return {
-            "model_name": model_name,
-            "continuous_batching": continuous_batching,
-            "generation_config": given,
-            "api_key": api_key,
-        }
-
-    _run(models, host, port, serving.check_installed, serving.serve, options)
-
-
-def _run(
-    models: Models,
-    host: str,
-    port: int,
-    check: Callable[[], None],
-    run: Callable[..., Any],
-    options: Callable[[], dict[str, Any]] = dict,
-) -> None:
-    """Run a server or a page at an address. What can be wrong without the models is found before they are loaded."""
-    check()
-    told = options()
-    try:  # it may be taken until they are loaded
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise Failure(f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --port or --host.") from error
-    model, tokenizer = models.load()
-    run(model, tokenizer, host=host, port=port, **told)
-
-
-@app.command()
-@with_groups
-def playground(
-    models: Models,
-    host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 7860,
-) -> None:
-    """Open a page with sliders for the recipe, and base, tuned and combined side by side."""
-    from .. import playground as page
-
-    _run(models, host, port, page.check_installed, page.launch)
 
 
 @app.command()

@@ -46,6 +46,9 @@ class EFTServer:
         max_batch (`int`, *optional*): How many requests a batch has at most; transformers' default, 1024.
         continuous_batching_config (`ContinuousBatchingConfig`, *optional*):
             The cache's size and whatever else transformers lets choose. By default the cache takes most of the free memory.
+        speculative (`bool`, *optional*, defaults to `False`):
+            Whether the tuned member or the small combination, whichever pays, drafts for greedy requests served one by one: the same
+            tokens, sooner.
         generation_config (`Mapping[str, Any]`, *optional*):
             Options of `generate` that hold where a request says nothing, before those of `model.generation_config`.
         api_key (`str`, *optional*): What clients must send as a bearer token, except to `/health`.
@@ -83,6 +86,7 @@ class EFTServer:
         continuous_batching: bool = False,
         max_batch: int | None = None,
         continuous_batching_config: ContinuousBatchingConfig | None = None,
+        speculative: bool = False,
         generation_config: Mapping[str, Any] | None = None,
         api_key: str | None = None,
         log_level: str = "warning",
@@ -91,6 +95,12 @@ class EFTServer:
             raise ValueError(f"`max_batch` must be 1 or more, got {max_batch}.")
         if not continuous_batching and (max_batch is not None or continuous_batching_config is not None):
             raise ValueError("`max_batch` and `continuous_batching_config` are for `continuous_batching=True`.")
+        if speculative and continuous_batching:
+            raise ValueError(
+                "A batch that requests join and leave has no drafts: leave out `speculative` or `continuous_batching`."
+            )
+        if speculative and not model.combination.tuned_names:
+            raise ValueError(f"There is no tuned member to draft: the recipe is {model.combination}.")
         check_installed()
         import uvicorn
 
@@ -99,15 +109,12 @@ class EFTServer:
         from .batched import Batched
         from .dispatch import Generator, OneByOne
 
-        if api_key is None and not _is_local(host):
-            warnings.warn(
-                f"The server listens on {host} without an `api_key`: whoever reaches it chooses the weights, and negative weights on a "
-                "safety-tuned delta undo its safety training. Give it an `api_key`, or listen on 127.0.0.1.",
-                stacklevel=2,
-            )
+        warn_if_open(host, api_key, stacklevel=3)
         reader = Reader(model, tokenizer, generation_config)
         self._generator: Generator = (
-            Batched(model, _batching(continuous_batching_config, max_batch)) if continuous_batching else OneByOne(model)
+            Batched(model, _batching(continuous_batching_config, max_batch))
+            if continuous_batching
+            else OneByOne(model, speculative)
         )
         reader.room = self._generator.room
         self.model_name = model_name
@@ -128,8 +135,7 @@ class EFTServer:
     @property
     def url(self) -> str:
         """Where it is served, such as `http://127.0.0.1:8000`. Clients of OpenAI take this with `/v1` behind it."""
-        host, port = self._address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(*self._address)
 
     def start(self) -> EFTServer:
         """Serve on a thread of its own. Returns the server."""
@@ -194,6 +200,21 @@ def serve(model: EFTForCausalLM, tokenizer: Any, **options: Any) -> None:
     server = EFTServer(model, tokenizer, **options)
     print(f"Serving {server.model_name!r} at {server.url}/v1", flush=True)
     server.run()
+
+
+def url_of(host: str, port: int) -> str:
+    """The address of a server as a URL."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def warn_if_open(host: str, api_key: str | None, stacklevel: int = 2) -> None:
+    """Warn of a server that others than this machine reach, and that asks for no key."""
+    if api_key is None and not _is_local(host):
+        warnings.warn(
+            f"The server listens on {host} without an `api_key`: whoever reaches it chooses the weights, and negative weights on a "
+            "safety-tuned delta undo its safety training. Give it an `api_key`, or listen on 127.0.0.1.",
+            stacklevel=stacklevel,
+        )
 
 
 def _batching(config: ContinuousBatchingConfig | None, max_batch: int | None) -> ContinuousBatchingConfig:

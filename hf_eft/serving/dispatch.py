@@ -62,8 +62,8 @@ class OneByOne:
 
     room: int | None = None
 
-    def __init__(self, model: EFTForCausalLM) -> None:
-        self._model = model
+    def __init__(self, model: EFTForCausalLM, draft: bool = False) -> None:
+        self._model, self._draft = model, draft
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="eft-generate")
 
     async def run(self, job: Job) -> AsyncGenerator[Told, None]:
@@ -75,7 +75,7 @@ class OneByOne:
                 loop.call_soon_threadsafe(told.put_nowait, what)
 
         try:
-            self._thread.submit(_generate, self._model, job, tell)
+            self._thread.submit(_generate, self._model, job, tell, self._draft)
         except RuntimeError as error:  # the thread has ended
             raise Unavailable("The server is being stopped.") from error
         try:
@@ -94,11 +94,11 @@ class OneByOne:
         self._thread.shutdown()
 
 
-def _generate(model: EFTForCausalLM, job: Job, tell: Any) -> None:
+def _generate(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> None:
     """On the thread: generate, and tell. The end is always told."""
     try:
         if not job.cancelled:
-            _generate_all(model, job, tell)
+            _generate_all(model, job, tell, draft)
     except Exception as error:
         tell(error)
     except BaseException as error:  # a processor that ends its thread: half an answer is not a whole one
@@ -107,10 +107,23 @@ def _generate(model: EFTForCausalLM, job: Job, tell: Any) -> None:
         tell(None)
 
 
-def _generate_all(model: EFTForCausalLM, job: Job, tell: Any) -> None:
+def may_draft(job: Job) -> bool:
+    """Whether drafts leave a request as it is: greedy, one row, nothing that looks at single steps or keeps a state between them."""
+    config = job.config
+    steps = config.do_sample or (config.num_beams or 1) > 1 or job.top is not None or config.use_cache is False
+    own = any(
+        value is not None for value in (config.prompt_lookup_num_tokens, config.cache_implementation, config.guidance_scale)
+    )
+    return not (steps or own) and all(getattr(each, "is_stateless", False) for each in job.processors)
+
+
+def _generate_all(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> None:
     ids = torch.tensor([job.prompt], device=model.device)
     options: dict[str, Any] = {}
     config = job.config
+    # Without a block size: whether this member drafts, or the small combination, or nobody, is measured on the way.
+    if draft and may_draft(job):
+        options["assistant_model"] = model.members[model.combination.tuned_names[0]]
     if job.coefficients is not None:
         options["coefficients"] = job.coefficients.to(model.device)
     steps = Steps(job, tell)
@@ -132,7 +145,7 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any) -> None:
 
 class Steps(StoppingCriteria):
     r"""
-    Sees each token of `generate` as it is chosen, tells it, and says which rows have ended.
+    Sees each token of `generate` as it is chosen, those of an accepted draft together, tells it, and says which rows have ended.
 
     Args:
         job ([`Job`]): What is generated.

@@ -1,16 +1,21 @@
-"""Requests as hf_eft's own server takes them: `alpha`, `beta` or `weights` beside the rest of the body, not within `vllm_xargs`."""
+"""Requests as hf_eft's own server takes them: `alpha`, `beta` or `weights` beside the rest of the body, and one key for every path."""
 
 from __future__ import annotations
 
+import hmac
 import json
-from collections.abc import Awaitable, Callable, Mapping
+import os
+import typing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .engine import served_recipes
+from .bodies import misplaced, rewritten
 
-_OURS = ("alpha", "beta", "weights", "coefficients")
-_BEAMS = "use_beam_search"
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+# At which requests are sampled that say how and not how warm; set by those who start the server, where requests are greedy by default.
+TEMPERATURE = "VLLM_EFT_TEMPERATURE"
+
+_App = Callable[..., Awaitable[None]]
 
 
 class Parameters:
@@ -21,12 +26,16 @@ class Parameters:
         app (`Callable`): vLLM's application.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: _App) -> None:
         self._app = app
+        warm = os.environ.get(TEMPERATURE)
+        self._temperature = None if warm is None else float(warm)
+        self._known: dict[str, frozenset[str]] = {}
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-        if scope["type"] != "http" or scope.get("method") != "POST" or scope.get("path") not in _PATHS:
+        if scope["type"] != "http" or scope.get("method") != "POST":
             return await self._app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         body, messages = b"", []
         while True:
             message = await receive()
@@ -35,9 +44,9 @@ class Parameters:
             if message["type"] != "http.request" or not message.get("more_body"):
                 break
         try:
-            changed = rewritten(body)
-        except ValueError as error:
-            return await _refuse(send, str(error))
+            changed = self._changed(scope, path, body)
+        except (ValueError, TypeError) as error:
+            return await _refuse(send, 400, "BadRequestError", str(error))
         if changed is not None:
             messages = [{"type": "http.request", "body": changed, "more_body": False}]
             headers = [(key, value) for key, value in scope["headers"] if key.lower() != b"content-length"]
@@ -48,47 +57,53 @@ class Parameters:
 
         return await self._app(scope, again, send)
 
-
-def rewritten(body: bytes) -> bytes | None:
-    r"""
-    A body with our parameters where vLLM looks for them; nothing if it has none of them.
-
-    Raises:
-        `ValueError`: If vLLM would leave them out, or they are said twice.
-    """
-    try:
-        asked = json.loads(body)
-    except ValueError:
-        return None  # vLLM says what is wrong
-    if not isinstance(asked, dict):
+    def _changed(self, scope: Any, path: str, body: bytes) -> bytes | None:
+        if path in PATHS:
+            if path not in self._known:
+                self._known[path] = parameters_at(scope.get("app"), path)
+            return rewritten(body, self._known[path], self._temperature)
+        if key := misplaced(body):
+            raise ValueError(f"`{key}` is heeded at {', '.join(PATHS)}, not at {path}.")
         return None
-    ours = {key: asked.pop(key) for key in _OURS if key in asked}
-    extra = asked.get("vllm_xargs") or {}
-    told = [key for key in _OURS if key in ours or (isinstance(extra, Mapping) and extra.get(key) is not None)]
-    if told and asked.get(_BEAMS):
-        raise ValueError(f"`{_BEAMS}` makes requests of its own, which have no `{told[0]}`: leave out one of them.")
-    ours = {key: value for key, value in ours.items() if value is not None}
-    if not ours:
-        return json.dumps(asked).encode() if any(key in json.loads(body) for key in _OURS) else None
-    if not isinstance(extra, Mapping) or ours.keys() & extra.keys():
-        raise ValueError(f"{', '.join(map(repr, ours))} is said twice, in `vllm_xargs` as well. Say it once.")
-    asked["vllm_xargs"] = {**extra, **{key: _listed(key, value) for key, value in ours.items()}}
-    return json.dumps(asked).encode()
 
 
-def _listed(key: str, value: Any) -> Any:
-    """Weights by name as numbers in the members' order, which is what vLLM lets through."""
-    recipes = served_recipes()
-    if not isinstance(value, Mapping) or not recipes:
-        return value
-    recipe = recipes[-1]
-    names = recipe.names if key == "coefficients" else recipe.tuned
-    if unknown := [name for name in value if name not in names]:
-        raise ValueError(f"`{key}` names {', '.join(map(repr, unknown))}, but there are {', '.join(names) or 'none'}.")
-    return [value.get(name, 0.0) for name in names]
+class Key:
+    r"""
+    ASGI middleware of vLLM's server: `--middleware vllm_eft.http.Key`, the last one on the command line. Lets those in who know the key
+    in `VLLM_API_KEY`, and everyone to `/health`. vLLM itself asks for it at some paths only, and answers at others (`/invocations`).
+
+    Args:
+        app (`Callable`): vLLM's application.
+    """
+
+    def __init__(self, app: _App) -> None:
+        key = os.environ.get("VLLM_API_KEY")
+        self._app, self._expected = app, f"Bearer {key}".encode() if key else None
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        if self._expected is None or scope["type"] == "lifespan" or scope["path"] == "/health":
+            return await self._app(scope, receive, send)
+        if hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self._expected):
+            return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        return await _refuse(
+            send, 401, "authentication_error", "The API key is missing or wrong: send it as `Authorization: Bearer KEY`."
+        )
 
 
-async def _refuse(send: Callable[[Any], Awaitable[None]], reason: str) -> None:
-    error = {"error": {"message": reason, "type": "BadRequestError", "param": None, "code": 400}}
-    await send({"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"application/json")]})
+def parameters_at(app: Any, path: str) -> frozenset[str]:
+    """The parameters that an application reads at a path, out of its endpoint's body; nothing where that is not to be seen."""
+    for route in getattr(app, "routes", ()):
+        if getattr(route, "path", None) != path or "POST" not in (getattr(route, "methods", None) or ()):
+            continue
+        for kind in typing.get_type_hints(route.endpoint).values():
+            if fields := getattr(kind, "model_fields", None):
+                return frozenset(name for key, field in fields.items() for name in (key, field.alias) if name)
+    return frozenset()
+
+
+async def _refuse(send: Callable[[Any], Awaitable[None]], status: int, kind: str, reason: str) -> None:
+    error = {"error": {"message": reason, "type": kind, "param": None, "code": status}}
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": json.dumps(error).encode()})

