@@ -147,6 +147,12 @@ def random_families(folder: Path) -> dict[str, Any]:
         EFTForCausalLM.from_models(one, tuned={"helpful": two, "brief": four}, reference=three, combination=steer),
         [({"weights": [0.2, 0.5]}, [1.0, 0.2, 0.5, -0.7]), ({"coefficients": [1.0, 0.0, 1.0, -1.0]}, [1.0, 0.0, 1.0, -1.0])],
     )
+    plan = [0.0, 1.5, 0.5, 2.0, 1.0]
+    scheduled = EFTForCausalLM.from_models(one, tuned=two, reference=three, alpha=plan)
+    later = {"alpha": [1.0] * 8 + [0.0]}
+    add("scheduled", scheduled, [alpha])
+    scheduled.combination = Combination.emulate(later["alpha"])
+    found["scheduled"]["requests"] += [{"extra": later, **row} for row in answers(scheduled, prompts)]
     add("shared", EFTForCausalLM.from_models(one, tuned=two, reference=one, alpha=0.5), [({"alpha": 1.5}, [1.0, 1.5, -1.5])])
     add(
         "interpolated",
