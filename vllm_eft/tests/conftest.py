@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answers import V2
 
 # The engine in this process: seconds sooner, and errors where they arise. What is known in one process only shows in settings.py.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -24,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 _INTERPRETED = Path(__file__).parent / "interpreted"
-if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+if V2:
     runpy.run_path(str(_INTERPRETED / "sitecustomize.py"))
     # vLLM looks at models in processes of their own.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(_INTERPRETED), os.environ.get("PYTHONPATH", "")])
@@ -62,6 +63,7 @@ def engine(oracle: Path, cases: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
 
     def make(name: str, **more: Any) -> Any:
         made.append(LLM(str(oracle / name), **{**options_of(name, cases), **more}))
+        assert bool(made[-1].llm_engine.vllm_config.use_v2_model_runner) == V2
         return made[-1]
 
     yield make

@@ -101,6 +101,17 @@ def answers(model: Any, prompts: list[list[int]], **how: Any) -> list[dict[str, 
     return rows
 
 
+@torch.no_grad()
+def check_edges(model: Any, rows: list[dict[str, Any]]) -> None:
+    """Stop if chance decides about a token: if the nucleus' mass ends so near to `p` that another sum of it may end on the other side."""
+    p = model.combination.truncation.p
+    for row in rows:
+        logits = model.tuned(torch.tensor([row["prompt"] + row["new"]])).logits[0, len(row["prompt"]) - 1 : -1]
+        masses = logits.double().softmax(-1).sort(-1, descending=True).values.cumsum(-1)
+        if float((masses - p).abs().min()) < 1e-6:
+            raise SystemExit(f"A nucleus ends within 1e-6 of its mass, {p}: choose another `p` for this combination.")
+
+
 def tiny_family(folder: Path) -> dict[str, Any]:
     """The embedded family: short and long prompts, at four strengths each."""
     base, tuned, reference, tokenizer = tiny.load()
@@ -140,7 +151,10 @@ def random_families(folder: Path) -> dict[str, Any]:
     one, two, three, four = (random_model("llama", seed) for seed in (1, 2, 3, 4))
     for rule, p in (("keep", 0.8), ("drop", 0.8), ("base", 0.9), ("plausible", 0.05)):
         recipe = Combination.emulate(1.0, truncation=Truncation(rule, p))  # type: ignore[arg-type]
-        add(rule, EFTForCausalLM.from_models(one, tuned=two, reference=three, combination=recipe), [alpha])
+        cut = EFTForCausalLM.from_models(one, tuned=two, reference=three, combination=recipe)
+        add(rule, cut, [alpha])
+        if rule in ("keep", "drop"):
+            check_edges(cut, found[rule]["requests"])
     steer = Combination.steer({"helpful": 0.7, "brief": 0.3})
     add(
         "steer",

@@ -138,9 +138,21 @@ def test_speculation_under_v1_is_refused_by_name(engine: Callable[..., Any], ora
 
 
 @pytest.mark.skipif(not V2, reason="of the V2 model runner")
-def test_a_draft_changes_no_answer_of_any_strength(engine: Callable[..., Any], oracle: Any, cases: dict[str, Any]) -> None:
-    requests = mixed(cases["llama"]["requests"], 4)
-    hold(ask(engine("llama", speculative_config=drafts(oracle)), requests), requests)
+@pytest.mark.parametrize("name", ["llama", "scheduled"])
+def test_a_draft_changes_no_answer_of_any_strength(
+    name: str, engine: Callable[..., Any], oracle: Any, cases: dict[str, Any]
+) -> None:
+    requests = mixed(cases[name]["requests"], 6)
+    hold(ask(engine(name, speculative_config=drafts(oracle)), requests), requests)
+
+
+@pytest.mark.skipif(not V2, reason="of the V2 model runner")
+def test_a_schedule_goes_on_where_a_request_was_put_off(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
+    """What it said before is read again as if it were of the prompt."""
+    requests = mixed(cases["scheduled"]["requests"], 9)
+    llm = engine("scheduled", kv_cache_memory_bytes=600_000, enable_prefix_caching=False, disable_log_stats=False)
+    hold(ask(llm, requests), requests)
+    assert next(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
 
 def test_more_positions_than_a_member_has_are_refused(engine: Callable[..., Any]) -> None:
