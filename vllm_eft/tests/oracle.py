@@ -120,7 +120,10 @@ def tiny_family(folder: Path) -> dict[str, Any]:
     pad_heads(folder / "tiny")
     rng = random.Random(0)
     questions = [tokenizer(question.prompt)["input_ids"] for question in rng.sample(tiny.questions(), 60)]
-    long = [[token for other in rng.sample(questions, 20) for token in other][:180] + own for own in questions[:15]]
+    long = [
+        [token for other in rng.sample(questions, 20) for token in other][: rng.randrange(150, 200)] + own
+        for own in questions[:15]
+    ]
     requests = []
     for alpha in (0.0, 0.5, 1.0, 1.5):
         strength = torch.tensor([[1.0, alpha, -alpha]])

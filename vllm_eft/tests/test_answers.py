@@ -25,6 +25,10 @@ RECIPES = ["scheduled"] * V2 + [
 ]
 
 
+def preemptions(llm: Any) -> int:
+    return next(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
+
+
 def test_four_strengths_in_one_batch_in_chunks_and_again_from_the_prefix_cache(
     engine: Callable[..., Any], cases: dict[str, Any]
 ) -> None:
@@ -49,10 +53,12 @@ def test_a_strength_makes_a_difference(cases: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(V2, reason="settings.py has it for the V2 model runner, interpreted, which is slow")
 def test_requests_that_are_put_off_are_taken_up_again(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
-    """Room for two of the long prompts: others are preempted in the middle of their answers."""
-    requests = mixed([request for request in cases["tiny"]["requests"] if request["kind"] == "long"], 30)
-    llm = engine("tiny", kv_cache_memory_bytes=6 << 20, enable_prefix_caching=False)
+    """Room for one long prompt and a few short ones: as it grows, others are preempted in the middle of their answers."""
+    requests = mixed(cases["tiny"]["requests"], 60)
+    few = {"kv_cache_memory_bytes": 10 * 32 * 12_288, "max_model_len": 256, "enable_prefix_caching": False}
+    llm = engine("tiny", **few, disable_log_stats=False)
     hold(ask(llm, requests), requests)
+    assert preemptions(llm)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +158,7 @@ def test_a_schedule_goes_on_where_a_request_was_put_off(engine: Callable[..., An
     requests = mixed(cases["scheduled"]["requests"], 9)
     llm = engine("scheduled", kv_cache_memory_bytes=600_000, enable_prefix_caching=False, disable_log_stats=False)
     hold(ask(llm, requests), requests)
-    assert next(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
+    assert preemptions(llm)
 
 
 def test_more_positions_than_a_member_has_are_refused(engine: Callable[..., Any]) -> None:
