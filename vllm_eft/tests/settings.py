@@ -55,7 +55,7 @@ _TWO = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 _PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 _CHUNKS = {"max_num_batched_tokens": 48, "max_num_seqs": 32, "enable_prefix_caching": True}
 # Room for one long prompt and a few short ones: as it grows, others have to go.
-_FEW_BLOCKS = {"kv_cache_memory_bytes": 10 * 32 * 12_288, "max_model_len": 256, "enable_prefix_caching": False}
+_FEW_BLOCKS = {"num_gpu_blocks_override": 10, "max_model_len": 256, "enable_prefix_caching": False}
 _DRAFTS = {"speculative_config": {"model": "members/tuned", "method": "draft_model", "num_speculative_tokens": 3}}
 _PREEMPTED = {"vllm:num_preemptions": 0}
 _CACHED = {"vllm:prefix_cache_hits": 0}

@@ -55,7 +55,7 @@ def test_a_strength_makes_a_difference(cases: dict[str, Any]) -> None:
 def test_requests_that_are_put_off_are_taken_up_again(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
     """Room for one long prompt and a few short ones: as it grows, others are preempted in the middle of their answers."""
     requests = mixed(cases["tiny"]["requests"], 60)
-    few = {"kv_cache_memory_bytes": 10 * 32 * 12_288, "max_model_len": 256, "enable_prefix_caching": False}
+    few = {"num_gpu_blocks_override": 10, "max_model_len": 256, "enable_prefix_caching": False}
     llm = engine("tiny", **few, disable_log_stats=False)
     hold(ask(llm, requests), requests)
     assert preemptions(llm)
@@ -156,7 +156,7 @@ def test_a_draft_changes_no_answer_of_any_strength(
 def test_a_schedule_goes_on_where_a_request_was_put_off(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
     """What it said before is read again as if it were of the prompt."""
     requests = mixed(cases["scheduled"]["requests"], 9)
-    llm = engine("scheduled", kv_cache_memory_bytes=600_000, enable_prefix_caching=False, disable_log_stats=False)
+    llm = engine("scheduled", num_gpu_blocks_override=6, enable_prefix_caching=False, disable_log_stats=False)
     hold(ask(llm, requests), requests)
     assert preemptions(llm)
 
