@@ -72,7 +72,7 @@ SETTINGS = (
     Setting("V1, compiled, from the compile cache", {"enforce_eager": False}),
     Setting("V2", count=48),
     Setting("V2, prompts in chunks, then out of the prefix cache", _CHUNKS, count=16, again=True, above=_CACHED),
-    Setting("V2, preemption", _FEW_BLOCKS, count=16, above=_PREEMPTED),
+    Setting("V2, preemption", _FEW_BLOCKS, count=60, above=_PREEMPTED),
     Setting("V2, drafts", _DRAFTS, count=16, above={"vllm:spec_decode_num_accepted_tokens": 0}),
     Setting("V2, tensor parallel", {"tensor_parallel_size": 2}, _TWO, count=8),
     Setting("V2, pipeline", {"pipeline_parallel_size": 2, "enforce_eager": False}, _TWO, count=8),

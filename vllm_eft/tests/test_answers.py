@@ -155,7 +155,7 @@ def test_a_draft_changes_no_answer_of_any_strength(
 @pytest.mark.skipif(not V2, reason="of the V2 model runner")
 def test_a_schedule_goes_on_where_a_request_was_put_off(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
     """What it said before is read again as if it were of the prompt."""
-    requests = mixed(cases["scheduled"]["requests"], 9)
+    requests = sorted(cases["scheduled"]["requests"], key=lambda request: -len(request["prompt"]))[:8]
     llm = engine("scheduled", num_gpu_blocks_override=6, enable_prefix_caching=False, disable_log_stats=False)
     hold(ask(llm, requests), requests)
     assert preemptions(llm)
