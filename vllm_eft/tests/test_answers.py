@@ -53,8 +53,8 @@ def test_a_strength_makes_a_difference(cases: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(V2, reason="settings.py has it for the V2 model runner, interpreted, which is slow")
 def test_requests_that_are_put_off_are_taken_up_again(engine: Callable[..., Any], cases: dict[str, Any]) -> None:
-    """Room for one long prompt and a few short ones: as it grows, others are preempted in the middle of their answers."""
-    requests = mixed(cases["tiny"]["requests"], 60)
+    """Room for nine short prompts: as their answers grow, others are preempted in the middle of theirs."""
+    requests = sorted(mixed(cases["tiny"]["requests"], 300), key=lambda request: -len(request["new"]))[:60]
     few = {"num_gpu_blocks_override": 10, "max_model_len": 256, "enable_prefix_caching": False}
     llm = engine("tiny", **few, disable_log_stats=False)
     hold(ask(llm, requests), requests)
