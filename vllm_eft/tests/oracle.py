@@ -101,6 +101,17 @@ def answers(model: Any, prompts: list[list[int]], **how: Any) -> list[dict[str, 
     return rows
 
 
+@torch.no_grad()
+def check_edges(model: Any, rows: list[dict[str, Any]]) -> None:
+    """Stop if chance decides about a token: if the nucleus' mass ends so near to `p` that another sum of it may end on the other side."""
+    p = model.combination.truncation.p
+    for row in rows:
+        logits = model.tuned(torch.tensor([row["prompt"] + row["new"]])).logits[0, len(row["prompt"]) - 1 : -1]
+        masses = logits.double().softmax(-1).sort(-1, descending=True).values.cumsum(-1)
+        if float((masses - p).abs().min()) < 1e-6:
+            raise SystemExit(f"A nucleus ends within 1e-6 of its mass, {p}: choose another `p` for this combination.")
+
+
 def tiny_family(folder: Path) -> dict[str, Any]:
     """The embedded family: short and long prompts, at four strengths each."""
     base, tuned, reference, tokenizer = tiny.load()
@@ -109,7 +120,10 @@ def tiny_family(folder: Path) -> dict[str, Any]:
     pad_heads(folder / "tiny")
     rng = random.Random(0)
     questions = [tokenizer(question.prompt)["input_ids"] for question in rng.sample(tiny.questions(), 60)]
-    long = [[token for other in rng.sample(questions, 20) for token in other][:180] + own for own in questions[:15]]
+    long = [
+        [token for other in rng.sample(questions, 20) for token in other][: rng.randrange(150, 200)] + own
+        for own in questions[:15]
+    ]
     requests = []
     for alpha in (0.0, 0.5, 1.0, 1.5):
         strength = torch.tensor([[1.0, alpha, -alpha]])
@@ -122,7 +136,7 @@ def tiny_family(folder: Path) -> dict[str, Any]:
 def random_families(folder: Path) -> dict[str, Any]:
     """Members of every kind, mixed; shared, several tuned, adapters, narrower ones; truncations and other recipes."""
     rng = random.Random(1)
-    prompts = [[1, *(rng.randrange(3, 480) for _ in range(rng.choice((2, 7, 30))))] for _ in range(6)]
+    prompts = [[1, *(rng.randrange(3, 480) for _ in range(length))] for length in (2, 30, 7, 30, 30, 7)]
     found: dict[str, Any] = {}
 
     def add(name: str, model: Any, asked: list[tuple[dict[str, Any], list[float]]], **more: Any) -> None:
@@ -140,13 +154,22 @@ def random_families(folder: Path) -> dict[str, Any]:
     one, two, three, four = (random_model("llama", seed) for seed in (1, 2, 3, 4))
     for rule, p in (("keep", 0.8), ("drop", 0.8), ("base", 0.9), ("plausible", 0.05)):
         recipe = Combination.emulate(1.0, truncation=Truncation(rule, p))  # type: ignore[arg-type]
-        add(rule, EFTForCausalLM.from_models(one, tuned=two, reference=three, combination=recipe), [alpha])
+        cut = EFTForCausalLM.from_models(one, tuned=two, reference=three, combination=recipe)
+        add(rule, cut, [alpha])
+        if rule in ("keep", "drop"):
+            check_edges(cut, found[rule]["requests"])
     steer = Combination.steer({"helpful": 0.7, "brief": 0.3})
     add(
         "steer",
         EFTForCausalLM.from_models(one, tuned={"helpful": two, "brief": four}, reference=three, combination=steer),
         [({"weights": [0.2, 0.5]}, [1.0, 0.2, 0.5, -0.7]), ({"coefficients": [1.0, 0.0, 1.0, -1.0]}, [1.0, 0.0, 1.0, -1.0])],
     )
+    plan = [0.0, 1.5, 0.5, 2.0, 1.0]
+    scheduled = EFTForCausalLM.from_models(one, tuned=two, reference=three, alpha=plan)
+    later = {"alpha": [1.0] * 8 + [0.0]}
+    add("scheduled", scheduled, [alpha])
+    scheduled.combination = Combination.emulate(later["alpha"])
+    found["scheduled"]["requests"] += [{"extra": later, **row} for row in answers(scheduled, prompts)]
     add("shared", EFTForCausalLM.from_models(one, tuned=two, reference=one, alpha=0.5), [({"alpha": 1.5}, [1.0, 1.5, -1.5])])
     add(
         "interpolated",
