@@ -1,6 +1,6 @@
 """Who drafts best: the tuned member alone, or the small combination `reference + alpha (tuned - reference)`.
 
-    python examples/benchmarks/drafters.py --deltas FOLDER     # four minutes on 2 CPU cores; ten if the deltas are not in FOLDER yet
+    python examples/benchmarks/drafters.py --deltas FOLDER     # eight minutes on 2 CPU cores; more if the deltas are not in FOLDER yet
 
 Two families. The embedded one, with its own tuned member and with two that learnt through the base (trained here, 1,600 steps each, if
 FOLDER has none). And one with the costs of real models, whose tuned member differs by as much more as the strength is smaller: alone it

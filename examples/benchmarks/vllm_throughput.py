@@ -208,7 +208,7 @@ def main() -> None:
 
     results: dict[str, Any] = {
         "machine": machine(), "vLLM": versions(args.vllm, args.engine, "vllm-eft", "torch", "transformers"), "rounds": args.rounds,
-        "date": date.today().isoformat(), "command": "python examples/benchmarks/" + " ".join([HERE.name, *sys.argv[1:]]),
+        "date": date.today().isoformat(), "command": f"python examples/benchmarks/{HERE.name} --vllm PYTHON --sizes {' '.join(args.sizes)}",
     }  # fmt: skip
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as work:
