@@ -80,12 +80,14 @@ def of_hf_eft(folder: Path, most: int, batched: bool) -> Callable[[list[list[int
     torch.set_num_threads(1)
     model = EFTForCausalLM.from_pretrained(folder)
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
-    batching = ContinuousBatchingConfig(num_blocks=8 * most, block_size=32, max_batch_tokens=max(2048, most))
 
     def answer(asked: list[list[int]]) -> int:
         if not batched:
             out = model.generate(torch.tensor(asked), **options)
             return int(out.shape[0] * (out.shape[1] - PROMPT))
+        # The cache is made anew by every call, and no larger than it needs: that would be time of its own.
+        blocks = len(asked) * (1 + -(-(PROMPT + NEW) // 32))
+        batching = ContinuousBatchingConfig(num_blocks=blocks, block_size=32, max_batch_tokens=max(2048, most))
         outputs = model.generate_batch(asked, continuous_batching_config=batching, progress_bar=False, **options)
         return sum(len(output.generated_tokens) for output in outputs.values())
 

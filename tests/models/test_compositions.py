@@ -140,12 +140,16 @@ def test_a_near_tie_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_edge_of_a_set_is_a_near_tie_only_within_the_bound() -> None:
     inf = float("inf")
     wanted = torch.tensor([4.0, 2.0, 1.0, -inf], dtype=torch.float64)
+    none, both = torch.zeros(4, dtype=torch.bool), torch.tensor([False, False, True, True])
     for last, wrong in ((1.05, None), (1.5, "not by a near tie")):
         got = torch.tensor([4.0, 2.0, -inf, last], dtype=torch.float64)
         assert "rule out 1 tokens" in str(differ(got, wanted, 0.1))
-        for reason in (differ(got, wanted, 0.1, edge=True), differ(wanted, got, 0.1, edge=True)):
+        for reason in (differ(got, wanted, 0.1, none), differ(wanted, got, 0.1, none)):
             assert reason is None if wrong is None else wrong in str(reason)
-    assert "are 0.92 off" in str(differ(torch.tensor([4.0, 1.0]).log_softmax(-1), torch.tensor([4.0, 2.0]), 0.1, edge=True))
+        assert differ(got, wanted, 0.1, both) is differ(wanted, got, 0.1, both) is None  # the oracle's like differ on these
+    without = torch.tensor([-inf, 2.0, 1.0, -inf], dtype=torch.float64)
+    assert "not by a near tie" in str(differ(without, wanted, 0.1, both))
+    assert "are 0.92 off" in str(differ(torch.tensor([4.0, 1.0]).log_softmax(-1), torch.tensor([4.0, 2.0]), 0.1, none[:2]))
 
 
 @pytest.mark.parametrize(
