@@ -32,12 +32,12 @@ def score_table(questions: Sequence[Question], answers: dict[str, list[str]]) ->
     """How many facts are right and how many answers are in style, for every system, with bars."""
     table = Table(title=f"All {len(questions)} questions asked")
     table.add_column("system", style="bold")
-    table.add_column("facts right", min_width=28)
-    table.add_column("in the tuned style", min_width=28)
+    table.add_column("facts right", no_wrap=True)
+    table.add_column("in the tuned style", no_wrap=True)
     for name, replies in answers.items():
         right = sum(q.is_right(r) for q, r in zip(questions, replies, strict=True)) / len(questions)
         styled = sum(q.is_in_style(r) for q, r in zip(questions, replies, strict=True)) / len(questions)
-        table.add_row(name, _bar(right), _bar(styled))
+        table.add_row(name, _bar(right, 14), _bar(styled, 14))  # so that 80 columns hold it
     return table
 
 
@@ -109,6 +109,6 @@ def _shown(text: str) -> str:
     return stripped if stripped.isprintable() and stripped else repr(text)[1:-1] if text else "…"
 
 
-def _bar(share: float, width: int = 20) -> str:
+def _bar(share: float, width: int) -> str:
     full = round(share * width)
     return "█" * full + "░" * (width - full) + f" {share:4.0%}"

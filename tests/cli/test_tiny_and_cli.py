@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from commands import invoke
 from families import shared
+from rich.console import Console
 
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.cli import generation_options
 from hf_eft.programs.demo import ask
+from hf_eft.programs.report import score_table
 
 SAMPLE = slice(0, 1200, 7)
 
@@ -95,6 +98,16 @@ def test_demo() -> None:
     done = invoke("demo", "--questions", "2", "--asked", "12", env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     assert "All 12 questions asked" in done.output and "What the delta changed" in done.output
+
+
+def test_the_scores_of_the_demo_are_whole_in_a_terminal_of_80_columns() -> None:
+    """They were cut off behind the bars, with the table's edge."""
+    questions = tiny.questions()[:3]
+    said = [f" Of course! {q.answer}. Happy to help!" for q in questions]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(score_table(questions, {"learnt through the large": said, "large base": ["" for _ in said]}))
+    rows = [line for line in console.export_text().splitlines() if "█" in line or "░" in line]
+    assert [line.count("%") for line in rows] == [2, 2] and all(line.rstrip().endswith("│") for line in rows)
 
 
 def test_importing_hf_eft_imports_no_modeling_code() -> None:
