@@ -13,11 +13,12 @@ from transformers.cache_utils import StaticCache
 from transformers.generation import GenerationMode
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
-from ..members.cache import EFTCache
+from ..members.cache import EFTCache, check_room
 from ..members.call import Call, PerThread, entered, innermost, refuse_while_running
 from ..members.checks import check_static
 from ..members.members import Members
 from ..members.modalities import KINDS, refuse_inputs
+from ..members.ragged import make_whole
 from ..members.releases import CACHE, cache_of, renamed
 from ..members.trial import check_moving
 from ..members.vocabulary import Vocabulary, end_tokens
@@ -27,6 +28,7 @@ from .continuous import EFTContinuousMixin
 from .inputs import EFTInputsMixin
 from .speculative import Speculation
 from .speculative.choice import drafters, ways
+from .speculative.graphs import Graphs
 from .speculative.line import Line
 from .speculative.recurrent import check_within
 from .speculative.request import Request, refuse_what_cannot_be_speculated
@@ -34,6 +36,7 @@ from .speculative.rows import Rows
 from .speculative.schedule import Fixed, Report
 from .speculative.scoring import Scoring
 from .speculative.small import SmallCombination, check_small
+from .speculative.static import reading_of
 from .speculative.watchers import refuse_stateful, refuse_streamer
 from .tokens_left import BeamsLeft, SomethingLeft
 
@@ -93,16 +96,21 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
                 f"`cache_implementation={generation_config.cache_implementation!r}` moves states between a GPU and the CPU, and there is "
                 "no GPU here. Use another one, or none."
             )
+        speculates = generation_mode == GenerationMode.ASSISTED_GENERATION or self._request.seed is not None
+        if speculates:
+            max_cache_length += 1  # a place in static caches for what is drafted beyond the end of a row
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         cache = model_kwargs.get(CACHE)
         if cache is None:
             return
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache):
-            raise ValueError("Assisted decoding rolls caches back, which static ones cannot. Use a dynamic cache.")
         own = max(max_cache_length, getattr(self, "_previous_max_cache_length", 0))
         user_made = getattr(cache, "_is_user_defined", False)
         room = self._request.prompts.longest if self._request.prompts is not None else 0
-        EFTCache.attach(cache, self._called_members.distinct_models, room + (max_cache_length if user_made else own))
+        attached = EFTCache.attach(cache, self._called_members.distinct_models, room + (max_cache_length if user_made else own))
+        if speculates and isinstance(cache, StaticCache):
+            for name, each in attached.members.items():
+                make_whole(each, room + own)
+                check_room(name, each, max_cache_length)
         if generation_config.is_assistant:
             cache.activate_past_recording()
 
@@ -211,6 +219,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             or "assistant_tokenizer" in kwargs
             or config.assistant_early_exit is not None
         )
+        if theirs and isinstance(kwargs.get(CACHE), StaticCache):
+            raise ValueError(
+                "With this assistant, transformers rolls the members' states back itself, which static caches are not kept for: use a dynamic "
+                "cache. On a static one, a member, a model with the same tokenizer or the prompt may draft."
+            )
         if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
             if self._members.stateful:
                 raise ValueError(
@@ -260,9 +273,10 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         cache.activate_past_recording()
         lines, coefficients = self._lines(input_ids, mask, positions, cache, room), model_kwargs.get("coefficients")
         request, members = self._request, self._called_members
+        reading = reading_of(members, cache, lines, lambda: self._graphs(model_kwargs, generation_config))
         asked_to_draft = drafters(
-            assistant, generation_config, members=members, combination=self.combination, by_row=coefficients is not None,
-            chooses=request.chooses, cache=cache, lines=lines, rows=rows,
+            assistant, generation_config, reading=reading, combination=self.combination, by_row=coefficients is not None,
+            chooses=request.chooses, line=copy.copy(lines[members.main]), rows=rows,
         )  # fmt: skip
         for drafter in asked_to_draft:
             drafter.prefill(input_ids, mask, positions)
@@ -272,8 +286,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             asked_to_draft,
             Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members)),
             Scoring(members, self.combination, settings, rows, coefficients, logits_processor),
-            cache=cache,
-            lines=lines,
+            reading,
             criteria=stopping_criteria,
             streamer=streamer,
             keep_scores=generation_config.return_dict_in_generate and generation_config.output_scores,
@@ -284,6 +297,13 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             streamer.end()
         self._reports.value = speculation.report
         return speculation.packed(generation_config)
+
+    def _graphs(self, model_kwargs: dict[str, Any], generation_config: Any) -> Graphs | None:
+        """What compiles the steps on static caches, where transformers compiles plain decoding."""
+        if not self._valid_auto_compile_criteria(model_kwargs, generation_config):
+            return None
+        config = generation_config.compile_config or self._default_compile_config()
+        return Graphs(config.to_dict(), self.device)
 
     def _with_something_left(self, input_ids: torch.Tensor, asked: dict[str, Any], is_final: bool) -> dict[str, Any]:
         """What a way of decoding is given, with a look at whether processors leave a token of those that a truncation leaves."""

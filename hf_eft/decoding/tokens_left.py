@@ -84,7 +84,7 @@ def refuse_marked(scores: torch.Tensor, rows: Collection[int], taken: Collection
         rows (`Collection[int]`): Which rows of the batch they are.
         taken (`Collection[int]`): How many positions of each count.
     """
-    marked = scores.amax(-1) == _NONE  # (rows, positions)
-    for i, (row, count) in enumerate(zip(rows, taken, strict=True)):
-        if bool(marked[i, :count].any()):
+    marked = (scores.amax(-1) == _NONE).tolist()  # (rows, positions)
+    for row, count, none in zip(rows, taken, marked, strict=True):
+        if any(none[:count]):
             raise nothing_left(row)

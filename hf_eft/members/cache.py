@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 )
 
 from .halfway import check_whole, together
+from .ragged import make_even
 from .recurrent import give_layers, is_recurrent, records
 from .roll_back import crop
 
@@ -80,7 +81,7 @@ class EFTCache(Cache):
                 )
             check_whole(cache)
             for name, sibling in cache.sibling_caches.items():
-                _check_room(name, sibling, max_cache_len)
+                check_room(name, sibling, max_cache_len)
             return cache
         if _length(cache) > 0:
             raise ValueError(
@@ -159,6 +160,8 @@ class EFTCache(Cache):
         self.unsettled_tokens = 0
 
     def reset(self) -> None:
+        for cache in self.members.values():
+            make_even(cache)
         super().reset()
         self.seen_tokens = self.unsettled_tokens = 0
         self.joints.clear()
@@ -335,7 +338,8 @@ def _trim_left(layer: Any, columns: int) -> None:
     layer.keys, layer.values = layer.keys[..., start:, :], layer.values[..., start:, :]
 
 
-def _check_room(name: str, cache: Cache, needed: int | None) -> None:
+def check_room(name: str, cache: Cache, needed: int | None) -> None:
+    """Raise if a static cache holds fewer tokens than are needed."""
     if needed is None or not isinstance(cache, StaticCache):
         return
     rooms = _static_lengths(cache)

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, StaticCache
 
 from .cache import counts_tokens
 from .devices import ran_out_of_memory
+from .ragged import is_ragged
 from .releases import returned_cache
 from .trial import check_static, check_trial
 
@@ -61,6 +62,8 @@ def _explain(name: str, model: Any, cache: Cache | None, error: Exception, sever
 def _tokens_held(cache: Cache | None, length: int) -> int | None:
     """How many tokens a cache holds before `length` are read; `None` where it does not count them, or where counting would cost time."""
     if cache is None or torch.compiler.is_compiling() or not counts_tokens(cache):
+        return None
+    if is_ragged(cache):
         return None
     if isinstance(cache, StaticCache) and length == 1:  # their count is a tensor, and looking at it waits for the accelerator
         return None

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticCache
 
 from .cache import EFTCache
 from .devices import ran_out_of_memory
+from .ragged import make_ragged, make_whole, masks_of, places_of, why_not
 from .releases import cache_argument
 
 # Tokens: read in one piece, then one by one, behind that much padding. No multiples of the blocks of four or more that some
@@ -30,6 +31,7 @@ _SHARE, _SHARE_OF_HALF = 0.01, 0.1
 
 _found: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, str | None]] = weakref.WeakKeyDictionary()
 _static: weakref.WeakKeyDictionary[torch.nn.Module, str | None] = weakref.WeakKeyDictionary()
+_ragged: weakref.WeakKeyDictionary[torch.nn.Module, str | None] = weakref.WeakKeyDictionary()
 
 
 def check_trial(name: str, model: Any, device: torch.device, attention_mask: Any, cached: bool) -> None:
@@ -94,6 +96,44 @@ def _try_static(model: Any, device: torch.device) -> str | None:
         return _read(model, ids, padding=padding, pieces=[_PROMPT] + [1] * _MORE, cache=cache)
 
     return _difference(model, alone, lambda: read(0)) or _difference(model, alone, lambda: read(_PADDING))
+
+
+def check_ragged(name: str, model: Any, cache: Cache, device: torch.device) -> None:
+    """Raise if a member cannot read in a static cache whose rows end at different tokens. Every model is tried once."""
+    if (wrong := why_not(model, cache)) is None:
+        if model not in _ragged:
+            _ragged[model] = _try_ragged(model, device)
+        wrong = _ragged[model]
+    if wrong is not None:
+        raise ValueError(
+            f"Speculation reads each row where it ends, and the member {name!r} ({type(model).__name__}) cannot in a static cache: {wrong}. "
+            "Use a dynamic cache."
+        )
+
+
+@torch.no_grad()
+def _try_ragged(model: Any, device: torch.device) -> str | None:
+    ids = torch.arange(1, 1 + _PROMPT + _MORE, device=device)[None]
+    alone, wrong = _ends(lambda: _read(model, ids, padding=0, pieces=[ids.shape[1]], cache=None))
+    if alone is None:
+        return wrong
+    return _difference(model, alone, lambda: _read_ragged(model, ids))
+
+
+def _read_ragged(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The logits of the last ids, `(_MORE, vocab)`, read in one piece behind padding, where another token was and was taken back."""
+    parameters, room = inspect.signature(model.forward).parameters, ids.shape[1] + 2 * _PADDING
+    cache = StaticCache(config=model.config, max_cache_len=room)
+    make_whole(cache, room)
+    _read(model, torch.cat([ids[:, :_PROMPT], ids[:, :1]], dim=1), padding=_PADDING, pieces=[_PROMPT + 1], cache=cache)
+    ends = make_ragged(cache, 1).sub_(1)
+    places = places_of(ends, _MORE)
+    valid = (torch.arange(room, device=ids.device) >= _PADDING)[None]
+    inputs = {
+        "attention_mask": masks_of(model, places, valid, room), "use_cache": True, str(cache_argument(parameters)): cache,
+        **({"position_ids": places - _PADDING} if "position_ids" in parameters else {}),
+    }  # fmt: skip
+    return model(input_ids=ids[:, -_MORE:], **inputs).logits[0].float()
 
 
 def _what_is_found(model: Any, device: torch.device) -> dict[str, str | None]:

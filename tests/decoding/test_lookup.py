@@ -10,7 +10,7 @@ from hf_eft.decoding.speculative.rows import Rows
 
 
 def guess(text: list[int], ngram: int) -> int:
-    return LookupDrafter(None, 64, ngram, None)._guess(torch.tensor(text))
+    return LookupDrafter(None, 64, ngram)._guess(torch.tensor(text))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_every_row_that_is_left_drafts_from_its_own_text() -> None:
     rows.put(0, torch.tensor([6, 8, 3]))
     rows.lengths = [5, 5, 4]  # the last has ended, and what stands behind its end is no text
     rows.keep([0, 1])
-    drafter = LookupDrafter(rows, 16, 2, None)
+    drafter = LookupDrafter(rows, 16, 2)
     drafted = []
     for ahead in range(3):
         logits = drafter.step(rows.last(), ahead)["prompt lookup"]
@@ -49,10 +49,10 @@ def test_every_row_that_is_left_drafts_from_its_own_text() -> None:
         assert torch.equal(logits[:, 0].softmax(-1), torch.nn.functional.one_hot(drafted[-1], 16).float())
         rows.put(ahead, drafted[-1])
     assert torch.stack(drafted, 1).tolist() == [[7, 5, 6], [9, 8, 9]]
-    drafter.roll_back(3, None, 0)
+    drafter.settle([0, 0], rows.tokens[:, :0])
     assert drafter.step(rows.last(), 0)["prompt lookup"][:, 0].argmax(-1).tolist() == [7, 9]
 
 
 def test_nothing_is_drafted_by_nobody() -> None:
     rows = Rows(torch.tensor([[5, 6], [7, 8]]), room=2)
-    assert NoDrafter(rows, None).step(rows.last(), 0)["prompt lookup"].shape == (2, 1, 1)
+    assert NoDrafter(rows).step(rows.last(), 0)["prompt lookup"].shape == (2, 1, 1)

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ...members.cache import EFTCache
 from ...members.halfway import together
 from ...members.releases import CACHE
-from ...members.roll_back import Mark
 from ..tokens_left import refuse_marked
 from .drafting import Drafter
-from .line import Line, apart
-from .recurrent import read_again
+from .reading import Reading
 from .schedule import Automatic, Fixed, Report
 from .scoring import Scoring, joined
 
@@ -41,19 +38,19 @@ class Speculation:
         drafters: Sequence[Drafter],
         schedule: Fixed | Automatic,
         scoring: Scoring,
+        reading: Reading,
         *,
-        cache: EFTCache,
-        lines: Mapping[str, Line],
         criteria: Any,
         streamer: Any,
         keep_scores: bool,
         keep_logits: bool,
     ) -> None:
         self.drafters, self.schedule, self.scoring = drafters, schedule, scoring
-        self.members, self.settings, self.rows, self.cache = scoring.members, scoring.settings, scoring.rows, cache
-        self.lines = lines  # by distinct member; members with one prompt share theirs
+        self.reading, self.cache = reading, reading.cache
+        self.members, self.settings, self.rows = scoring.members, scoring.settings, scoring.rows
         self.criteria, self.streamer = criteria, streamer
         self.report = Report()
+        self.open = list(range(self.rows.count))  # places, among the rows present, of those that have not ended
         self.scores: list[list[torch.Tensor]] | None = [[] for _ in self.rows.lengths] if keep_scores else None
         self.logits: list[list[torch.Tensor]] | None = [[] for _ in self.rows.lengths] if keep_logits else None
 
@@ -70,7 +67,9 @@ class Speculation:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
         clock = [self._now()]
         drafter, block = self._plan()
-        marks = self._marks(drafter) if block else {}
+        if block:
+            drafter.mark()
+            self.reading.mark()
         tokens, read, proposed = self._draft(drafter, block)  # (rows, block + 1)
         block = tokens.shape[1] - 1
         clock.append(self._now())
@@ -78,14 +77,10 @@ class Speculation:
         as_plain = block == 0 and self._saves_by_one_step(drafter)
         ahead = () if as_plain else drafter.members
         others = [name for name in self.members.distinct if name not in ahead]
-        common = self.lines[self.members.main]
-        outputs = self.members.step(
-            tokens, attention_mask=common.seen(block + 1), position_ids=common.at(0, block + 1), cache=self.cache,
-            use_cache=True, only=others, own=apart(self.lines, others, common, 0, block + 1),
-        )  # fmt: skip
-        looked = {**read, **{name: output.logits for name, output in outputs.items()}}
+        looked = {**read, **self.reading.read(tokens, others, 0)}
         logits, scores = self.scoring.target(looked, 0, block)  # (rows, block, vocab)
         kept, following = self.scoring.compare(tokens[:, 1:], proposed, scores)
+        kept = [n if i in self.open else -1 for i, n in enumerate(kept)]  # rows that have ended and stay get nothing
         clock.append(self._now())
 
         whole = [n == block for n in kept]
@@ -100,7 +95,7 @@ class Speculation:
             following = torch.where(torch.tensor(whole, device=bonus.device), bonus, following)
         agreed = self._agreed(drafter, kept, block, looked, scores) if self.schedule.learns else []
         appended, staying = self._advance(kept, following, logits, scores)
-        self._bring_into_line(drafter, [n - 1 for n in appended], tokens, tokens.shape[1] - 1 + (read_all or as_plain), marks)
+        self._bring_into_line(drafter, [n - 1 for n in appended], tokens, tokens.shape[1] - 1 + (read_all or as_plain))
         clock.append(self._now())
         self._account(drafter, block, kept, agreed, clock, read_all)
         return staying
@@ -110,8 +105,8 @@ class Speculation:
     def _plan(self) -> tuple[Drafter, int]:
         """Who drafts, and how many tokens."""
         # The row with most to go says how long a block may be: one that is nearly there must not hold up the others.
-        shortest = min(self.rows.lengths[row] for row in self.rows.present)
-        who, block = self.schedule.next(len(self.rows.present))
+        shortest = min(self.rows.lengths[self.rows.present[i]] for i in self.open)
+        who, block = self.schedule.next(len(self.open))
         return self.drafters[who], max(0, min(block, self.settings.max_length - shortest - 1))
 
     def _saves_by_one_step(self, drafter: Drafter) -> bool:
@@ -128,6 +123,10 @@ class Speculation:
         The token that no member has read and those drafted behind it, `(rows, block + 1)`; the logits of those who read while drafting,
         `(rows, block, width)` by reader; and the scores that tokens were chosen from, `(rows, block, vocab)`.
         """
+        if (drafted := self.reading.draft(drafter, self.scoring, self.rows.last(), block)) is not None:
+            tokens, logits = drafted
+            self.rows.put_all(tokens[:, 1:])
+            return tokens, logits, torch.empty(0)
         tokens, scores = [self.rows.last()], []
         read: list[dict[str, torch.Tensor]] = []
         while (i := len(read)) < block:
@@ -157,37 +156,11 @@ class Speculation:
 
     # Common -------------------------------------------------------------------------------------------------------------
 
-    def _marks(self, drafter: Drafter) -> dict[str, Mark]:
-        """The recurrent states of every member that has any, as they are before a block."""
-        drafter.mark()
-        return {name: Mark(self.cache.members[name]) for name in self.members.stateful}
-
-    def _bring_into_line(
-        self, drafter: Drafter, kept: list[int], tokens: torch.Tensor, drafter_read: int, marks: Mapping[str, Mark]
-    ) -> None:
-        """Let every member forget what was rejected of `tokens`, `(rows, block + 1)`, of which the drafter has read the first ones."""
-        block = tokens.shape[1] - 1
-        counts = torch.tensor(kept, device=self.rows.tokens.device)
-        drafted = tokens[:, :drafter_read]
-        for name, mark in marks.items():
-            read = drafted if name in drafter.members else tokens
-            read_again(
-                self.members.distinct[name], self.cache.members[name], mark, read, [n + 1 for n in kept], self.lines[name]
-            )
-        drafter.read_again(drafted, [n + 1 for n in kept])
-        trims = {id(line): line.settle(counts) for line in self._distinct_lines()}
-        most = max(kept)
-        drop = block - most
-        drafter_drop = drop - (block + 1 - drafter_read)
-        drops = {name: drafter_drop if name in drafter.members else drop for name in self.members.distinct}
-        shift = most - counts if len(set(kept)) > 1 else None
-        self.cache.roll_back(drops, shift, {name: trims[id(self.lines[name])] for name in drops})
-        drafter.roll_back(drafter_drop, shift, trims[id(drafter.line)])
-        # Members that draft and members that look count apart: what all have read is what the caches hold.
-        self.cache.seen_tokens = self.lines[self.members.main].columns
-
-    def _distinct_lines(self) -> list[Line]:
-        return list({id(line): line for line in self.lines.values()}.values())
+    def _bring_into_line(self, drafter: Drafter, kept: list[int], tokens: torch.Tensor, drafter_read: int) -> None:
+        """Let all forget what was rejected of `tokens`, `(rows, block + 1)`, of which the drafter has read the first ones."""
+        read = {name: drafter_read if name in drafter.members else tokens.shape[1] for name in self.members.distinct}
+        self.reading.settle(kept, tokens, read)
+        drafter.settle(kept, tokens[:, :drafter_read])
 
     def _advance(
         self, kept: list[int], following: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor
@@ -196,9 +169,9 @@ class Speculation:
         Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does. Returns how many
         tokens every row got, and the places of those that have not ended.
         """
-        self.rows.put(torch.tensor(kept, device=following.device), following)
+        self.rows.put(torch.tensor([max(n, 0) for n in kept], device=following.device), following)
         appended = [n + 1 for n in kept]
-        staying = list(range(len(kept)))
+        staying = list(self.open)
         for ahead in range(max(appended)):
             stop = self.rows.by_length(ahead + 1, lambda ids: self.criteria(ids, None)).tolist()
             for i in [i for i in staying if stop[i] and ahead < appended[i]]:
@@ -220,16 +193,17 @@ class Speculation:
 
     def _keep(self, staying: list[int]) -> None:
         """Go on without the rows that have ended."""
-        if len(staying) == len(self.rows.present):
+        if not self.reading.rows_leave:
+            self.open = staying
+        if not self.reading.rows_leave or len(staying) == len(self.rows.present):
             return
         places = torch.tensor(staying, device=self.rows.tokens.device)
         self.rows.keep(staying)
-        self.cache.reorder_cache(places)  # `batch_select_indices` leaves the states of convolutions as they are
+        self.reading.keep(places)
         self.scoring.keep(places)
         for drafter in self.drafters:
             drafter.keep(places)
-        for line in self._distinct_lines():
-            line.keep(places)
+        self.open = list(range(len(staying)))
 
     def _now(self) -> float:
         if self.rows.tokens.device.type != "cpu":
@@ -246,10 +220,12 @@ class Speculation:
         self.report.verifying += (verified - drafted) + (end - read)
         steps = block + int(read_all)
         step = (drafted - start + read - verified) / steps if steps and drafter.costs else 0.0
+        kept = [n for n in kept if n >= 0]
         self.schedule.record(self.drafters.index(drafter), block, kept, agreed, step, (verified - drafted) + (end - read))
 
     def packed(self, generation_config: Any) -> Any:
         """What `generate` returns: rows padded on the right to one length, and everything that was asked for beside them."""
+        self.reading.finish()
         longest = max(self.rows.lengths)
         self.cache.uneven = len({self.rows.lengths[row] for row in self.rows.present}) > 1
         pad = generation_config._pad_token_tensor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ...members.cache import EFTCache
 from ...members.members import Members
 from ...recipe.combination import Combination
 from .drafting import Drafter, LookupDrafter, MemberDrafter, NoDrafter, OutsideDrafter
 from .line import Line
+from .reading import Reading
 from .rows import Rows
 from .schedule import Way
 from .small import SmallCombination, SmallDrafter
@@ -19,24 +19,22 @@ def drafters(
     assistant: Any,
     generation_config: Any,
     *,
-    members: Members,
+    reading: Reading,
     combination: Combination,
     by_row: bool,
     chooses: bool,
-    cache: EFTCache,
-    lines: Mapping[str, Line],
+    line: Line,
     rows: Rows,
 ) -> list[Drafter]:
     r"""
     Args:
         assistant (`PreTrainedModel` or [`SmallCombination`], *optional*): Who was asked to draft.
         generation_config (`GenerationConfig`): Asks for the prompt, where nobody is asked.
-        members ([`~hf_eft.members.members.Members`]): The members of the call.
+        reading ([`~hf_eft.decoding.speculative.reading.Reading`]): The members of the call, and their states.
         combination ([`Combination`]): The recipe.
         by_row (`bool`): Whether rows have coefficients of their own.
         chooses (`bool`): Whether the small combination and a tuned member may stand in for each other.
-        cache ([`EFTCache`]): The members' states.
-        lines (`Mapping[str, Line]`): Where each member reads.
+        line ([`~hf_eft.decoding.speculative.line.Line`]): Where the rows stand that an outsider reads.
         rows ([`Rows`]): The rows.
 
     Returns:
@@ -45,26 +43,26 @@ def drafters(
     Raises:
         `ValueError`: If the small combination was asked, and the recipe has none.
     """
-    common, width = lines[members.main], members.vocab_size
+    members = reading.members
     if isinstance(assistant, SmallCombination):
-        small = SmallDrafter(members, combination, by_row, cache, lines)
+        small = SmallDrafter(reading, combination, by_row)
         tuned = [name for name in combination.tuned_names if members.owner[name] in small.members] if chooses else []
-        alone = [MemberDrafter(name, members, cache, lines) for name in dict.fromkeys(members.owner[name] for name in tuned)]
+        alone = [MemberDrafter(name, reading) for name in dict.fromkeys(members.owner[name] for name in tuned)]
         return [small, *(each for each in alone if not _alike(small, each, combination, by_row))]
     if (name := members.find(assistant)) is not None:
-        asked = MemberDrafter(name, members, cache, lines)
+        asked = MemberDrafter(name, reading)
         if not chooses or name not in {members.owner[tuned] for tuned in combination.tuned_names}:
             return [asked]
         try:
-            small = SmallDrafter(members, combination, by_row, cache, lines)
+            small = SmallDrafter(reading, combination, by_row)
         except ValueError:  # the recipe has none
             return [asked]
         return [asked] if _alike(small, asked, combination, by_row) else [asked, small]
     if assistant is not None:
-        return [OutsideDrafter(assistant, width, common)]
+        return [OutsideDrafter(assistant, members.vocab_size, line)]
     if generation_config.prompt_lookup_num_tokens is None:
-        return [NoDrafter(rows, common)]
-    return [LookupDrafter(rows, width, generation_config.max_matching_ngram_size or 2, common)]
+        return [NoDrafter(rows)]
+    return [LookupDrafter(rows, members.vocab_size, generation_config.max_matching_ngram_size or 2)]
 
 
 def ways(drafters: Sequence[Drafter], members: Members) -> list[Way]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...members.cache import EFTCache
 from ...members.members import Members
 from ...members.roll_back import Mark
-from .line import Line, apart
+from .line import Line
+from .reading import Reading
 from .recurrent import check_within, read_again
 from .rows import Rows
 
@@ -24,14 +24,13 @@ class Drafter:
 
     Args:
         name (`str`): What reports call it. (Members are called by identifiers, which those of outsiders are not.)
-        line ([`~hf_eft.decoding.speculative.line.Line`]): Where it reads.
     """
 
     costs = True  # whether a step takes time worth measuring
     members: tuple[str, ...] = ()  # the distinct members whose caches and logits these are
 
-    def __init__(self, name: str, line: Line) -> None:
-        self.name, self.line = name, line
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
         """Read the prompt, `(rows, length)`."""
@@ -56,11 +55,8 @@ class Drafter:
     def mark(self) -> None:
         """Remember recurrent states before a block."""
 
-    def read_again(self, tokens: torch.Tensor, kept: Sequence[int]) -> None:
-        """Bring recurrent states to what each row keeps of the block (see [`~hf_eft.decoding.speculative.recurrent.read_again`])."""
-
-    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
-        """Forget the last `drop` tokens, and bring the rows into line (see [`EFTCache.roll_back`])."""
+    def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
+        """Forget what was rejected of the tokens that it read, `(rows, read)`: of the draft, each row keeps so many."""
 
     def keep(self, staying: torch.Tensor) -> None:
         """Go on with some of the rows only, `(staying,)`."""
@@ -69,29 +65,21 @@ class Drafter:
 class MemberDrafter(Drafter):
     """A member drafts: its cache and its logits serve drafting and verification, nothing is run twice, and the target looks after them."""
 
-    def __init__(self, name: str, members: Members, cache: EFTCache, lines: Mapping[str, Line]) -> None:
-        super().__init__(name, lines[name])
+    def __init__(self, name: str, reading: Reading) -> None:
+        super().__init__(name)
         self.members: tuple[str, ...] = (name,)
-        self._all, self._cache, self._lines = members, cache, lines
+        self._reading = reading
 
     def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
-        outputs = self._all.step(
-            token,
-            attention_mask=self.line.seen(ahead + 1),
-            position_ids=self.line.at(ahead, ahead + 1),
-            cache=self._cache,
-            use_cache=True,
-            only=self.members,
-            own=apart(self._lines, self.members, self.line, ahead, ahead + 1),
-        )
-        return {name: output.logits for name, output in outputs.items()}
+        return self._reading.read(token, self.members, ahead)
 
 
 class OutsideDrafter(Drafter):
-    """A model that is no member drafts, on a cache of its own."""
+    """A model that is no member drafts, on a cache and in a line of its own."""
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, line: Line) -> None:
-        super().__init__("another model", line)
+        super().__init__("another model")
+        self.line = line
         self._members = Members({"assistant": model})
         if self._members.vocab_size != vocab_size:
             raise ValueError(
@@ -111,15 +99,17 @@ class OutsideDrafter(Drafter):
     def mark(self) -> None:
         self._mark = Mark(self._cache)
 
-    def read_again(self, tokens: torch.Tensor, kept: Sequence[int]) -> None:
+    def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
         if self._members.stateful:
-            read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, kept, self.line)
-
-    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
-        self._cache.roll_back({"assistant": drop}, shift, {"assistant": trim})
+            read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, [n + 1 for n in kept], self.line)
+        counts, most = torch.tensor(kept, device=tokens.device), max(kept)
+        trim = self.line.settle(counts)
+        shift = most - counts if len(set(kept)) > 1 else None
+        self._cache.roll_back({"assistant": tokens.shape[1] - most - 1}, shift, {"assistant": trim})
 
     def keep(self, staying: torch.Tensor) -> None:
         self._cache.reorder_cache(staying)
+        self.line.keep(staying)
 
     def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = self._members.step(
@@ -133,8 +123,8 @@ class LookupDrafter(Drafter):
 
     costs = False
 
-    def __init__(self, rows: Rows, vocab_size: int, ngram: int, line: Line) -> None:
-        super().__init__("prompt lookup", line)
+    def __init__(self, rows: Rows, vocab_size: int, ngram: int) -> None:
+        super().__init__("prompt lookup")
         self._rows, self._vocab_size, self._ngram = rows, vocab_size, ngram
         self._ahead = 0
 
@@ -154,15 +144,15 @@ class LookupDrafter(Drafter):
                 return int(text[int(found[-1]) + size])
         return int(text[-1])
 
-    def roll_back(self, drop: int, shift: torch.Tensor | None, trim: int) -> None:
+    def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
         self._ahead = 0
 
 
 class NoDrafter(LookupDrafter):
     """Plain decoding: nothing is drafted."""
 
-    def __init__(self, rows: Rows, line: Line) -> None:
-        super().__init__(rows, 1, 0, line)
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows, 1, 0)
 
     def _guess(self, text: torch.Tensor) -> int:
         return 0

@@ -26,6 +26,11 @@ class Rows:
         """Write a token behind each present row, `ahead` tokens behind its end; `values` are `(present,)`."""
         self.tokens[self._places, self._ends() + ahead] = values
 
+    def put_all(self, values: torch.Tensor) -> None:
+        """Write tokens, `(present, n)`, behind each present row."""
+        places = self._ends()[:, None] + torch.arange(values.shape[1], device=values.device)
+        self.tokens[self._places[:, None], places] = values
+
     def last(self) -> torch.Tensor:
         """The token that no member has read yet, `(present, 1)`."""
         return self.tokens[self._places, self._ends() - 1][:, None]

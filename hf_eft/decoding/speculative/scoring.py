@@ -39,7 +39,13 @@ class Scoring:
         processors: Any,
     ) -> None:
         self.members, self.combination, self.settings, self.rows = members, combination, settings, rows
-        self.coefficients, self.processors = coefficients, processors
+        self.coefficients, self.processors, self.device = coefficients, processors, rows.tokens.device
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the most likely token is chosen, whatever was chosen before."""
+        greedy = not self.settings.do_sample and not self.settings.confidence
+        return greedy and not self.processors and not (self.coefficients is None and self.combination.scheduled)
 
     def target(self, read: Mapping[str, torch.Tensor], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -59,7 +65,7 @@ class Scoring:
         vocabulary = self.members.vocabulary
         logits = vocabulary.cut(drafter.propose(read, self._coefficients_at(start, stop)))
         # A copy: what is never generated is ruled out of what is proposed, not of what the member says.
-        logits = vocabulary.widen(logits.to(self.rows.tokens.device, torch.float32, copy=True), self.members.vocab_size)
+        logits = vocabulary.widen(logits.to(self.device, torch.float32, copy=True), self.members.vocab_size)
         return self._processed_each(logits, start)
 
     def processed(self, logits: torch.Tensor, ahead: int) -> torch.Tensor:

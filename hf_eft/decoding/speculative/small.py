@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from ...members.cache import EFTCache
 from ...members.members import Members
 from ...recipe.combination import BASE, REFERENCE, Combination
 from ...recipe.combine import combine
 from .drafting import MemberDrafter
-from .line import Line
+from .reading import Reading
 
 SMALL = "small combination"
 
@@ -60,11 +59,10 @@ class SmallCombination:
 class SmallDrafter(MemberDrafter):
     """The small combination drafts: its members' caches and logits serve drafting and verification."""
 
-    def __init__(
-        self, members: Members, combination: Combination, by_row: bool, cache: EFTCache, lines: Mapping[str, Line]
-    ) -> None:
-        names = small_members(members, combination, by_row)
-        super().__init__(names[0], members, cache, lines)
+    def __init__(self, reading: Reading, combination: Combination, by_row: bool) -> None:
+        self._all = reading.members
+        names = small_members(self._all, combination, by_row)
+        super().__init__(names[0], reading)
         self.name, self.members, self._combination = SMALL, names, combination
 
     def propose(self, logits: Mapping[str, torch.Tensor], coefficients: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""How members read tokens behind the rows of a call, and forget those that were drafted in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...members.cache import EFTCache
+from ...members.members import Members
+from ...members.roll_back import Mark
+from .line import Line, apart
+from .recurrent import read_again
+
+if TYPE_CHECKING:
+    from .drafting import Drafter
+    from .scoring import Scoring
+
+
+class Reading:
+    r"""
+    Members that read on caches which grow. Rows that keep fewer tokens than others are moved to the right; rows that have ended leave.
+
+    Args:
+        members ([`Members`]): Who reads.
+        cache ([`EFTCache`]): Their states.
+        lines (`Mapping[str, Line]`): By distinct member, where its rows stand. Members with one prompt share theirs.
+    """
+
+    #: Whether rows that have ended leave the batch.
+    rows_leave = True
+
+    def __init__(self, members: Members, cache: EFTCache, lines: Mapping[str, Line]) -> None:
+        self.members, self.cache, self.lines = members, cache, lines
+        self._marks: dict[str, Mark] = {}
+
+    def read(self, tokens: torch.Tensor, names: Iterable[str], ahead: int) -> dict[str, torch.Tensor]:
+        """Let these distinct members read `(rows, n)` tokens, from `ahead` tokens behind the rows' ends on; their `(rows, n, width)` logits."""
+        names, stop = tuple(names), ahead + tokens.shape[1]
+        common = self.lines[self.members.main]
+        outputs = self.members.step(
+            tokens, attention_mask=common.seen(stop), position_ids=common.at(ahead, stop), cache=self.cache, use_cache=True,
+            only=names, own=apart(self.lines, names, common, ahead, stop),
+        )  # fmt: skip
+        return {name: output.logits for name, output in outputs.items()}
+
+    def draft(
+        self, drafter: Drafter, scoring: Scoring, last: torch.Tensor, block: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | None:
+        r"""
+        Draft without anything between the steps, where that can be done.
+
+        Args:
+            drafter ([`~hf_eft.decoding.speculative.drafting.Drafter`]): Who drafts.
+            scoring ([`~hf_eft.decoding.speculative.scoring.Scoring`]): How it chooses.
+            last (`torch.LongTensor` of shape `(rows, 1)`): The token that nobody has read.
+            block (`int`): How many tokens.
+
+        Returns:
+            `tuple`, *optional*: That token and those drafted, `(rows, block + 1)`, and the drafter's logits, by reader.
+        """
+        return None
+
+    def mark(self) -> None:
+        """Remember the recurrent states of every member that has any, as they are before a block."""
+        self._marks = {name: Mark(self.cache.members[name]) for name in self.members.stateful}
+
+    def settle(self, kept: Sequence[int], tokens: torch.Tensor, read: Mapping[str, int]) -> None:
+        r"""
+        Let every member forget what was rejected.
+
+        Args:
+            kept (`Sequence[int]`): How many drafted tokens each row keeps.
+            tokens (`torch.LongTensor` of shape `(rows, block + 1)`): What was read: the token before the draft, and the draft.
+            read (`Mapping[str, int]`): By distinct member, how many of these it has read.
+        """
+        counts = torch.tensor(kept, device=tokens.device)
+        for name, mark in self._marks.items():
+            whole = [n + 1 for n in kept]
+            read_again(
+                self.members.distinct[name], self.cache.members[name], mark, tokens[:, : read[name]], whole, self.lines[name]
+            )
+        self._marks = {}
+        trims = {id(line): line.settle(counts) for line in self._distinct_lines()}
+        most = max(kept)
+        shift = most - counts if len(set(kept)) > 1 else None
+        drops = {name: read[name] - most - 1 for name in self.members.distinct}
+        self.cache.roll_back(drops, shift, {name: trims[id(self.lines[name])] for name in drops})
+        # Members that draft and members that look count apart: what all have read is what the caches hold.
+        self.cache.seen_tokens = self.lines[self.members.main].columns
+
+    def keep(self, staying: torch.Tensor) -> None:
+        """Go on with some of the rows only, `(staying,)`."""
+        self.cache.reorder_cache(staying)  # `batch_select_indices` leaves the states of convolutions as they are
+        for line in self._distinct_lines():
+            line.keep(staying)
+
+    def finish(self) -> None:
+        """Leave the states as later calls take them."""
+
+    def _distinct_lines(self) -> list[Line]:
+        return list({id(line): line for line in self.lines.values()}.values())
