@@ -221,8 +221,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         )
         if theirs and isinstance(kwargs.get(CACHE), StaticCache):
             raise ValueError(
-                "With this assistant, transformers rolls the members' states back itself, which static caches are not kept for: use a dynamic "
-                "cache. On a static one, a member, a model with the same tokenizer or the prompt may draft."
+                "With this assistant, transformers rolls the members' states back itself, which it does not on static caches: use a "
+                "dynamic one. On a static cache, a member, a model with the same tokenizer or the prompt may draft."
             )
         if theirs or (assistant is None and config.prompt_lookup_num_tokens is None):
             if self._members.stateful:

@@ -36,6 +36,20 @@ def check_finite(logits: torch.Tensor, name: str, attention_mask: Any = None) ->
         )
 
 
+class Finite:
+    """Whether members' logits, by name, are finite: a tensor that says so, on their device, and the error if they are not."""
+
+    def __init__(self, logits: Mapping[str, torch.Tensor], attention_mask: Any) -> None:
+        self._logits, self._mask = logits, attention_mask
+        # One look for all members: on an accelerator each look waits for it.
+        self.holds = torch.stack([values.detach().amax(-1).isfinite().all() for values in logits.values()]).all()
+
+    def refuse(self) -> None:
+        """Raise, naming member, row and position, unless it is padding that is not finite."""
+        for name, values in self._logits.items():
+            check_finite(values, name, self._mask)
+
+
 def check_model(name: str, model: Any) -> None:
     """Raise if a member is not a decoder-only language model of transformers that takes a cache."""
     if model is None:

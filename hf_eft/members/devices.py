@@ -1,7 +1,8 @@
-"""Where a model computes, which its first weight does not say if that is offloaded, and whether there was no memory for it."""
+"""Where a model computes, what goes to and fro between there and the CPU, and whether there was no memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,20 @@ def execution_device(module: torch.nn.Module) -> torch.device:
             if (brought_to := getattr(part, "execution_device", None)) is not None:
                 return torch.device(brought_to)
     return device
+
+
+def fetched(*values: torch.Tensor) -> list[Any]:
+    """Tensors as (nested) lists, in one transfer: an accelerator is waited for once."""
+    if all(value.device.type == "cpu" for value in values):
+        return [value.tolist() for value in values]
+    together = torch.cat([value.reshape(-1).double() for value in values]).cpu()
+    parts = together.split([value.numel() for value in values])
+    return [part.view(value.shape).to(value.dtype).tolist() for part, value in zip(parts, values, strict=True)]
+
+
+def sent(values: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """A list as a tensor on a device, which is not waited for."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from .adapters import by_adapter, resolve
 from .adapters.joint import Joint
 from .adapters.stack import Stack
 from .cache import EFTCache
-from .checks import check_finite, check_model
+from .checks import Finite, check_model
 from .halfway import together
 from .member import Member
 from .padding import readable
@@ -295,14 +295,16 @@ class Members:
         """
         return self.by_name({name: output.logits for name, output in outputs.items()}, attention_mask)
 
-    def by_name(self, logits: Mapping[str, torch.Tensor], attention_mask: Any = None) -> dict[str, torch.Tensor]:
-        """The same, from the logits of distinct members."""
+    def by_name(
+        self, logits: Mapping[str, torch.Tensor], attention_mask: Any = None, later: list[Finite] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The same, from the logits of distinct members. Whether they are finite is looked at now, or by whoever `later` belongs to."""
         device = logits[self.main if self.main in logits else next(iter(logits))].device
         distinct = {name: self.vocabulary.cut(values.to(device)) for name, values in logits.items()}
         if not torch.compiler.is_compiling():
-            # One look for all members: on an accelerator each look waits for it.
-            tops = torch.stack([values.detach().amax(-1).isfinite().all() for values in distinct.values()])
-            if not bool(tops.all()):
-                for name, values in distinct.items():
-                    check_finite(values, name, attention_mask)
+            check = Finite(distinct, attention_mask)
+            if later is not None:
+                later.append(check)
+            elif not bool(check.holds):
+                check.refuse()
         return {name: distinct[self.owner[name]] for name in self.names if self.owner[name] in distinct}

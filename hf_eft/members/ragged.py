@@ -52,7 +52,7 @@ def why_not(model: Any, cache: Cache) -> str | None:
         return f"its cache has layers that forget what they read ({', '.join(kinds)})"
     config = model.config.get_text_config(decoder=True)
     if config._attn_implementation not in _MASKS:
-        return f"its attention is {config._attn_implementation!r}, which takes no mask for each row: load it with `attn_implementation='sdpa'`"
+        return f"its attention is {config._attn_implementation!r}, which takes no mask by row: load it with `attn_implementation='sdpa'`"
     if other := sorted(set(get_layer_types_and_kwargs(config)[0]) - {"full_attention", "sliding_attention", "dummy"}):
         return f"it has layers of {', '.join(other)}"
     return None

@@ -106,8 +106,8 @@ def check_ragged(name: str, model: Any, cache: Cache, device: torch.device) -> N
         wrong = _ragged[model]
     if wrong is not None:
         raise ValueError(
-            f"Speculation reads each row where it ends, and the member {name!r} ({type(model).__name__}) cannot in a static cache: {wrong}. "
-            "Use a dynamic cache."
+            f"Speculation reads each row where it ends, which the member {name!r} ({type(model).__name__}) cannot in a static cache: "
+            f"{wrong}. Use a dynamic cache."
         )
 
 

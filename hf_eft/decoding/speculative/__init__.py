@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ...members.devices import sent
 from ...members.halfway import together
 from ...members.releases import CACHE
-from ..tokens_left import refuse_marked
+from ..tokens_left import SomethingLeft, refuse_marked
+from .clock import Clock
 from .drafting import Drafter
 from .reading import Reading
 from .schedule import Automatic, Fixed, Report
 from .scoring import Scoring, joined
+from .static import drafted
 
 
 class Speculation:
@@ -57,7 +59,7 @@ class Speculation:
     def run(self, first: torch.Tensor) -> None:
         """Decode until every row has ended; `first` are the target's logits for the first token, `(rows, vocab)`."""
         scores = self.scoring.processed(first, 0)
-        _, staying = self._advance([0] * self.rows.count, self.scoring.pick(scores, 0), first[:, None], scores[:, None])
+        _, staying, _ = self._advance([0] * self.rows.count, self.scoring.pick(scores, 0), first[:, None], scores[:, None], [])
         while staying:
             with together(self.cache):  # members that draft are ahead of the others until these have looked
                 self._keep(staying)
@@ -65,39 +67,43 @@ class Speculation:
 
     def _round(self) -> list[int]:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
-        clock = [self._now()]
+        clock = Clock(self.rows.tokens.device)
         drafter, block = self._plan()
         if block:
             drafter.mark()
             self.reading.mark()
         tokens, read, proposed = self._draft(drafter, block)  # (rows, block + 1)
         block = tokens.shape[1] - 1
-        clock.append(self._now())
+        clock.lap()
 
         as_plain = block == 0 and self._saves_by_one_step(drafter)
         ahead = () if as_plain else drafter.members
         others = [name for name in self.members.distinct if name not in ahead]
         looked = {**read, **self.reading.read(tokens, others, 0)}
         logits, scores = self.scoring.target(looked, 0, block)  # (rows, block, vocab)
-        kept, following = self.scoring.compare(tokens[:, 1:], proposed, scores)
+        agreed, following = self.scoring.compare(tokens[:, 1:], proposed, scores)
+        (kept,) = self.scoring.look(agreed)
         kept = [n if i in self.open else -1 for i, n in enumerate(kept)]  # rows that have ended and stay get nothing
-        clock.append(self._now())
+        clock.lap()
 
         whole = [n == block for n in kept]
         if read_all := any(whole) and not as_plain:
             last = drafter.step(tokens[:, -1:], block)
             looked |= joined([{name: looked[name] for name in last}, last]) if block else last
-        clock.append(self._now())
+        clock.lap()
         if any(whole):
             bonus_logits, bonus_scores = self.scoring.target(looked, block, block + 1)
             logits, scores = torch.cat([logits, bonus_logits], dim=1), torch.cat([scores, bonus_scores], dim=1)
             bonus = self.scoring.pick(bonus_scores[:, 0], block)
-            following = torch.where(torch.tensor(whole, device=bonus.device), bonus, following)
-        agreed = self._agreed(drafter, kept, block, looked, scores) if self.schedule.learns else []
-        appended, staying = self._advance(kept, following, logits, scores)
+            following = torch.where(sent(whole, bonus.device), bonus, following)
+        # Who did not draft is asked what it would have drafted.
+        asked = [each for each in self.drafters if each is not drafter or not block] if self.schedule.learns else []
+        would = [self.scoring.agreement(each, looked, scores[:, : max(1, block)]) for each in asked]
+        appended, staying, agreements = self._advance(kept, following, logits, scores, would)
         self._bring_into_line(drafter, [n - 1 for n in appended], tokens, tokens.shape[1] - 1 + (read_all or as_plain))
-        clock.append(self._now())
-        self._account(drafter, block, kept, agreed, clock, read_all)
+        clock.lap()
+        by_name = {each.name: values for each, values in zip(asked, agreements, strict=True)}
+        self._account(drafter, block, kept, by_name, clock.seconds(), read_all)
         return staying
 
     # Drafting -----------------------------------------------------------------------------------------------------------
@@ -123,10 +129,9 @@ class Speculation:
         The token that no member has read and those drafted behind it, `(rows, block + 1)`; the logits of those who read while drafting,
         `(rows, block, width)` by reader; and the scores that tokens were chosen from, `(rows, block, vocab)`.
         """
-        if (drafted := self.reading.draft(drafter, self.scoring, self.rows.last(), block)) is not None:
-            tokens, logits = drafted
-            self.rows.put_all(tokens[:, 1:])
-            return tokens, logits, torch.empty(0)
+        if (whole := drafted(self.reading, drafter, self.scoring, self.rows.last(), block)) is not None:
+            self.rows.put_all(whole[0][:, 1:])
+            return *whole, torch.empty(0)
         tokens, scores = [self.rows.last()], []
         read: list[dict[str, torch.Tensor]] = []
         while (i := len(read)) < block:
@@ -141,18 +146,15 @@ class Speculation:
                     break
         return torch.cat(tokens, dim=1), joined(read), torch.stack(scores, dim=1) if scores else torch.empty(0)
 
-    def _agreed(
-        self, drafter: Drafter, kept: list[int], block: int, looked: Mapping[str, torch.Tensor], scores: torch.Tensor
-    ) -> list[list[float]]:
-        """By drafter, how it agreed with the target at each position that was come to: who did not draft is asked what it would have."""
-        agreed = []
-        for each in self.drafters:
-            if each is drafter and block:
-                agreed.append([float(i < n) for n in kept for i in range(min(n + 1, block))])
-                continue
-            would = self.scoring.agreement(each, looked, scores[:, : max(1, block)])
-            agreed.append([x for row, n in zip(would, kept, strict=True) for x in row[: n + 1]])
-        return agreed
+    def _agreed(self, block: int, kept: list[int], would: Mapping[str, list[list[float]]]) -> list[list[float]]:
+        """By drafter, how it agreed with the target at each position that was come to: of who did not draft, how it would have."""
+        if not self.schedule.learns:
+            return []
+        drafted = [float(i < n) for n in kept for i in range(min(n + 1, block))]
+        return [
+            [x for row, n in zip(would[each.name], kept, strict=True) for x in row[: n + 1]] if each.name in would else drafted
+            for each in self.drafters
+        ]
 
     # Common -------------------------------------------------------------------------------------------------------------
 
@@ -163,33 +165,38 @@ class Speculation:
         drafter.settle(kept, tokens[:, :drafter_read])
 
     def _advance(
-        self, kept: list[int], following: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor
-    ) -> tuple[list[int], list[int]]:
+        self,
+        kept: list[int],
+        following: torch.Tensor,
+        logits: torch.Tensor,
+        scores: torch.Tensor,
+        asked: Sequence[torch.Tensor],
+    ) -> tuple[list[int], list[int], list[Any]]:
         """
         Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does. Returns how many
-        tokens every row got, and the places of those that have not ended.
+        tokens every row got, the places of those that have not ended, and what was asked besides.
         """
-        self.rows.put(torch.tensor([max(n, 0) for n in kept], device=following.device), following)
+        self.rows.put(sent([max(n, 0) for n in kept], following.device), following)
         appended = [n + 1 for n in kept]
+        stops = [self.rows.by_length(ahead + 1, lambda ids: self.criteria(ids, None)) for ahead in range(max(appended))]
+        stops, *answers = self.scoring.look(torch.stack(stops), *asked)
         staying = list(self.open)
-        for ahead in range(max(appended)):
-            stop = self.rows.by_length(ahead + 1, lambda ids: self.criteria(ids, None)).tolist()
-            for i in [i for i in staying if stop[i] and ahead < appended[i]]:
-                appended[i] = ahead + 1
+        for i in self.open:
+            if (end := next((n for n in range(1, appended[i] + 1) if stops[n - 1][i]), None)) is not None:
+                appended[i] = end
                 staying.remove(i)
-            if not any(ahead + 1 < appended[i] for i in staying):
-                break
-        refuse_marked(scores, self.rows.present, appended)
+        if any(isinstance(processor, SomethingLeft) for processor in self.scoring.processors):
+            refuse_marked(scores, self.rows.present, appended)
         for i, row in enumerate(self.rows.present):
             for store, values in ((self.scores, scores), (self.logits, logits)):
                 if store is not None:
                     store[row] += list(values[i, : appended[i]])
-            start = self.rows.lengths[row]
-            self.rows.lengths[row] = end = start + appended[i]
             if self.streamer is not None:
-                self.streamer.put(self.rows.tokens[row, start:end].cpu())
+                start = self.rows.lengths[row]
+                self.streamer.put(self.rows.tokens[row, start : start + appended[i]].cpu())
+        self.rows.go_on(appended)
         self.report.tokens += sum(appended)
-        return appended, staying
+        return appended, staying, answers
 
     def _keep(self, staying: list[int]) -> None:
         """Go on without the rows that have ended."""
@@ -197,7 +204,7 @@ class Speculation:
             self.open = staying
         if not self.reading.rows_leave or len(staying) == len(self.rows.present):
             return
-        places = torch.tensor(staying, device=self.rows.tokens.device)
+        places = sent(staying, self.rows.tokens.device)
         self.rows.keep(staying)
         self.reading.keep(places)
         self.scoring.keep(places)
@@ -205,23 +212,25 @@ class Speculation:
             drafter.keep(places)
         self.open = list(range(len(staying)))
 
-    def _now(self) -> float:
-        if self.rows.tokens.device.type != "cpu":
-            torch.accelerator.synchronize()
-        return time.perf_counter()
-
     def _account(
-        self, drafter: Drafter, block: int, kept: list[int], agreed: list[list[float]], clock: list[float], read_all: bool
+        self,
+        drafter: Drafter,
+        block: int,
+        kept: list[int],
+        would: Mapping[str, list[list[float]]],
+        seconds: Sequence[float],
+        read_all: bool,
     ) -> None:
-        start, drafted, verified, read, end = clock
+        agreed = self._agreed(block, kept, would)
+        drafting, verifying, reading, ending = seconds
         self.report.count(drafter.name, block, kept, {each.name: a for each, a in zip(self.drafters, agreed, strict=False)})
         self.report.bonus_steps += int(read_all)
-        self.report.drafting += drafted - start + (read - verified)
-        self.report.verifying += (verified - drafted) + (end - read)
+        self.report.drafting += drafting + reading
+        self.report.verifying += verifying + ending
         steps = block + int(read_all)
-        step = (drafted - start + read - verified) / steps if steps and drafter.costs else 0.0
+        step = (drafting + reading) / steps if steps and drafter.costs else 0.0
         kept = [n for n in kept if n >= 0]
-        self.schedule.record(self.drafters.index(drafter), block, kept, agreed, step, (verified - drafted) + (end - read))
+        self.schedule.record(self.drafters.index(drafter), block, kept, agreed, step, verifying + ending)
 
     def packed(self, generation_config: Any) -> Any:
         """What `generate` returns: rows padded on the right to one length, and everything that was asked for beside them."""

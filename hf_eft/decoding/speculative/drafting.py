@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...members.devices import sent
 from ...members.members import Members
 from ...members.roll_back import Mark
 from .line import Line
@@ -102,7 +103,7 @@ class OutsideDrafter(Drafter):
     def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
         if self._members.stateful:
             read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, [n + 1 for n in kept], self.line)
-        counts, most = torch.tensor(kept, device=tokens.device), max(kept)
+        counts, most = sent(kept, tokens.device), max(kept)
         trim = self.line.settle(counts)
         shift = most - counts if len(set(kept)) > 1 else None
         self._cache.roll_back({"assistant": tokens.shape[1] - most - 1}, shift, {"assistant": trim})

@@ -28,7 +28,12 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle() if self.records else None
 
     def run(
-        self, key: Hashable, function: Callable[..., Any], *fixed: Any, changes: Sequence[torch.Tensor] = (), **inputs: torch.Tensor
+        self,
+        key: Hashable,
+        function: Callable[..., Any],
+        *fixed: Any,
+        changes: Sequence[torch.Tensor] = (),
+        **inputs: torch.Tensor,
     ) -> Any:
         r"""
         Call `function(*fixed, **inputs)`. What it answers is valid until it is called again with inputs of these shapes.

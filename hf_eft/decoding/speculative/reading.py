@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from ...members.cache import EFTCache
+from ...members.devices import sent
 from ...members.members import Members
 from ...members.roll_back import Mark
 from .line import Line, apart
 from .recurrent import read_again
-
-if TYPE_CHECKING:
-    from .drafting import Drafter
-    from .scoring import Scoring
 
 
 class Reading:
@@ -36,7 +32,10 @@ class Reading:
         self._marks: dict[str, Mark] = {}
 
     def read(self, tokens: torch.Tensor, names: Iterable[str], ahead: int) -> dict[str, torch.Tensor]:
-        """Let these distinct members read `(rows, n)` tokens, from `ahead` tokens behind the rows' ends on; their `(rows, n, width)` logits."""
+        """
+        Let these distinct members read tokens, `(rows, n)`, that begin `ahead` tokens behind the rows' ends; returns their logits,
+        `(rows, n, width)`, by name.
+        """
         names, stop = tuple(names), ahead + tokens.shape[1]
         common = self.lines[self.members.main]
         outputs = self.members.step(
@@ -44,23 +43,6 @@ class Reading:
             only=names, own=apart(self.lines, names, common, ahead, stop),
         )  # fmt: skip
         return {name: output.logits for name, output in outputs.items()}
-
-    def draft(
-        self, drafter: Drafter, scoring: Scoring, last: torch.Tensor, block: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | None:
-        r"""
-        Draft without anything between the steps, where that can be done.
-
-        Args:
-            drafter ([`~hf_eft.decoding.speculative.drafting.Drafter`]): Who drafts.
-            scoring ([`~hf_eft.decoding.speculative.scoring.Scoring`]): How it chooses.
-            last (`torch.LongTensor` of shape `(rows, 1)`): The token that nobody has read.
-            block (`int`): How many tokens.
-
-        Returns:
-            `tuple`, *optional*: That token and those drafted, `(rows, block + 1)`, and the drafter's logits, by reader.
-        """
-        return None
 
     def mark(self) -> None:
         """Remember the recurrent states of every member that has any, as they are before a block."""
@@ -75,7 +57,7 @@ class Reading:
             tokens (`torch.LongTensor` of shape `(rows, block + 1)`): What was read: the token before the draft, and the draft.
             read (`Mapping[str, int]`): By distinct member, how many of these it has read.
         """
-        counts = torch.tensor(kept, device=tokens.device)
+        counts = sent(kept, tokens.device)
         for name, mark in self._marks.items():
             whole = [n + 1 for n in kept]
             read_again(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache
 
+from ...members.devices import sent
 from ...members.member import Member
 from ...members.recurrent import is_recurrent
 from ...members.roll_back import Mark, branch, take
@@ -37,7 +38,7 @@ def read_again(member: Member, cache: Cache, mark: Mark, tokens: torch.Tensor, k
     """
     read = tokens.shape[1]
     for count in sorted(set(kept) - {read}):
-        rows = torch.tensor([row for row, n in enumerate(kept) if n == count], device=tokens.device)
+        rows = sent([row for row, n in enumerate(kept) if n == count], tokens.device)
         other, mask = branch(cache, mark, rows if len(rows) < len(kept) else None, read), line.seen(count)
         member.forward(
             input_ids=tokens[rows, :count],

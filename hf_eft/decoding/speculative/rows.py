@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+
+from ...members.devices import sent
 
 
 class Rows:
@@ -24,27 +26,31 @@ class Rows:
 
     def put(self, ahead: torch.Tensor | int, values: torch.Tensor) -> None:
         """Write a token behind each present row, `ahead` tokens behind its end; `values` are `(present,)`."""
-        self.tokens[self._places, self._ends() + ahead] = values
+        self.tokens[self._places, self._ends + ahead] = values
 
     def put_all(self, values: torch.Tensor) -> None:
         """Write tokens, `(present, n)`, behind each present row."""
-        places = self._ends()[:, None] + torch.arange(values.shape[1], device=values.device)
+        places = self._ends[:, None] + torch.arange(values.shape[1], device=values.device)
         self.tokens[self._places[:, None], places] = values
 
     def last(self) -> torch.Tensor:
         """The token that no member has read yet, `(present, 1)`."""
-        return self.tokens[self._places, self._ends() - 1][:, None]
+        return self.tokens[self._places, self._ends - 1][:, None]
 
     def keep(self, staying: list[int]) -> None:
         """Go on with some of the present rows, given by their places among them."""
         self._stay([self.present[i] for i in staying])
 
-    def _stay(self, present: list[int]) -> None:
-        # The tensor is needed for every token drafted, and changes only here.
-        self.present, self._places = present, torch.tensor(present, device=self.tokens.device)
+    def go_on(self, appended: Sequence[int]) -> None:
+        """Each present row has so many tokens more."""
+        for row, count in zip(self.present, appended, strict=True):
+            self.lengths[row] += count
+        self._stay(self.present)
 
-    def _ends(self) -> torch.Tensor:
-        return torch.tensor([self.lengths[row] for row in self.present], device=self.tokens.device)
+    def _stay(self, present: list[int]) -> None:
+        # The tensors are needed for every token drafted, and change only here.
+        self.present = present
+        self._places, self._ends = sent([present, [self.lengths[row] for row in present]], self.tokens.device)
 
     def generated(self, ahead: int) -> list[int]:
         """How many tokens each present row has generated, `ahead` tokens behind its end."""

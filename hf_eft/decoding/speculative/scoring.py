@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ...members.checks import Finite
+from ...members.devices import fetched
 from ...members.members import Members
 from ...recipe.combination import Combination
 from ...recipe.combine import combine
@@ -40,6 +42,7 @@ class Scoring:
     ) -> None:
         self.members, self.combination, self.settings, self.rows = members, combination, settings, rows
         self.coefficients, self.processors, self.device = coefficients, processors, rows.tokens.device
+        self._unchecked: list[Finite] = []
 
     @property
     def is_plain(self) -> bool:
@@ -56,7 +59,9 @@ class Scoring:
             logits = self.rows.tokens.new_empty((len(self.rows.present), 0, self.members.vocab_size), dtype=torch.float32)
             return logits, logits
         part = {name: logits[:, start:stop] for name, logits in read.items() if name in self.members.distinct}
-        logits = combine(self.members.by_name(part), self.combination, self._coefficients_at(start, stop))
+        # Draws from what is not finite end the process on an accelerator: that is looked at before. Otherwise with the next look.
+        by_name = self.members.by_name(part, later=None if self._by_ratio else self._unchecked)
+        logits = combine(by_name, self.combination, self._coefficients_at(start, stop))
         logits = self.members.vocabulary.widen(logits, self.members.vocab_size)
         return logits, self._processed_each(logits, start)
 
@@ -82,9 +87,23 @@ class Scoring:
             return self.settings.noise.pick(scores, self.rows.generated(ahead), self.rows.present)
         return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
 
-    def compare(self, drafted: torch.Tensor, proposed: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    def look(self, *values: torch.Tensor) -> list[Any]:
         r"""
-        How many drafted tokens each row keeps, and the token that takes the place of the first one that it does not, `(rows,)`.
+        Tensors as lists, in one transfer, and with it a look at what the members have said since the last one.
+
+        Raises:
+            `FloatingPointError`: If that was not finite, as [`~hf_eft.members.members.Members.logits`] does.
+        """
+        checks, self._unchecked = self._unchecked, []
+        *lists, finite = fetched(*values, torch.stack([check.holds for check in checks]) if checks else values[0].new_empty(0))
+        for check, holds in zip(checks, finite, strict=True):
+            if not holds:
+                check.refuse()
+        return lists
+
+    def compare(self, drafted: torch.Tensor, proposed: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        How many drafted tokens each row keeps, `(rows,)`, and the token that takes the place of the first one that it does not, `(rows,)`.
 
         Args:
             drafted (`torch.LongTensor` of shape `(rows, block)`): The draft.
@@ -93,25 +112,25 @@ class Scoring:
         """
         block = drafted.shape[1]
         if block == 0:
-            return [0] * len(drafted), drafted.new_zeros(len(drafted))
+            return drafted.new_zeros(len(drafted)), drafted.new_zeros(len(drafted))
         if self._by_ratio:
             kept, following = accept_ratio(drafted, proposed.softmax(-1), scores.softmax(-1))
         else:
             wanted = self._choices(scores)
             kept = accept_equal(drafted, wanted)
             following = wanted.gather(1, kept.clamp(max=block - 1)[:, None]).squeeze(1)
-        return kept.tolist(), following
+        return kept, following
 
-    def agreement(self, drafter: Drafter, read: Mapping[str, torch.Tensor], scores: torch.Tensor) -> list[list[float]]:
+    def agreement(self, drafter: Drafter, read: Mapping[str, torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
         """
-        How probable it is at each position, by row, that a token which this drafter had drafted would have been kept: 0 or 1 unless draft
-        and target are drawn apart. `scores` are the target's, `(rows, positions, vocab)`.
+        How probable it is at each position that a token which this drafter had drafted would have been kept, `(rows, positions)`: 0 or 1
+        unless draft and target are drawn apart. `scores` are the target's, `(rows, positions, vocab)`.
         """
         stop = scores.shape[1]
         proposed = self.proposed(drafter, {name: logits[:, :stop] for name, logits in read.items()}, 0, stop)
         if self._by_ratio:
-            return torch.minimum(proposed.softmax(-1), scores.softmax(-1)).sum(-1).tolist()
-        return (self._choices(proposed) == self._choices(scores)).float().tolist()
+            return torch.minimum(proposed.softmax(-1), scores.softmax(-1)).sum(-1)
+        return (self._choices(proposed) == self._choices(scores)).float()
 
     @property
     def _by_ratio(self) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from transformers.cache_utils import StaticCache
 
 from ...members.cache import EFTCache
+from ...members.devices import sent
 from ...members.members import Members
 from ...members.ragged import make_even, make_ragged, masks_of, places_of
 from ...members.trial import check_ragged
@@ -70,7 +70,7 @@ class StaticReading(Reading):
         for name, member in members.distinct.items():
             check_ragged(name, member.model, cache.members[name], member.device)
         rows = len(lines[members.main].positions)
-        self._room = {name: int(each.layers[0].max_cache_len) for name, each in cache.members.items()}  # type: ignore[attr-defined]
+        self._room = {name: int(each.layers[0].max_cache_len) for name, each in cache.members.items()}
         by_line = {id(line): StaticLine(line, rows, max(self._room.values())) for line in lines.values()}
         self._lines = {name: by_line[id(line)] for name, line in lines.items()}
         self._ends = {name: make_ragged(each, rows) for name, each in cache.members.items()}
@@ -108,27 +108,11 @@ class StaticReading(Reading):
         )  # fmt: skip
         return {name: output.logits for name, output in outputs.items()}
 
-    def draft(
-        self, drafter: Drafter, scoring: Scoring, last: torch.Tensor, block: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | None:
-        if self.graphs is None or not drafter.members or not scoring.is_plain:
-            return None
-        self.token.copy_(last)
-        self.ahead.zero_()
-        tokens, read = [last], []
-        for _ in range(block):
-            logits = self.graphs.run(
-                ("draft", drafter.name), _draft, self, drafter, scoring, changes=(self.token, self.ahead)
-            )
-            read.append({name: each.clone() for name, each in logits.items()})
-            tokens.append(self.token.clone())
-        return torch.cat(tokens, dim=1), joined(read)
-
     def mark(self) -> None:
         pass  # members with recurrent states are refused
 
     def settle(self, kept: Sequence[int], tokens: torch.Tensor, read: Mapping[str, int]) -> None:
-        steps = torch.tensor(kept, device=tokens.device) + 1
+        steps = sent(kept, tokens.device) + 1
         for line in {id(line): line for line in self._lines.values()}.values():
             line.settle(steps)
 
@@ -145,6 +129,36 @@ def _read(reading: StaticReading, names: tuple[str, ...], tokens: torch.Tensor) 
     return reading.step(names, tokens)
 
 
+def drafted(
+    reading: Reading, drafter: Drafter, scoring: Scoring, last: torch.Tensor, block: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | None:
+    r"""
+    Draft without anything between the steps, where that can be done: on static caches that are compiled, and with nothing but the members'
+    logits to choose by.
+
+    Args:
+        reading ([`~hf_eft.decoding.speculative.reading.Reading`]): The members.
+        drafter ([`~hf_eft.decoding.speculative.drafting.Drafter`]): Who drafts.
+        scoring ([`~hf_eft.decoding.speculative.scoring.Scoring`]): How it chooses.
+        last (`torch.LongTensor` of shape `(rows, 1)`): The token that nobody has read.
+        block (`int`): How many tokens.
+
+    Returns:
+        `tuple`, *optional*: That token and those drafted, `(rows, block + 1)`; and the drafter's logits by reader, `(rows, block, width)`.
+    """
+    graphs = reading.graphs if isinstance(reading, StaticReading) else None
+    if not isinstance(reading, StaticReading) or graphs is None or not (block and drafter.members and scoring.is_plain):
+        return None
+    reading.token.copy_(last)
+    reading.ahead.zero_()
+    tokens, read = [last], []
+    for _ in range(block):
+        logits = graphs.run(("draft", drafter.name), _draft, reading, drafter, scoring, changes=(reading.token, reading.ahead))
+        read.append({name: each.clone() for name, each in logits.items()})
+        tokens.append(reading.token.clone())
+    return torch.cat(tokens, dim=1), joined(read)
+
+
 def _draft(reading: StaticReading, drafter: Drafter, scoring: Scoring) -> dict[str, torch.Tensor]:
     """Read the token that is at hand, and put in its place the one that follows."""
     read = reading.step(drafter.members, reading.token)
@@ -153,9 +167,7 @@ def _draft(reading: StaticReading, drafter: Drafter, scoring: Scoring) -> dict[s
     return read
 
 
-def reading_of(
-    members: Members, cache: EFTCache, lines: Mapping[str, Line], graphs: Callable[[], Graphs | None]
-) -> Reading:
+def reading_of(members: Members, cache: EFTCache, lines: Mapping[str, Line], graphs: Callable[[], Graphs | None]) -> Reading:
     """How members read on this cache."""
     if isinstance(cache, StaticCache):
         return StaticReading(members, cache, lines, graphs())

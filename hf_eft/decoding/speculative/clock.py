@@ -1,0 +1,39 @@
+"""How long the parts of a round took, without waiting for them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """
+    Notes when the device comes to a place in the program. On an accelerator these are events, which are asked when all is over.
+
+    Args:
+        device (`torch.device`): Where most of the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._laps: list[Any] = []
+        self.lap()
+
+    def lap(self) -> None:
+        """The program is here."""
+        if self._device.type == "cpu":
+            self._laps.append(time.perf_counter())
+            return
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        self._laps.append(event)
+
+    def seconds(self) -> list[float]:
+        """Between one place and the next."""
+        pairs = zip(self._laps, self._laps[1:], strict=False)
+        if self._device.type == "cpu":
+            return [end - start for start, end in pairs]
+        self._laps[-1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairs]
