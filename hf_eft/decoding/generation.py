@@ -262,7 +262,9 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         for name, member in self._called_members.distinct.items() if len(input_ids) > 1 else ():
             check_moving(name, member.model, member.device)
         room = generation_config.max_length - input_ids.shape[1]
-        rows = Rows(input_ids, room=2 * room)  # a row may draft beyond its end, while others are behind
+        rows = Rows(
+            input_ids, room=room + max(room, self._request.most)
+        )  # a row may draft beyond its end, while others are behind
         positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
         outputs = self._prefill(
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant

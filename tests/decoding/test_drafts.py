@@ -30,20 +30,20 @@ def test_drafting_stops_where_no_row_is_sure(rows: str) -> None:
 @pytest.mark.parametrize("read_all", [False, True])
 @pytest.mark.parametrize("costs", [False, True])
 def test_the_clock_s_seconds_are_the_drafters_or_the_others(costs: bool, read_all: bool) -> None:
-    """Drafting, verifying, the drafter's last step, and the rest of a round: its times end with 11, 12.5, 16, 16.5 and 18.5."""
+    """Drafting, verifying, the drafter's last step, and the rest of a round: 1.5, 3.5, 0.5 and 2 seconds."""
     learnt: list[tuple[Any, ...]] = []
     speculation = Speculation.__new__(Speculation)
     speculation.report = Report()
     speculation.schedule = SimpleNamespace(record=lambda *given: learnt.append(given))  # type: ignore[assignment]
     drafter: Any = SimpleNamespace(name="tuned", costs=costs)
     speculation.drafters = [drafter]
-    speculation._account(drafter, 3, [3, 1], [[1.0, 0.0]], [11.0, 12.5, 16.0, 16.5, 18.5], read_all)
+    speculation._account(drafter, 3, [3, 1], [[1.0, 0.0]], [1.5, 3.5, 0.5, 2.0], read_all)
     step = (1.5 + 0.5) / (4 if read_all else 3) if costs else 0.0
     assert learnt == [(0, 3, [3, 1], [[1.0, 0.0]], step, 3.5 + 2.0)]
     report = speculation.report
     assert (report.rounds, report.bonus_steps, report.drafting, report.verifying) == (1, int(read_all), 2.0, 5.5)
     assert (report.blocks, report.drafted, report.accepted) == ([3], [2, 2, 1], [2, 1, 1])
-    speculation._account(drafter, 0, [0, 0], [[1.0, 0.0]], [0.0, 0.0, 4.0, 4.0, 4.5], False)
+    speculation._account(drafter, 0, [0, 0], [[1.0, 0.0]], [0.0, 4.0, 0.0, 0.5], False)
     assert learnt[-1][-2:] == (0.0, 4.5)
 
 

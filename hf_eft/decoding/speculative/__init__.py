@@ -103,7 +103,7 @@ class Speculation:
         self._bring_into_line(drafter, [n - 1 for n in appended], tokens, tokens.shape[1] - 1 + (read_all or as_plain))
         clock.lap()
         by_name = {each.name: values for each, values in zip(asked, agreements, strict=True)}
-        self._account(drafter, block, kept, by_name, clock.seconds(), read_all)
+        self._account(drafter, block, kept, self._agreed(block, kept, by_name), clock.seconds(), read_all)
         return staying
 
     # Drafting -----------------------------------------------------------------------------------------------------------
@@ -113,7 +113,9 @@ class Speculation:
         # The row with most to go says how long a block may be: one that is nearly there must not hold up the others.
         shortest = min(self.rows.lengths[self.rows.present[i]] for i in self.open)
         who, block = self.schedule.next(len(self.open))
-        return self.drafters[who], max(0, min(block, self.settings.max_length - shortest - 1))
+        # Shapes that stay are worth more than what is drafted in vain at the end.
+        most = self.rows.room if self.reading.keeps_shapes else self.settings.max_length - shortest - 1
+        return self.drafters[who], max(0, min(block, most))
 
     def _saves_by_one_step(self, drafter: Drafter) -> bool:
         """Whether members that read a token apart, those that draft and the others, take longer than all in one step, as without drafts."""
@@ -200,9 +202,9 @@ class Speculation:
 
     def _keep(self, staying: list[int]) -> None:
         """Go on without the rows that have ended."""
-        if not self.reading.rows_leave:
+        if self.reading.keeps_shapes:
             self.open = staying
-        if not self.reading.rows_leave or len(staying) == len(self.rows.present):
+        if self.reading.keeps_shapes or len(staying) == len(self.rows.present):
             return
         places = sent(staying, self.rows.tokens.device)
         self.rows.keep(staying)
@@ -217,11 +219,10 @@ class Speculation:
         drafter: Drafter,
         block: int,
         kept: list[int],
-        would: Mapping[str, list[list[float]]],
+        agreed: list[list[float]],
         seconds: Sequence[float],
         read_all: bool,
     ) -> None:
-        agreed = self._agreed(block, kept, would)
         drafting, verifying, reading, ending = seconds
         self.report.count(drafter.name, block, kept, {each.name: a for each, a in zip(self.drafters, agreed, strict=False)})
         self.report.bonus_steps += int(read_all)

@@ -24,8 +24,8 @@ class Reading:
         lines (`Mapping[str, Line]`): By distinct member, where its rows stand. Members with one prompt share theirs.
     """
 
-    #: Whether rows that have ended leave the batch.
-    rows_leave = True
+    #: Whether every step is of few shapes: rows that have ended stay in the batch, and no block is cut short.
+    keeps_shapes = False
 
     def __init__(self, members: Members, cache: EFTCache, lines: Mapping[str, Line]) -> None:
         self.members, self.cache, self.lines = members, cache, lines

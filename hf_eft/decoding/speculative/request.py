@@ -73,6 +73,11 @@ class Request:
         """Whether block and drafter are chosen by what is measured."""
         return self.block is None and not self.heuristic
 
+    @property
+    def most(self) -> int:
+        """The longest block that is drafted, unless a heuristic lets it grow."""
+        return _MOST if self.block is None else int(self.block)
+
     def schedule(self, ways: Sequence[Way]) -> Fixed | Automatic:
         """The schedule of the block, and of the drafters."""
         if self.chooses:

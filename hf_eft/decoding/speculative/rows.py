@@ -41,6 +41,11 @@ class Rows:
         """Go on with some of the present rows, given by their places among them."""
         self._stay([self.present[i] for i in staying])
 
+    @property
+    def room(self) -> int:
+        """How many tokens can be put behind each row."""
+        return self.tokens.shape[1] - max(self.lengths) - 1
+
     def go_on(self, appended: Sequence[int]) -> None:
         """Each present row has so many tokens more."""
         for row, count in zip(self.present, appended, strict=True):

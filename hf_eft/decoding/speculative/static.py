@@ -63,7 +63,7 @@ class StaticReading(Reading):
         `ValueError`: If a member cannot read so, with the reason.
     """
 
-    rows_leave = False
+    keeps_shapes = True
 
     def __init__(self, members: Members, cache: EFTCache, lines: Mapping[str, Line], graphs: Graphs | None) -> None:
         super().__init__(members, cache, {})
