@@ -88,13 +88,15 @@ def _ways(draw: st.DrawFn, leaf: str) -> dict[str, Any]:
     hows = ["greedy", "greedy", "sample", "beams", "beam sample", "drafted", "drafted"]
     how = draw(st.sampled_from([*hows, "match", "drafted", "drafted"] if leaf == "wrapper" else hows))
     states = draw(st.sampled_from((None, None, None, None, "static", "chunks", "none")))
+    static = states if states == "static" and leaf == "wrapper" else None  # the others are not for what is rolled back
     if how != "drafted":
-        return {"how": how, "drafter": None, "states": None if how == "match" else states, "alone": False}
+        return {"how": how, "drafter": None, "states": static if how == "match" else states, "alone": False}
     theirs = draw(st.integers(0, 5)) == 5  # transformers' own loop
     ours = ("tuned", "base", "outsider", "lookup", *(("small", "small") if leaf == "wrapper" else ()))
     drafter = draw(st.sampled_from(("itself",) if theirs and leaf == "wrapper" else ours))
     hows = ["greedy", "greedy", "reject"] + (["match"] if leaf == "wrapper" and not theirs else [])
-    return {"how": draw(st.sampled_from(hows)), "drafter": drafter, "states": None, "alone": leaf == "add-on" or theirs}
+    states = None if theirs else static
+    return {"how": draw(st.sampled_from(hows)), "drafter": drafter, "states": states, "alone": leaf == "add-on" or theirs}
 
 
 def _can_go_on(call: Call) -> bool:

@@ -299,7 +299,6 @@ def model_of(recipe: Combination, **members: Any) -> EFTForCausalLM:
         (Combination.emulate(0.5), {"base": 0, "tuned": 1, "reference": 2}, {"assistant_tokenizer": 1}, "leave out `assistant_tok"),
         (Combination.emulate(0.5), {"base": 0, "tuned": 1, "reference": 2}, {"assistant_early_exit": 1}, "assistant_early_exit"),
         (Combination.emulate(0.5), {"base": 0, "tuned": 1, "reference": 2}, {"use_cache": False}, "needs a cache"),
-        (Combination.emulate(0.5), {"base": 0, "tuned": 1, "reference": 2}, {"cache_implementation": "static"}, "static ones cannot"),
     ],
 )  # fmt: skip
 def test_refused_by_name(recipe: Combination, seeds: dict[str, int], options: dict[str, Any], message: str) -> None:

@@ -175,13 +175,6 @@ def test_a_static_cache_without_room_for_a_later_turn_is_refused_by_member() -> 
         model.generate(torch.cat([first, first[:, -3:]], 1), cache=cache, max_new_tokens=6)
 
 
-def test_assisted_decoding_refuses_a_static_cache() -> None:
-    base, _, _, model = trio()
-    with pytest.raises(ValueError, match="static"):
-        cache = StaticCache(config=base.config, max_cache_len=64)
-        model.generate(**prompts("one"), cache=cache, assistant_model=base, max_new_tokens=4)
-
-
 def test_structure_reaches_every_member() -> None:
     base, tuned, reference, _ = trio("llama", "gpt2")
     models = {"base": base, "tuned": tuned, "reference": reference}

@@ -74,9 +74,10 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "drafted, rows": ("left", {"drafted": True, "num_assistant_tokens": 3, "do_sample": True, "coupling": "match", "seed": 1}),
     "other prompts": ("left", {"member_inputs": {"reference": {"input_ids": torch.full((3, 4), 7)}}}),
     "static": ("left", {"cache_implementation": "static"}),
+    "drafted, static": ("left", {"drafted": True, "num_assistant_tokens": 3, "cache_implementation": "static"}),
 }
 LEAVES = {
-    "wrapper": ["greedy", "beams", "drafted", "drafted, rows", "other prompts", "static"],
+    "wrapper": ["greedy", "beams", "drafted", "drafted, rows", "other prompts", "static", "drafted, static"],
     "adapters": ["greedy", "beams", "drafted, rows"],
     "add-on": ["sampled", "beams", "drafted"],
 }

@@ -17,7 +17,7 @@ from .drafting import Drafter
 from .reading import Reading
 from .schedule import Automatic, Fixed, Report
 from .scoring import Scoring, joined
-from .static import drafted
+from .static import drafted, step
 
 
 class Speculation:
@@ -88,7 +88,7 @@ class Speculation:
 
         whole = [n == block for n in kept]
         if read_all := any(whole) and not as_plain:
-            last = drafter.step(tokens[:, -1:], block)
+            last = step(self.reading, drafter, self.scoring, tokens[:, -1:], block)
             looked |= joined([{name: looked[name] for name in last}, last]) if block else last
         clock.lap()
         if any(whole):
@@ -229,9 +229,9 @@ class Speculation:
         self.report.drafting += drafting + reading
         self.report.verifying += verifying + ending
         steps = block + int(read_all)
-        step = (drafting + reading) / steps if steps and drafter.costs else 0.0
+        one = (drafting + reading) / steps if steps and drafter.costs else 0.0
         kept = [n for n in kept if n >= 0]
-        self.schedule.record(self.drafters.index(drafter), block, kept, agreed, step, verifying + ending)
+        self.schedule.record(self.drafters.index(drafter), block, kept, agreed, one, verifying + ending)
 
     def packed(self, generation_config: Any) -> Any:
         """What `generate` returns: rows padded on the right to one length, and everything that was asked for beside them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from transformers.cache_utils import StaticCache
@@ -85,7 +86,7 @@ class StaticReading(Reading):
             return {}
         if self.graphs is None:
             return self.step(names, tokens)
-        read: dict[str, torch.Tensor] = self.graphs.run(("read", names), _read, self, names, tokens=tokens)
+        read: dict[str, torch.Tensor] = self.graphs.run(("read", names), _read, self, names, tokens=tokens.contiguous())
         # A graph answers in one place: drafts are read one by one, and looked at together.
         return {name: logits.clone() for name, logits in read.items()} if tokens.shape[1] == 1 else read
 
@@ -107,6 +108,10 @@ class StaticReading(Reading):
             own=own,
         )  # fmt: skip
         return {name: output.logits for name, output in outputs.items()}
+
+    def drafts_at_once(self, drafter: Drafter, scoring: Scoring) -> bool:
+        """Whether a drafting step, the choice of the token included, is one graph."""
+        return self.graphs is not None and bool(drafter.members) and scoring.is_plain
 
     def mark(self) -> None:
         pass  # members with recurrent states are refused
@@ -146,17 +151,24 @@ def drafted(
     Returns:
         `tuple`, *optional*: That token and those drafted, `(rows, block + 1)`; and the drafter's logits by reader, `(rows, block, width)`.
     """
-    graphs = reading.graphs if isinstance(reading, StaticReading) else None
-    if not isinstance(reading, StaticReading) or graphs is None or not (block and drafter.members and scoring.is_plain):
+    if not block or not isinstance(reading, StaticReading) or not reading.drafts_at_once(drafter, scoring):
         return None
-    reading.token.copy_(last)
-    reading.ahead.zero_()
     tokens, read = [last], []
-    for _ in range(block):
-        logits = graphs.run(("draft", drafter.name), _draft, reading, drafter, scoring, changes=(reading.token, reading.ahead))
-        read.append({name: each.clone() for name, each in logits.items()})
+    for ahead in range(block):
+        read.append(step(reading, drafter, scoring, tokens[-1], ahead))
         tokens.append(reading.token.clone())
     return torch.cat(tokens, dim=1), joined(read)
+
+
+def step(reading: Reading, drafter: Drafter, scoring: Scoring, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
+    """As `drafter.step`, by the graph that drafts where there is one."""
+    if not isinstance(reading, StaticReading) or not reading.drafts_at_once(drafter, scoring):
+        return drafter.step(token, ahead)
+    reading.token.copy_(token)
+    reading.ahead.fill_(ahead)
+    graphs, changes = cast(Graphs, reading.graphs), (reading.token, reading.ahead)
+    read = graphs.run(("draft", drafter.name), _draft, reading, drafter, scoring, changes=changes)
+    return {name: each.clone() for name, each in read.items()}
 
 
 def _draft(reading: StaticReading, drafter: Drafter, scoring: Scoring) -> dict[str, torch.Tensor]:
