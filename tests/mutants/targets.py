@@ -42,7 +42,8 @@ ROOMS: dict[str, Room] = {
     "leaves": Room(
         "modeling_eft.py logits_process.py",
         "errors oracle generate logits_process features prompts members_replaced members_by_name"
-        " threads threads_add_on saving saving_over pipeline member_pipeline recipes padding leaves modalities vocabulary",
+        " threads threads_add_on saving saving_over pipeline member_pipeline templates recipes padding leaves modalities"
+        " vocabulary",
         60,
     ),
 }
