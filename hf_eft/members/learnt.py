@@ -104,7 +104,7 @@ def learnt_by(members: Any) -> dict[str, Learnt]:
         if name in (BASE, REFERENCE):
             continue
         member = members.adapters.get(name, Adapted(model, None))
-        said = learnt_of(model if isinstance(member.adapter, Path) else member.trunk, member.adapter)
+        said = learnt_of(member.trunk, member.adapter)
         if said is not None:
             found[name] = said
     return found

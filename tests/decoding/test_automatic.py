@@ -44,6 +44,14 @@ def test_what_is_measured_is_remembered_by_its_mean() -> None:
     assert (way.agreed, way.seen) == (pytest.approx(102.85 / 2), pytest.approx(120.0))
 
 
+def test_a_round_without_a_draft_takes_what_is_spent_on_it() -> None:
+    schedule = Automatic()
+    schedule.record(0, 0, [0], [[1.0]], step=0.0, verifying=4.0)  # all members in one step
+    assert schedule.plain == 4.0 and schedule.ways[0].step is None
+    schedule.record(0, 0, [0], [[1.0]], step=1.0, verifying=5.0)  # whoever would draft reads the token apart
+    assert schedule.plain == pytest.approx(0.9 * 4 + 0.1 * 6)
+
+
 def test_the_rate_of_a_block_is_tokens_by_seconds() -> None:
     schedule = Automatic()
     [way] = schedule.ways

@@ -76,9 +76,10 @@ def rounds(models: Mapping[str, Any], recipe: Combination, target: list[int], pr
 
 
 STEERED = Combination.steer({"kind": 0.9, "brief": -0.4})
+UNNAMED = Combination({"base": -1.0, "tuned": 2.0})  # the reference has no coefficient but that of the base
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES[1:], STEERED], ids=str)
+@pytest.mark.parametrize("recipe", [*RECIPES[1:], STEERED, UNNAMED], ids=str)
 def test_what_is_drafted_is_the_recipe_with_the_reference_in_the_place_of_the_base(recipe: Combination) -> None:
     reference = double("llama", 2)
     base = copy.deepcopy(reference)  # so that the two agree now and then
@@ -291,6 +292,8 @@ def model_of(recipe: Combination, **members: Any) -> EFTForCausalLM:
     "recipe, seeds, options, message",
     [
         (Combination.interpolate(0.4), {"tuned": 1, "reference": 2}, {}, "recipe without its base, and 0.4 tuned"),
+        (Combination.interpolate(0.4), {"tuned": 1, "reference": 2}, {"coefficients": torch.tensor([[0.4, 0.6]])}, "has none: all"),
+        (Combination({"base": 0.0, "tuned": 1.0, "reference": 0.5}), {"base": 0, "tuned": 1, "reference": 2}, {}, "has none: all"),
         (Combination.mix({"a": 0.4, "b": 0.6}), {"a": 1, "b": 2}, {}, "has none: all its members would draft"),
         (Combination({"base": 1.0, "tuned": 0.5}), {"base": 0, "tuned": 1}, {}, "in the place of the base, and the members of"),
         (Combination({"base": 1.0, "reference": -1.0}), {"base": 0, "reference": 2}, {}, "nothing is left of base - reference"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from families import EOS, PAD, build, prompts, shared
 from random_cases import double, random_case
-from transformers import TextStreamer
+from transformers import LogitsProcessor, TextStreamer
 
 from hf_eft import EFTForCausalLM
 from hf_eft.members.releases import cache_of
@@ -143,6 +144,39 @@ def test_a_row_that_drafts_beyond_its_end_stays_in_the_table_of_positions() -> N
     got = model.generate(ids, **options, assistant_model=tuned, num_assistant_tokens=7).tolist()
     assert got == expected
     assert model.speculation.blocks.count(7) > 3  # the row with most to go says how long a block may be
+
+
+def test_a_member_keeps_its_states_where_it_drafts() -> None:
+    """Some models, of the Hub's own code above all, keep none unless `use_cache` says so."""
+    base, tuned, reference = double("llama", 0), copy.deepcopy(double("llama", 1)), double("llama", 2)
+    model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+    options: dict[str, Any] = {**prompts("one"), "max_new_tokens": 12, "eos_token_id": None}
+    expected = model.generate(**options)
+
+    def keep_if_asked(module: Any, args: Any, given: dict[str, Any]) -> Any:
+        return args, given if given["use_cache"] else {**given, "past_key_values": copy.deepcopy(given["past_key_values"])}
+
+    tuned.register_forward_pre_hook(keep_if_asked, with_kwargs=True)
+    assert model.generate(**options, assistant_model=tuned, num_assistant_tokens=3).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.5, lambda position: 0.5 + 0.1 * position])
+def test_processors_are_asked_for_tokens_that_are_wanted_only(alpha: Any) -> None:
+    lengths: set[int] = set()
+
+    class Note(LogitsProcessor):
+        is_stateless = True
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            lengths.add(input_ids.shape[1])
+            return scores
+
+    base, same = double("llama", 0), double("llama", 1)  # so that every draft of the base is kept
+    model = EFTForCausalLM.from_models(base, tuned=same, reference=same, alpha=alpha)
+    options: dict[str, Any] = {**prompts("one"), "max_new_tokens": 9, "eos_token_id": None, "logits_processor": [Note()]}
+    model.generate(**options, assistant_model=base, num_assistant_tokens=3)
+    start = options["input_ids"].shape[1]
+    assert model.speculation.blocks == [3, 3] and lengths == set(range(start, start + 9))
 
 
 # What is asked for ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ ROOMS: dict[str, Room] = {
         "members",
         "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced"
         " members_by_name adapters adapters_given adapters_refused"
-        " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states",
+        " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states"
+        " learnt tune_learnt one_pass",
         140,
     ),
     "decoding": Room(
@@ -34,13 +35,15 @@ ROOMS: dict[str, Room] = {
         "generate generation_options prefix watchers speculative coupling schedule threads threads_add_on"
         " roll_back padding caches prompts paged paged_options"
         " paged_refused paged_answers paged_limits"
-        " automatic lookup noise drafts given_to_members tokens_left speculative_request recipes vocabulary",
+        " automatic lookup noise drafts given_to_members tokens_left speculative_request recipes vocabulary"
+        " small_combination",
         140,
     ),
     "leaves": Room(
         "modeling_eft.py logits_process.py",
         "errors oracle generate logits_process features prompts members_replaced members_by_name"
-        " threads threads_add_on saving saving_over pipeline member_pipeline recipes padding leaves modalities vocabulary",
+        " threads threads_add_on saving saving_over pipeline member_pipeline templates recipes padding leaves modalities"
+        " vocabulary",
         60,
     ),
 }

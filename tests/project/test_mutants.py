@@ -167,3 +167,10 @@ def test_what_is_judged_is_there() -> None:
         entries = [each for each in json.loads(record.JUDGED.read_text()) if each["mutant"].startswith(f"{room}|")]
         assert not [each["line"] for each in entries if each["line"] not in lines], "delete these lines from judged.json"
         assert all(each["line"] in each["mutant"] and len(each["why"]) > 20 for each in entries)
+
+
+def test_every_test_of_a_package_is_asked_about_its_mutants() -> None:
+    asked = {name for room in targets.ROOMS for name in targets.tests(room)}
+    found = [path for folder in ("recipe", "members", "decoding") for path in sorted((HERE / folder).glob("test_*.py"))]
+    lost = [path.stem for path in found if path.relative_to(HERE.parent).as_posix() not in asked]
+    assert found and not lost, f"add these to a room of {targets.__file__}"

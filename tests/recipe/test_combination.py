@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_eft import Combination, Truncation
 from hf_eft.recipe.combine import combine, nucleus
@@ -110,6 +111,26 @@ def test_half_precision_members_are_combined_in_float32() -> None:
     x = {name: value.to(torch.bfloat16) for name, value in members(2, 3, 11).items()}
     expected = x["base"].float() + 0.3 * (x["tuned"].float() - x["reference"].float())
     torch.testing.assert_close(combine(x, Combination.emulate(alpha=0.3)), expected)
+
+
+class Made(TorchDispatchMode):
+    """The memory that tensors are made in; they are kept, so that none is made in the memory of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.kept.setdefault(out.untyped_storage().data_ptr(), out)
+        return out
+
+
+def test_half_precision_members_are_brought_to_float32_in_one_buffer() -> None:
+    x = {name: value.to(torch.bfloat16) for name, value in members(2, 3, 11).items()}
+    with Made() as made:
+        got = combine(x, Combination.emulate(alpha=0.3))
+    assert [out.data_ptr() for out in made.kept.values()] == [got.data_ptr()]
 
 
 @pytest.mark.parametrize("by_row", [False, True])
