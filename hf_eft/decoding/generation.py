@@ -256,6 +256,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     ) -> Any:
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
+        if synced_gpus:
+            raise ValueError(
+                "With `synced_gpus` all processes must take as many steps, and how many a draft takes differs from one to the next. Decode "
+                "without an assistant and without a `seed`."
+            )
         asked = {"generation_config": generation_config, "logits_processor": logits_processor}
         logits_processor = self._with_something_left(input_ids, asked, is_final=False)["logits_processor"]
         refuse_streamer(streamer, input_ids.shape[0])

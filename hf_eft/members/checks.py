@@ -122,6 +122,11 @@ def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, 
     """Raise if coefficients given for rows (and tokens) do not fit these, or are no numbers."""
     if coefficients is None:
         return
+    if not isinstance(coefficients, torch.Tensor):
+        raise TypeError(
+            f"`coefficients` must be a tensor with a row for each sequence and a column for each of {list(names)}, got "
+            f"{type(coefficients).__name__}. Give `torch.tensor(...)` of it."
+        )
     (batch, length), shape = tokens.shape, tuple(coefficients.shape)
     if shape not in {(batch, len(names)), (batch, length, len(names)), (1, length, len(names))}:
         raise ValueError(

@@ -24,6 +24,15 @@ def execution_device(module: torch.nn.Module) -> torch.device:
     return device
 
 
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether each process of a group has a part of a model, so that all must run it together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def fetched(*values: torch.Tensor) -> list[Any]:
     """Tensors as (nested) lists, in one transfer: an accelerator is waited for once."""
     if all(value.device.type == "cpu" for value in values):

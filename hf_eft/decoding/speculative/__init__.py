@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ...members.devices import sent
+from ...members.devices import is_sharded, sent
 from ...members.halfway import together
 from ...members.releases import CACHE
 from ..tokens_left import SomethingLeft, refuse_marked
@@ -51,6 +51,9 @@ class Speculation:
         self.reading, self.cache = reading, reading.cache
         self.members, self.settings, self.rows = scoring.members, scoring.settings, scoring.rows
         self.criteria, self.streamer = criteria, streamer
+        # Processes that share a member must draft alike: then one clock is everybody's.
+        shared = schedule.learns and any(is_sharded(member.model) for member in self.members.distinct.values())
+        self._clock = lambda: Clock(self.rows.tokens.device, one_for_all=shared)
         self.report = Report()
         self.open = list(range(self.rows.count))  # places, among the rows present, of those that have not ended
         self.scores: list[list[torch.Tensor]] | None = [[] for _ in self.rows.lengths] if keep_scores else None
@@ -67,7 +70,7 @@ class Speculation:
 
     def _round(self) -> list[int]:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
-        clock = Clock(self.rows.tokens.device)
+        clock = self._clock()
         drafter, block = self._plan()
         if block:
             drafter.mark()

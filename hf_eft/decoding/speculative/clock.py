@@ -14,10 +14,12 @@ class Clock:
 
     Args:
         device (`torch.device`): Where most of the work is done.
+        one_for_all (`bool`, *optional*, defaults to `False`):
+            Whether the first process of the group tells all others its times, since what they do next depends on them.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, one_for_all: bool = False) -> None:
+        self._device, self._one_for_all = device, one_for_all
         self._laps: list[Any] = []
         self.lap()
 
@@ -32,6 +34,14 @@ class Clock:
 
     def seconds(self) -> list[float]:
         """Between one place and the next."""
+        mine = self._measured()
+        if not self._one_for_all:
+            return mine
+        times = torch.tensor(mine, dtype=torch.float64, device=self._device)
+        torch.distributed.broadcast(times, src=0)
+        return times.tolist()
+
+    def _measured(self) -> list[float]:
         pairs = zip(self._laps, self._laps[1:], strict=False)
         if self._device.type == "cpu":
             return [end - start for start, end in pairs]
