@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine as described
+from machine import machine
 from transformers import LlamaConfig
 
-from hf_eft.planning import HERE, machine, plan
+from hf_eft.planning import HERE, machine_of, plan
 
-# Layers of the large and of the small models, width, heads of keys of the large one (the small ones have one for each head), rows, prompt, tokens.
+# Layers of the large and of the small models, width, heads of keys of the large one (the small ones have one for each head of queries),
+# rows, prompt, tokens.
 SETTINGS = {
     "24 and 8 layers of 512": (24, 8, 512, 8, 1, 64, 64),
     "24 and 8 layers of 512, 8 rows": (24, 8, 512, 8, 8, 256, 32),
@@ -78,6 +79,10 @@ def run(name: str) -> None:
     print(json.dumps([peak, step]))
 
 
+def beside(planned: float, measured: float) -> dict[str, float]:
+    return {"planned": round(planned, 1), "measured": round(measured, 1), "planned / measured": round(planned / measured, 3)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", choices=SETTINGS)
@@ -86,9 +91,9 @@ def main() -> None:
     if args.run:
         run(args.run)
         return
-    here = machine(HERE, torch.float32)
+    here = machine_of(HERE, torch.float32)
     results: dict[str, Any] = {
-        "machine": described(), "date": date.today().isoformat(), "command": "python examples/benchmarks/planned.py",
+        "machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/planned.py",
         "bandwidth, GB/s": round(here.bandwidth / 1e9, 1), "settings": {},
     }  # fmt: skip
     returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -97,9 +102,9 @@ def main() -> None:
         output = subprocess.check_output([sys.executable, __file__, "--run", name], text=True, env={**os.environ, **returning})
         peak, step = json.loads(output.splitlines()[-1])
         results["settings"][name] = {
-            "peak, MB": {"planned": round(found.peak / 1e6, 1), "measured": round(peak / 1e6, 1), "planned / measured": round(found.peak / peak, 3)},
-            "ms a step": {"planned": round(1000 * found.step, 2), "measured": round(1000 * step, 2), "planned / measured": round(found.step / step, 3)},
-        }  # fmt: skip
+            "peak, MB": beside(found.peak / 1e6, peak / 1e6),
+            "ms a step": beside(1000 * found.step, 1000 * step),
+        }
         print(name, json.dumps(results["settings"][name], indent=1), flush=True)
     args.output.write_text(json.dumps(results, indent=1) + "\n")
 

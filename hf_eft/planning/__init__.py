@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..decoding.speculative.schedule import expected_tokens
-from .machines import HERE, KNOWN, Machine, machine
+from .machines import HERE, KNOWN, Machine, machine_of
+from .places import configurations
 from .shapes import Shape
 
-__all__ = ["HERE", "KNOWN", "Machine", "Member", "Plan", "machine", "plan"]
+__all__ = ["HERE", "KNOWN", "Machine", "Member", "Plan", "configurations", "machine_of", "plan", "plan_of"]
 
 _MOST = 16  # the longest block
 _SPARE = 0.03  # of a device's memory: what its libraries take
@@ -26,6 +27,7 @@ class Member:
 
     Args:
         shape ([`~hf_eft.planning.shapes.Shape`]): What it takes by itself.
+        weights (`int`): Bytes of its weights; 0 for an adapter on another member's model.
         cache (`int`): Bytes of its states at the end.
         devices (`tuple[int, ...]`): Where its layers go, by number of device.
         step (`float`): Seconds of a step of one token for each row, at half of what is generated.
@@ -33,6 +35,7 @@ class Member:
     """
 
     shape: Shape
+    weights: int
     cache: int
     devices: tuple[int, ...]
     step: float
@@ -67,7 +70,7 @@ class Plan:
     @property
     def weights(self) -> int:
         """Bytes of all weights."""
-        return sum(member.shape.weights for member in self.members.values())
+        return sum(member.weights for member in self.members.values())
 
     @property
     def caches(self) -> int:
@@ -144,12 +147,13 @@ def plan(
     new_tokens: int = 512,
     dtype: torch.dtype | None = None,
     bits: Mapping[str, float] | None = None,
+    adapters: Mapping[str, str] | None = None,
 ) -> Plan:
     r"""
     Say what a combination will take, from the configurations of its models alone.
 
     Args:
-        configs (`Mapping[str, PreTrainedConfig]`): Of every distinct model, by name, the base first. Adapters are not counted.
+        configs (`Mapping[str, PreTrainedConfig]`): Of every distinct model, by name, the base first.
         machine ([`Machine`]): What they run on.
         count (`int`, *optional*, defaults to 1): How many of it.
         rows (`int`, *optional*, defaults to 1): Sequences at a time.
@@ -157,6 +161,8 @@ def plan(
         new_tokens (`int`, *optional*, defaults to 512): Tokens that follow.
         dtype (`torch.dtype`, *optional*): Of all members, in place of their configurations'.
         bits (`Mapping[str, float]`, *optional*): Of a weight, for members that are quantised.
+        adapters (`Mapping[str, str]`, *optional*):
+            Members that are adapters, and on whose model: they read in the same pass. What an adapter itself takes is left out.
 
     Returns:
         [`Plan`]
@@ -169,20 +175,18 @@ def plan(
             raise ValueError(f"`{name}` must be 1 or more, got {value}.")
     shapes = {name: Shape.of(name, config, dtype, (bits or {}).get(name)) for name, config in configs.items()}
     length = prompt + new_tokens - 1  # the last token is not read
-    half = prompt + new_tokens // 2
-    members = {
-        name: Member(
-            shape,
-            shape.cache(rows, length),
-            (),
-            _seconds(shape, machine, rows, 1, half),
-            {n: _seconds(shape, machine, rows, n, half) for n in range(2, _MOST + 2)},
-        )
-        for name, shape in shapes.items()
-    }
+    members: dict[str, Member] = {}
+    for name, trunk in {**{name: name for name in shapes}, **(adapters or {})}.items():
+        if trunk not in shapes:
+            raise ValueError(
+                f"The member {name!r} is an adapter on {trunk!r}, which is none of the models {', '.join(shapes)}."
+            )
+        shape, half = shapes[trunk], prompt + new_tokens // 2
+        looks = {n: _seconds(shape, machine, rows, n, half, beside=name != trunk) for n in range(1, _MOST + 2)}
+        members[name] = Member(shape, shape.weights if name == trunk else 0, shape.cache(rows, length), (), looks.pop(1), looks)
     members = _placed(members, machine, count)
     logits = rows * max(shape.vocab for shape in shapes.values())
-    combined = 4 * logits * 2 + sum(rows * shape.vocab * shape.dtype.itemsize for shape in shapes.values())
+    combined = 4 * logits * 2 + sum(rows * member.shape.vocab * member.shape.dtype.itemsize for member in members.values())
     # Reading prompts, member by member, the states of the last of which are not longer yet; or the last step, in which states grow.
     reading = max(shape.working(rows, prompt) - _growth(shape, rows, prompt, length) for shape in shapes.values())
     growing = max(shape.largest_layer(rows, length) for shape in shapes.values())
@@ -197,10 +201,46 @@ def _growth(shape: Shape, rows: int, prompt: int, length: int) -> int:
     return shape.cache(rows, length) - shape.cache(rows, prompt)
 
 
-def _seconds(shape: Shape, machine: Machine, rows: int, tokens: int, length: int) -> float:
-    """Of reading so many tokens for each row behind so many others."""
+def plan_of(
+    members: str | Mapping[str, str] | Mapping[str, PreTrainedConfig], machine: str | Machine = HERE, **options: Any
+) -> Plan:
+    r"""
+    The same, from where the members are.
+
+    Args:
+        members (`str`, `Mapping[str, str]` or `Mapping[str, PreTrainedConfig]`):
+            A saved combination; or folders, ids or configurations by name, the base first.
+        machine (`str` or [`Machine`], *optional*, defaults to `"here"`): What they run on: this machine, measured, or one of [`KNOWN`].
+        options: Those of [`plan`].
+
+    Example:
+
+    ```python
+    >>> from hf_eft import EFTForCausalLM, tiny
+
+    >>> found = EFTForCausalLM.plan({name: str(tiny.path(name)) for name in ("base", "tuned", "reference")}, "h100", rows=64)
+    >>> found.fits, found.caches > found.weights
+    (True, True)
+    ```
+    """
+    if isinstance(members, Mapping) and all(isinstance(each, PreTrainedConfig) for each in members.values()):
+        configs: Mapping[str, Any] = members
+    else:
+        configs, adapters = configurations(members)
+        options = {"adapters": adapters, **options}
+    if isinstance(machine, str):
+        dtype = options.get("dtype") or next(iter(configs.values())).dtype or torch.float32
+        machine = machine_of(machine, dtype)
+    return plan(configs, machine=machine, **options)
+
+
+def _seconds(shape: Shape, machine: Machine, rows: int, tokens: int, length: int, beside: bool) -> float:
+    """Of reading so many tokens for each row behind so many others; `beside` as many that read in the same pass."""
     product = machine.product(shape.read, shape.read_bytes, rows * tokens)
-    return shape.layers * machine.overhead + product + machine.moves * shape.cache(rows, length) / machine.bandwidth
+    if beside:
+        product = machine.product(shape.read, shape.read_bytes, 2 * rows * tokens) - product
+    layers = 0 if beside else shape.layers
+    return layers * machine.overhead + product + machine.moves * shape.cache(rows, length) / machine.bandwidth
 
 
 def _placed(members: Mapping[str, Member], machine: Machine, count: int) -> dict[str, Member]:
@@ -209,44 +249,13 @@ def _placed(members: Mapping[str, Member], machine: Machine, count: int) -> dict
     placed: dict[str, Member] = {}
     base, *small = members
     for name in small:
-        device = max(range(count), key=lambda i: (room[i] >= members[name].shape.weights + members[name].cache, -i))
-        room[device] -= members[name].shape.weights + members[name].cache
+        device = max(range(count), key=lambda i: (room[i] >= members[name].weights + members[name].cache, -i))
+        room[device] -= members[name].weights + members[name].cache
         placed[name] = replace(members[name], devices=(device,))
-    layer = (members[base].shape.weights + members[base].cache) / members[base].shape.layers
+    layer = (members[base].weights + members[base].cache) / members[base].shape.layers
     devices, left = [], members[base].shape.layers
     for i in range(count):
         if taken := min(left, max(0, int(room[i] / layer))):
             devices.append(i)
             left -= taken
     return {base: replace(members[base], devices=tuple(devices) or (0,)), **placed}
-
-
-def as_text(found: Plan, agreement: float | None = None) -> dict[str, Any]:
-    """A plan as numbers with units, for people and for JSON."""
-    gb = 10**9
-    told: dict[str, Any] = {
-        "machine": f"{found.count} x {found.machine.name}" + (" (measured)" if found.machine.products else " (data sheet)"),
-        "members": {
-            name: {
-                "model": member.shape.architecture,
-                "parameters": member.shape.parameters,
-                "weights, GB": round(member.shape.weights / gb, 3),
-                "states, GB": round(member.cache / gb, 3),
-                "devices": list(member.devices),
-                "ms a step": round(1000 * member.step, 3),
-            }
-            for name, member in found.members.items()
-        },
-        "peak, GB": round(found.peak / gb, 3),
-        "fits": found.fits,
-        "ms a token": {"large model alone": round(1000 * found.alone, 3), "plain": round(1000 * found.step, 3)},
-    }
-    if agreement is not None and "tuned" in found.members:
-        block, seconds = found.drafting(agreement)
-        told["ms a token"][f"drafts of {block}, agreement {agreement}"] = round(1000 * seconds, 3)
-    base, *small = found.members.values()
-    if sum(member.cache for member in small) > base.cache:
-        told["note"] = "The states of the small members take more than the base's: theirs have more heads of keys and values."
-    if not found.fits:
-        told["what would fit"] = found.nearest()
-    return told

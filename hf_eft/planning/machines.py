@@ -71,7 +71,7 @@ HERE = "here"
 _ROWS = (1, 2, 4, 8, 16, 64, 256)
 
 
-def machine(name: str, dtype: torch.dtype) -> Machine:
+def machine_of(name: str, dtype: torch.dtype) -> Machine:
     """A machine by its name; [`HERE`] is measured, which takes seconds."""
     if name == HERE:
         return measured(dtype)
@@ -110,13 +110,13 @@ def measured(dtype: torch.dtype) -> Machine:
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     times = []
-    for _ in range(12):
+    for _ in range(6):
         start = time.perf_counter()
         call()
         if device.type != "cpu":
             torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return statistics.median(times[1:])
 
 
 def _memory(device: torch.device) -> int:

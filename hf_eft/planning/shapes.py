@@ -58,6 +58,8 @@ class Shape:
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            if getattr(config, "num_experts", getattr(config, "num_local_experts", None)):
+                model.set_experts_implementation("batched_mm")  # grouped products need values, or one dtype
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The member {name!r} cannot be planned: no model can be made of its configuration ({error})."
@@ -146,6 +148,8 @@ class _Live(TorchDispatchMode):
         self._users: dict[int, int] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return args[0].dtype == torch.bool or 1  # some look at a value, such as a scale: here there is none
         given = {_place(value) for value in (*args, *(kwargs or {}).values()) if isinstance(value, torch.Tensor)}
         out = function(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (list, tuple)) else [out]:
