@@ -49,6 +49,10 @@ def plan(
         float | None,
         typer.Option(min=0, max=1, help="How often the tuned model's token is the combination's.", show_default=False),
     ] = None,
+    on_disk: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A member whose weights stay on disk, as in --on-disk base.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What will a combination take? Weights, states and time by member, the best block, and what does not fit. Exits with 1 then."""
@@ -77,6 +81,7 @@ def plan(
             dtype=getattr(torch, dtype) if dtype else None,
             bits=weights,
             adapters=adapters,
+            on_disk=on_disk or (),
         )
         told = as_dict(found, agreement)
     if as_json:
@@ -84,7 +89,8 @@ def plan(
     else:
         console.print(table(told))
         for what, milliseconds in told["ms a token"].items():
-            console.print(f"{what}: {milliseconds:,.3f} ms a token")
+            known = "not planned" if milliseconds is None else f"{milliseconds:,.3f} ms a token"
+            console.print(f"{what}: {known}")
         console.print(f"At the peak {told['peak, GB']:,.3f} GB.")
         if "note" in told:
             console.print(told["note"])

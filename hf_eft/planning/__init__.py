@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from .shapes import Shape
 __all__ = ["HERE", "KNOWN", "Machine", "Member", "Plan", "configurations", "machine_of", "plan", "plan_of"]
 
 _MOST = 16  # the longest block
+_AT_ONCE = 2  # of a member on disk, modules in memory: the one that is read, and the one that was
 _SPARE = 0.03  # of a device's memory: what its libraries take
 
 
@@ -27,10 +29,10 @@ class Member:
 
     Args:
         shape ([`~hf_eft.planning.shapes.Shape`]): What it takes by itself.
-        weights (`int`): Bytes of its weights; 0 for an adapter on another member's model.
+        weights (`int`): Bytes of its weights in memory: none for an adapter on another member's model, what is there at a time of one on disk.
         cache (`int`): Bytes of its states at the end.
         devices (`tuple[int, ...]`): Where its layers go, by number of device.
-        step (`float`): Seconds of a step of one token for each row, at half of what is generated.
+        step (`float`): Seconds of a step of one token for each row, at half of what is generated; infinite on disk.
         block (`Mapping[int, float]`): Seconds of a look at so many tokens for each row.
     """
 
@@ -122,15 +124,16 @@ class Plan:
         if self.fits:
             return []
         room = self.count * self.machine.memory * (1 - _SPARE)
-        found = []
+        found: list[str] = []
         share = (room - self.weights) / max(1, self.caches + self.working)
         if share * self.rows >= 1:
             found.append(f"{int(share * self.rows)} rows at a time")
         if share > 0 and (tokens := int(share * (self.prompt + self.new_tokens))) > self.prompt:
             found.append(f"{self.rows} rows of {tokens} tokens in all")
-        base = next(iter(self.members.values())).shape
+        member = next(iter(self.members.values()))
+        base, held = member.shape, member.weights
         for kind, bits in (("8 bits", 8.5), ("4 bits", 4.5)):
-            if bits < base.bits and self.peak - base.weights + base.parameters * bits / 8 <= room:
+            if bits < base.bits and self.peak - held + base.parameters * bits / 8 <= room:
                 found.append(f"the base in {kind}")
                 break
         found.append(f"{-(-self.peak // int(self.machine.memory * (1 - _SPARE)))} such devices")
@@ -148,6 +151,7 @@ def plan(
     dtype: torch.dtype | None = None,
     bits: Mapping[str, float] | None = None,
     adapters: Mapping[str, str] | None = None,
+    on_disk: Collection[str] = (),
 ) -> Plan:
     r"""
     Say what a combination will take, from the configurations of its models alone.
@@ -163,6 +167,8 @@ def plan(
         bits (`Mapping[str, float]`, *optional*): Of a weight, for members that are quantised.
         adapters (`Mapping[str, str]`, *optional*):
             Members that are adapters, and on whose model: they read in the same pass. What an adapter itself takes is left out.
+        on_disk (`Collection[str]`, *optional*):
+            Members whose weights are on disk (accelerate's `disk_offload`), and in memory one module at a time. Their time is not planned.
 
     Returns:
         [`Plan`]
@@ -170,6 +176,8 @@ def plan(
     Raises:
         `ValueError`: If a member cannot be planned, or a number is not one.
     """
+    if missing := sorted(set(on_disk) - set(configs)):
+        raise ValueError(f"There is no member {missing[0]!r} to be on disk among {', '.join(configs)}.")
     for name, value in (("rows", rows), ("prompt", prompt), ("new_tokens", new_tokens), ("count", count)):
         if value < 1:
             raise ValueError(f"`{name}` must be 1 or more, got {value}.")
@@ -182,8 +190,12 @@ def plan(
                 f"The member {name!r} is an adapter on {trunk!r}, which is none of the models {', '.join(shapes)}."
             )
         shape, half = shapes[trunk], prompt + new_tokens // 2
-        looks = {n: _seconds(shape, machine, rows, n, half, beside=name != trunk) for n in range(1, _MOST + 2)}
-        members[name] = Member(shape, shape.weights if name == trunk else 0, shape.cache(rows, length), (), looks.pop(1), looks)
+        away = trunk in on_disk
+        looks = {
+            n: math.inf if away else _seconds(shape, machine, rows, n, half, beside=name != trunk) for n in range(1, _MOST + 2)
+        }
+        weights = 0 if name != trunk else _AT_ONCE * shape.largest_module if away else shape.weights
+        members[name] = Member(shape, weights, shape.cache(rows, length), (), looks.pop(1), looks)
     members = _placed(members, machine, count)
     logits = rows * max(shape.vocab for shape in shapes.values())
     combined = 4 * logits * 2 + sum(rows * member.shape.vocab * member.shape.dtype.itemsize for member in members.values())

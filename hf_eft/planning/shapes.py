@@ -55,6 +55,7 @@ class Shape:
             `ValueError`: If transformers has no causal language model for it, or it cannot run without values.
         """
         dtype = dtype or config.dtype or torch.float32
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype  # of a configuration that was made of a dictionary
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
@@ -78,6 +79,12 @@ class Shape:
     def weights(self) -> int:
         """Bytes of its weights."""
         return int(self.parameters * self.bits / 8)
+
+    @property
+    def largest_module(self) -> int:
+        """Bytes of the largest module that has weights of its own."""
+        own = (sum(weight.numel() for weight in module.parameters(recurse=False)) for module in self.model.modules())
+        return int(max(own) * self.bits / 8)
 
     @property
     def read_bytes(self) -> int:

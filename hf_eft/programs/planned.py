@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -22,23 +23,32 @@ def as_dict(found: Plan, agreement: float | None = None, drafter: str = "tuned")
                 "weights, GB": round(member.weights / _GB, 3),
                 "states, GB": round(member.cache / _GB, 3),
                 "devices": list(member.devices),
-                "ms a step": round(1000 * member.step, 3),
+                "ms a step": _milliseconds(member.step),
             }
             for name, member in found.members.items()
         },
         "peak, GB": round(found.peak / _GB, 3),
         "fits": found.fits,
-        "ms a token": {"large model alone": round(1000 * found.alone, 3), "plain": round(1000 * found.step, 3)},
+        "ms a token": {"large model alone": _milliseconds(found.alone), "plain": _milliseconds(found.step)},
     }
     if agreement is not None and drafter in found.members:
         block, seconds = found.drafting(agreement, drafter)
-        told["ms a token"][f"drafts of {block}, agreement {agreement}"] = round(1000 * seconds, 3)
+        told["ms a token"][f"drafts of {block}, agreement {agreement}"] = _milliseconds(seconds)
     base, *small = found.members.values()
     if sum(member.cache for member in small) > base.cache:
         told["note"] = "The states of the small members take more than the base's: theirs have more heads of keys and values."
     if not found.fits:
         told["what would fit"] = found.nearest()
     return told
+
+
+def _milliseconds(seconds: float) -> float | None:
+    """`None` for what is not planned."""
+    return round(1000 * seconds, 3) if math.isfinite(seconds) else None
+
+
+def _shown(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.3f}"
 
 
 def table(told: dict[str, Any]) -> Table:
@@ -49,7 +59,7 @@ def table(told: dict[str, Any]) -> Table:
     members = told["members"]
     for name, member in members.items():
         devices = ", ".join(map(str, member["devices"]))
-        shown.add_row(name, *(f"{member[key]:,.3f}" for key in ("weights, GB", "states, GB", "ms a step")), devices)
+        shown.add_row(name, *(_shown(member[key]) for key in ("weights, GB", "states, GB", "ms a step")), devices)
     sums = {key: sum(member[key] for member in members.values()) for key in ("weights, GB", "states, GB")}
-    shown.add_row("all", *(f"{value:,.3f}" for value in sums.values()), f"{told['ms a token']['plain']:,.3f}", "", style="bold")
+    shown.add_row("all", *(f"{value:,.3f}" for value in sums.values()), _shown(told["ms a token"]["plain"]), "", style="bold")
     return shown

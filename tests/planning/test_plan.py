@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 import torch
 from commands import invoke
 from families import FAMILIES, prompts, shared
-from transformers import AutoConfig, DynamicCache, LlamaConfig
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.decoding.speculative.schedule import expected_tokens
@@ -59,6 +62,17 @@ def test_what_reading_holds_at_its_peak(rows: int, length: int) -> None:
         del out
     states = [tensor for layer in cache.layers for tensor in _tensors_of(layer)]
     assert Shape.of("tuned", model.config).working(rows, length) == pytest.approx(live.peak - live.bytes_of(states), rel=0.1)
+
+
+def test_what_is_freed_is_there_no_more_and_views_take_nothing() -> None:
+    with _Live() as live:
+        first = torch.empty(100, device="meta")
+        view = first[:50]
+        del first
+        assert live.now == 400
+        del view
+        second = torch.empty(60, device="meta")
+        assert (live.now, live.peak, live.bytes_of([second, second[1:]])) == (240, 400, 240)
 
 
 def test_a_table_that_is_looked_up_is_not_read() -> None:
@@ -223,3 +237,63 @@ def test_the_command_exits_with_1_where_it_does_not_fit() -> None:
 def test_the_command_refuses(options: list[str], message: str) -> None:
     shown = invoke("plan", *(["--machine", "h100"] if "--machine" not in options else []), *options)
     assert shown.exit_code != 0 and message in " ".join(shown.output.split())
+
+
+# A base on disk ---------------------------------------------------------------------------------------------------------
+
+_RUN = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from accelerate import disk_offload
+from transformers import AutoModelForCausalLM
+from hf_eft import EFTForCausalLM
+torch.set_num_threads(1)
+folder, place = Path(sys.argv[1]), sys.argv[2]
+def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+small = [AutoModelForCausalLM.from_pretrained(folder / name) for name in ('tuned', 'reference')]
+before = resident() - sum(p.numel() * p.element_size() for model in small for p in model.parameters())
+if place == 'disk':
+    base = AutoModelForCausalLM.from_pretrained(folder / 'base', device_map={'': 'disk'}, offload_folder=folder / 'away')
+else:
+    base = AutoModelForCausalLM.from_pretrained(folder / 'base')
+model = EFTForCausalLM.from_models(base, tuned=small[0], reference=small[1])
+ids = torch.arange(5, 69)[None]
+Path('/proc/self/clear_refs').write_text('5')
+tokens = model.generate(ids, max_new_tokens=5, pad_token_id=0).tolist()
+drafted = model.generate(ids, max_new_tokens=5, pad_token_id=0, assistant_model=model.tuned, num_assistant_tokens=3).tolist()
+peak = next(int(line.split()[1]) * 1024 for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
+print(json.dumps({'tokens': tokens, 'drafted': drafted, 'peak': peak - before}))
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of a process is asked of Linux")
+def test_a_base_on_disk_takes_less_than_planned(tmp_path: Path) -> None:
+    """The same tokens as in memory, drafts included, at a fraction of its weights."""
+    configs = {
+        "base": LlamaConfig(**{**llama(10, 512).to_dict(), "vocab_size": 4000, "eos_token_id": None}),
+        **{
+            name: LlamaConfig(**{**llama(2, 64).to_dict(), "vocab_size": 4000, "eos_token_id": None})
+            for name in ("tuned", "reference")
+        },
+    }
+    for seed, (name, config) in enumerate(configs.items()):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+    found = {}
+    path = {"PYTHONPATH": str(Path(__file__).parents[2]), "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    for place in ("disk", "memory"):
+        done = subprocess.run(
+            [sys.executable, "-c", _RUN, str(tmp_path), place], capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, **path},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[place] = json.loads(done.stdout.splitlines()[-1])
+    assert found["disk"]["tokens"] == found["memory"]["tokens"] == found["disk"]["drafted"]
+    options: dict[str, Any] = {"machine": FAST, "prompt": 64, "new_tokens": 5}
+    planned = {"disk": plan(configs, on_disk=["base"], **options).peak, "memory": plan(configs, **options).peak}
+    beside = found["memory"]["peak"] - planned["memory"]  # what a process takes besides, at this size no little part
+    assert planned["disk"] < planned["memory"] / 3 and abs(beside) < 40_000_000
+    assert found["disk"]["peak"] - beside < planned["disk"]
+    with pytest.raises(ValueError, match="no member 'nobody' to be on disk"):
+        plan(configs, on_disk=["nobody"], **options)
