@@ -291,7 +291,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         settings = request.settings(generation_config, rows.count)
         speculation = Speculation(
             asked_to_draft,
-            Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members)),
+            Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members), reading.keeps_shapes),
             Scoring(members, self.combination, settings, rows, coefficients, logits_processor),
             reading,
             criteria=stopping_criteria,

@@ -29,7 +29,7 @@ class Member:
 
     Args:
         shape ([`~hf_eft.planning.shapes.Shape`]): What it takes by itself.
-        weights (`int`): Bytes of its weights in memory: none for an adapter on another member's model, what is there at a time of one on disk.
+        weights (`int`): Bytes of its weights in memory: none for an adapter on another member's model, some of one on disk.
         cache (`int`): Bytes of its states at the end.
         devices (`tuple[int, ...]`): Where its layers go, by number of device.
         step (`float`): Seconds of a step of one token for each row, at half of what is generated; infinite on disk.

@@ -55,6 +55,7 @@ def test_a_call_is_compiled_once(drafter: str) -> None:
         assert torch.equal(got, model.generate(**inputs, max_new_tokens=tokens))
     # Of two that may draft, the one that was not asked, and rounds without a draft, have graphs of their own.
     assert graphs[0] == 2 and graphs[1:4] == [0, 0, 0] and graphs[4] <= 3, graphs
+    assert model.speculation is not None and set(model.speculation.blocks) <= {0, 1, 2, 4, 8, 16}
     torch.compiler.reset()
 
 

@@ -146,6 +146,8 @@ def test_members_go_where_there_is_room() -> None:
     assert found.fits and found.members["tuned"].devices == found.members["reference"].devices == (0,)
     assert found.members["base"].devices == (0, 1)
     assert plan(three(), machine=FAST).members["base"].devices == (0,)
+    shared = plan(three(), machine=replace(tight, memory=4_200_000), count=2, prompt=8, new_tokens=8)
+    assert shared.members["base"].devices == (0, 1)  # it would fit on one, but for the small ones
 
 
 def test_few_rows_take_what_was_measured() -> None:
