@@ -99,14 +99,28 @@ def make_member(vllm_config: Any, name: str, member_config: Any, prefix: str) ->
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.model_executor.models.interfaces import is_attention_free, is_hybrid
 
+    own = of_member(vllm_config, name, member_config)
+    others = set(own.compilation_config.static_forward_context)
     with set_model_tag(f"eft_{name}"):
-        member = initialize_model(vllm_config=of_member(vllm_config, name, member_config), prefix=prefix)
+        member = initialize_model(vllm_config=own, prefix=prefix)
+    _name_layers(own.compilation_config.static_forward_context, others, prefix)
     if is_hybrid(member) or is_attention_free(member):
         raise ValueError(
             f"The member {name!r} ({type(member).__name__}) keeps recurrent states, which vLLM plans for a whole model only: serve this "
             "combination with `hf-eft serve`."
         )
     return member
+
+
+def _name_layers(layers: dict[str, Any], others: set[str], prefix: str) -> None:
+    """Before 0.32, models that vLLM runs out of transformers number their attention layers and no more, so that every member's are alike."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    for name in [name for name in layers if name not in others and not name.startswith(f"{prefix}.")]:
+        if isinstance(layers[name], AttentionLayerBase):
+            layer = layers.pop(name)
+            layer.layer_name = f"{prefix}.{name}"
+            layers[layer.layer_name] = layer
 
 
 def source(place: str, revision: str | None, subfolder: str | None, prefix: str) -> Any:
