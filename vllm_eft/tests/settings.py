@@ -81,15 +81,16 @@ SETTINGS = (
 
 
 def environment(setting: Setting) -> dict[str, str]:
-    env = {
+    # Of modules beside this one: a safe path (`make vllm`) has not the folder of a script.
+    path = [str(HERE), *[str(HERE / "interpreted")] * setting.v2, os.environ.get("PYTHONPATH", "")]
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_USE_V2_MODEL_RUNNER": str(int(setting.v2)),
+        "PYTHONPATH": os.pathsep.join(path),
+        **setting.env,
     }
-    if setting.v2:
-        env["PYTHONPATH"] = os.pathsep.join([str(HERE / "interpreted"), env.get("PYTHONPATH", "")])
-    return {**env, **setting.env}
 
 
 def run(setting: Setting) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 What is asked of vLLM beyond its public names, all of it here: these may change in any release.
 
 Undocumented for plugins are `MODELS_CONFIG_MAP` (a check of an engine's configuration by architecture), `with_hf_config`,
-`secondary_weights` and `get_model_state_cls`; unstable by its own word is the logits processor.
+`_verify_quantization`, `secondary_weights` and `get_model_state_cls`; unstable by its own word is the logits processor.
 """
 
 from __future__ import annotations
@@ -87,9 +87,12 @@ def of_member(vllm_config: Any, name: str, member_config: Any) -> Any:
     everywhere = kinds is None or all(kind == "sliding_attention" for kind in kinds)
     own.cache_config.sliding_window = model_config.get_sliding_window() if everywhere else None
 
-    quantisation = model_config.model_arch_config.quantization_config
-    model_config.quantization = quantisation["quant_method"] if quantisation else None
-    own.quant_config = VllmConfig.get_quantization_config(model_config, own.load_config)
+    model_config.quantization = None  # anew, as vLLM finds it for a whole model
+    try:
+        model_config._verify_quantization()
+        own.quant_config = VllmConfig.get_quantization_config(model_config, own.load_config)
+    except ValueError as error:
+        raise ValueError(f"vLLM cannot run the member {name!r} as it is quantised: {error}") from error
     return own
 
 
@@ -113,7 +116,7 @@ def make_member(vllm_config: Any, name: str, member_config: Any, prefix: str) ->
 
 
 def _name_layers(layers: dict[str, Any], others: set[str], prefix: str) -> None:
-    """Before 0.32, models that vLLM runs out of transformers number their attention layers and no more, so that every member's are alike."""
+    """Before 0.32, models that vLLM runs out of transformers number their attention layers and no more: every member's are alike."""
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
     for name in [name for name in layers if name not in others and not name.startswith(f"{prefix}.")]:
