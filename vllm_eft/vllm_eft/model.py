@@ -29,6 +29,8 @@ class EFTForCausalLM(nn.Module, SupportsPP):
     coefficients with them.
     """
 
+    unknown: torch.Tensor | None
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
@@ -36,7 +38,7 @@ class EFTForCausalLM(nn.Module, SupportsPP):
         self.dtype = vllm_config.model_config.dtype
         self.width = vllm_config.model_config.get_vocab_size()
         configs = config.member_configs()
-        self.members = nn.ModuleDict()
+        self.members: Any = nn.ModuleDict()  # of vLLM's own models
         for name, member_config in configs.items():
             self.members[name] = make_member(vllm_config, name, member_config, maybe_prefix(prefix, f"members.{name}"))
         self.widths = [member_config.get_text_config().hidden_size for member_config in configs.values()]
