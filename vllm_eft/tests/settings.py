@@ -33,7 +33,7 @@ class Setting:
         name (`str`): For people; `V1` or `V2` in front is the model runner.
         options (`dict`): Of `LLM`, beside those that all have.
         env (`dict`): Of the process.
-        count (`int`): Requests: short and of 200 tokens, at four strengths, mixed. An interpreted kernel is slow.
+        count (`int`): Requests: short and of 200 tokens, at four strengths, mixed.
         again (`bool`): Asked twice, the second time out of the prefix cache.
         above (`dict`): Counters of vLLM's that must have grown beyond a number, or the setting was none.
     """
@@ -70,13 +70,13 @@ SETTINGS = (
     Setting("V1, pipeline", {"pipeline_parallel_size": 2, "enforce_eager": False}, _TWO),
     Setting("V1, compiled", {"enforce_eager": False}),
     Setting("V1, compiled, from the compile cache", {"enforce_eager": False}),
-    Setting("V2", count=48),
-    Setting("V2, prompts in chunks, then out of the prefix cache", _CHUNKS, count=16, again=True, above=_CACHED),
-    Setting("V2, preemption", _FEW_BLOCKS, count=60, above=_PREEMPTED),
-    Setting("V2, drafts", _DRAFTS, count=16, above={"vllm:spec_decode_num_accepted_tokens": 0}),
-    Setting("V2, tensor parallel", {"tensor_parallel_size": 2}, _TWO, count=8),
-    Setting("V2, pipeline", {"pipeline_parallel_size": 2, "enforce_eager": False}, _TWO, count=8),
-    Setting("V2, compiled", {"enforce_eager": False}, count=16),
+    Setting("V2"),
+    Setting("V2, prompts in chunks, then out of the prefix cache", _CHUNKS, again=True, above=_CACHED),
+    Setting("V2, preemption", _FEW_BLOCKS, above=_PREEMPTED),
+    Setting("V2, drafts", _DRAFTS, above={"vllm:spec_decode_num_accepted_tokens": 0}),
+    Setting("V2, tensor parallel", {"tensor_parallel_size": 2}, _TWO),
+    Setting("V2, pipeline", {"pipeline_parallel_size": 2, "enforce_eager": False}, _TWO),
+    Setting("V2, compiled", {"enforce_eager": False}),
 )
 
 
