@@ -66,6 +66,15 @@ def is_v2(vllm_config: Any) -> bool:
     return bool(getattr(vllm_config, "use_v2_model_runner", False))
 
 
+def v2_processor() -> type[Any] | None:
+    """The interface of logits processors that the V2 model runner takes. Before 0.31 it takes none: it refuses, or vLLM chooses V1."""
+    try:
+        from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
+    except ImportError:
+        return None
+    return LogitsProcessor
+
+
 def of_member(vllm_config: Any, name: str, member_config: Any) -> Any:
     """
     The engine's configuration as it is for one member. `with_hf_config`, made for the language model in a multimodal one, leaves what
