@@ -27,7 +27,7 @@ ROOMS: dict[str, Room] = {
         "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced"
         " members_by_name adapters adapters_given adapters_refused"
         " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states"
-        " learnt tune_learnt one_pass",
+        " learnt tune_learnt one_pass static_drafts",
         140,
     ),
     "decoding": Room(
@@ -35,8 +35,8 @@ ROOMS: dict[str, Room] = {
         "generate generation_options prefix watchers speculative coupling schedule threads threads_add_on"
         " roll_back padding caches prompts paged paged_options"
         " paged_refused paged_answers paged_limits"
-        " automatic lookup noise drafts given_to_members tokens_left speculative_request recipes vocabulary"
-        " small_combination",
+        " automatic lookup noise given_to_members tokens_left speculative_request recipes vocabulary"
+        " small_combination drafts static_drafts sharded",
         140,
     ),
     "leaves": Room(
