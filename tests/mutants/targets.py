@@ -36,7 +36,7 @@ ROOMS: dict[str, Room] = {
         " roll_back padding caches prompts paged paged_options"
         " paged_refused paged_answers paged_limits"
         " automatic lookup noise given_to_members tokens_left speculative_request recipes vocabulary"
-        " small_combination drafts static_drafts sharded on_accelerators",
+        " small_combination drafts static_drafts sharded",
         140,
     ),
     "leaves": Room(
