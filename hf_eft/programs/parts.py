@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ class Input:
         first = 1
         for path in self.files:
             found = looked[path]
-            ends = [*found["starts"][1:], found["size"]]
-            for n, (start, end) in enumerate(zip(found["starts"], ends, strict=True)):
+            for n, (start, end) in enumerate(pairwise([*found["starts"], found["size"]])):
                 here = min(lines, found["lines"] - n * lines)
                 parts.append(Part(len(parts), path, first + n * lines, here, start, end - start))
             first += found["lines"]
@@ -220,7 +220,7 @@ def _digest(storage: Any, path: str) -> str:
 
 
 def _saved(path: str) -> Any:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     return datasets.load_from_disk(path)
 

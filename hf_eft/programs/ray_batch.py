@@ -99,11 +99,13 @@ class Answering:
             self._answer = answer
         if self._folder.has(part_name(part.number)):  # its process died after writing and before saying so
             return self._folder.errors(part.number, part.first, part.lines)
+        self._folder.try_once_more(part.number, _TRIES, f"lines {part.first} to {part.first + part.lines - 1}")
         written = io.BytesIO()
         sink = Stream(written)
         for _ in run_batches(self._source.items(part), sink, self._answer, self._run.batch_size):
             pass
         self._folder.write(part_name(part.number), written.getvalue())
+        self._folder.forget_tries(part.number, _TRIES)
         return sink.errors
 
 
@@ -162,14 +164,13 @@ def _answered(
         fn_constructor_args=(source, run, identity),
         batch_size=1,
         batch_format="pyarrow",
+        # A lost actor is started again as often as it is lost, and its work given out again: Ray Data does so if nothing else is said.
         # From one on: where a machine is lost, those that are idle at the end make room for the one that it had.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors.count, initial_size=actors.count),
         num_cpus=1,
         num_gpus=actors.gpus,
-        # Ray Data starts a lost actor again as often as it is lost: machines come and go.
-        ray_remote_args_fn=lambda: {"max_task_retries": _TRIES - 1},
     )
-    for row in _taken(ray, work, f"an actor died {_TRIES} times over one part"):
+    for row in _taken(ray, work):
         lines, errors = lines + sizes[row["number"]], errors + row["errors"]
         yield Done(lines, of, errors, before)
 
@@ -199,7 +200,7 @@ def _each(ray: Any, rows: list[dict[str, Any]], what: Callable[[dict[str, Any]],
 
     if rows:
         work = _rows(ray, rows).map_batches(partial(_told, what), batch_size=1, batch_format="pyarrow")
-        yield from _taken(ray, work, "a machine was lost")
+        yield from _taken(ray, work)
 
 
 def _rows(ray: Any, rows: list[dict[str, Any]]) -> Any:
@@ -220,7 +221,7 @@ def _tried(what: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]
         return {"failed": text}
 
 
-def _taken(ray: Any, work: Any, lost: str) -> Iterator[dict[str, Any]]:
+def _taken(ray: Any, work: Any) -> Iterator[dict[str, Any]]:
     """What comes of some work, as it comes."""
     try:
         for row in work.iter_rows():
@@ -228,8 +229,8 @@ def _taken(ray: Any, work: Any, lost: str) -> Iterator[dict[str, Any]]:
             if "failed" in told:
                 raise ValueError(told["failed"])
             yield told
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(f"The run stopped, since {lost}; start it again to carry on. {error}") from error
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"Ray gave up; start the run again to carry on. It said: {error}") from error
 
 
 def _ray() -> Any:

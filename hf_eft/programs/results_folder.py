@@ -6,16 +6,18 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..files import check_folder, replacing
 from .batch import check_identity, lock
 from .parts import storage_of
 
 _RUN, _MODELS, _LOCK = "run.json", "models-{}.json", ".lock"
-_OURS = re.compile(r"run\.json|models-[0-9a-f]+\.json|part-\d+\.jsonl|(models-|part-)[^/]*\.partial")
+_TRY = "try-{:08d}-{}"  # that a process began a part, and has not ended it
+_OURS = re.compile(r"run\.json|models-[0-9a-f]+\.json|part-\d+\.jsonl|try-\d+-\d+|[^/]*\.partial")
+_LEFT = re.compile(r"try-\d+-\d+|[^/]*\.partial")  # by a run that was stopped
 _PART = re.compile(r"part-(\d+)\.jsonl")
 
 
@@ -84,8 +86,10 @@ class ResultsFolder:
         Raise if the folder is of another run, or of none, as far as that can be told from what is `known` of the run's identity.
 
         Raises:
-            `ValueError`: Saying what differs.
+            `ValueError`: Saying what differs, or that it cannot be written to.
         """
+        if (folder := self.local) is not None:
+            check_folder(folder)
         names = self.names()
         if _RUN not in names:
             if names:
@@ -96,9 +100,10 @@ class ResultsFolder:
         before = self._json(_RUN)
         check_identity(self.where, before, json.loads(json.dumps(known)), known)
 
-    def begin(self, identity: Mapping[str, Any], restart: bool = False) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def begin(self, identity: Mapping[str, Any], restart: bool = False) -> Iterator[None]:
         r"""
-        Take the folder for a run, until what is returned is left. Where it is there already, the run carries on.
+        Take the folder for a run, until the context is left. Where it is there already, the run carries on.
 
         Args:
             identity (`Mapping[str, Any]`): Everything that results depend on but the models, JSON-able, by the name a user knows it by.
@@ -110,16 +115,15 @@ class ResultsFolder:
         if not restart:
             self.check(identity)
         self.storage.create_dir(self.path, recursive=True)
-        held = contextlib.ExitStack()
-        if (folder := self.local) is not None:
-            file = held.enter_context((folder / _LOCK).open("ab"))
-            lock(file, folder)
-        ours = {name for name in self.names() if _OURS.fullmatch(name)}
-        self._delete(ours if restart else {name for name in ours if name.endswith(".partial")})
-        if restart or _RUN not in ours:
-            text = json.dumps({"of": "a run of hf-eft on Ray, which carries on from here", **identity}, indent=1)
-            self.write(_RUN, text.encode())
-        return held
+        with contextlib.ExitStack() as held:
+            if (folder := self.local) is not None:
+                lock(held.enter_context((folder / _LOCK).open("ab")), folder)
+            ours = {name for name in self.names() if _OURS.fullmatch(name)}
+            self._delete(ours if restart else {name for name in ours if _LEFT.fullmatch(name)})
+            if restart or _RUN not in ours:
+                text = json.dumps({"of": "a run of hf-eft on Ray, which carries on from here", **identity}, indent=1)
+                self.write(_RUN, text.encode())
+            yield
 
     def agree(self, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         r"""
@@ -146,6 +150,26 @@ class ResultsFolder:
             self._delete({own})
             check_identity(self.where, self._json(min(others)), json.loads(text), found)
 
+    def try_once_more(self, number: int, most: int, what: str) -> None:
+        r"""
+        Note that a process begins a part.
+
+        Raises:
+            `ValueError`: If so many have begun it in this run, and none has ended it: it would go on without end.
+        """
+        for tried in range(most):
+            if not self.has(name := _TRY.format(number, tried)):
+                self.write(name, b"")
+                return
+        raise ValueError(
+            f"{most} processes that answered {what} died before the end. If not the machines are at fault, these lines are: a smaller "
+            "--batch-size needs less memory."
+        )
+
+    def forget_tries(self, number: int, most: int) -> None:
+        """Note that a part was ended."""
+        self._delete({name for tried in range(most) if self.has(name := _TRY.format(number, tried))})
+
     def done(self) -> set[int]:
         """The parts that have results."""
         return {int(match[1]) for name in self.names() if (match := _PART.fullmatch(name))}
@@ -160,7 +184,8 @@ class ResultsFolder:
         name = part_name(number)
         with contextlib.suppress(ValueError, RecursionError):
             results = [json.loads(line) for line in self.read(name).splitlines()]
-            if [result["line"] for result in results] == list(range(first, first + lines)):
+            found = [result.get("line") if isinstance(result, dict) else None for result in results]
+            if found == list(range(first, first + lines)):
                 return sum("error" in result for result in results)
         raise ValueError(
             f"{self.where}/{name} has not the results of lines {first} to {first + lines - 1}: it was changed. Delete it, and its part is "
