@@ -15,7 +15,7 @@ VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE)
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed vllm clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray vllm clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -43,6 +43,7 @@ nightly: $(DEV)
 	$(BIN)/python tests/random_requests.py --requests 20000
 	$(BIN)/python tests/random_requests.py --what lines --requests 2000
 	$(BIN)/python tests/fuzz.py --seconds 3600
+	$(MAKE) ray
 	$(MAKE) vllm
 	$(VLLM_TEST) -m nightly
 
@@ -69,6 +70,11 @@ newest:
 # The wheel in a bare environment without constraints, as users install it.
 installed: $(DEV)
 	$(BIN)/python -m pytest -q -m installed
+
+# Batch runs over actors of Ray itself, 245 MB that no other test needs.
+ray: $(DEV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,ray]"
+	$(BIN)/python -m pytest -q -m nightly tests/programs/test_on_ray.py
 
 # The plugin's tests in vLLM itself, on CPUs: an environment of 3.4 GB, made once.
 vllm: $(VLLM)/.ready $(ORACLE)

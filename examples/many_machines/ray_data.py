@@ -2,9 +2,11 @@
 A batch run over actors of Ray: is every prompt answered once, as one process answers it, when an actor and the run itself are killed? And
 how many prompts a second do 1, 2 and 4 actors answer?
 
-    python examples/many_machines/ray_data.py       # writes ray_data.json; needs hf_eft[ray], and takes 5 minutes
+    python examples/many_machines/ray_data.py       # writes ray_data.json; needs hf_eft[ray], and takes 10 minutes
 
-The embedded family answers 2,000 prompts, greedy, sampled, at other strengths, some of which are no JSON. CPUs will do.
+The embedded family answers 2,000 prompts, greedy, sampled, at other strengths, some of which are no JSON. CPUs will do. As actors share
+the cores of one machine, there is a second row of runs, whose actors wait in place of a device: what Ray and the files cost, and how that
+grows.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ LOG = HERE / "ray_data.json"
 PROMPTS, ACTORS, BATCH, PART = 2_000, 4, 20, 40
 # Ray runs its workers at a niceness of 15: on a machine that does other things they hardly get to run.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "HF_HUB_OFFLINE": "1"}
+WAITED, WAITING_PARTS, WAITING_PART = 0.05, 25, 20  # seconds for a prompt; parts for each actor, of so many prompts
 AGAIN = 0.2  # seconds between two looks at what is written
 
 
@@ -84,8 +88,7 @@ def killed_and_stopped(source: Path, output: Path, expected: bytes) -> dict[str,
     child = subprocess.Popen(run, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     wait_for(output, of // 4, child)
     there = actors_of(child.pid)
-    victim = there[0]
-    victim.kill()
+    there[0].kill()
     killed_at = len(parts(output))
     wait_for(output, of // 2, child)
     child.send_signal(signal.SIGKILL)
@@ -101,7 +104,7 @@ def killed_and_stopped(source: Path, output: Path, expected: bytes) -> dict[str,
         "parts": of, "actors seen": len(there), "parts done when an actor was killed": killed_at,
         "parts done when the run was killed": len(before), "of those written again": sum(after[name] != at for name, at in before.items()),
         "seconds of the second run": round(time.monotonic() - begin, 1), "exit code": done.returncode,
-        "said": " ".join(done.stderr.split())[:80],
+        "said": next((line.partition("/killed ")[2] for line in done.stderr.splitlines() if "carrying on" in line), done.stderr),
         "lines": len(lines), "each line once, in order": lines == list(range(1, PROMPTS + 1)),
         "equal to one process's file, byte for byte": results == expected,
     }  # fmt: skip
@@ -122,7 +125,46 @@ def measured(source: Path, folder: Path, actors: int, expected: bytes) -> dict[s
     }  # fmt: skip
 
 
+def waiting() -> tuple[Any, dict[str, str]]:
+    """What answers by waiting, as a process does whose device works."""
+
+    def answer(items: Sequence[Any]) -> list[dict[str, str]]:
+        time.sleep(WAITED * len(items))
+        return [{"text": item.prompt} for item in items]
+
+    return answer, {"the models": "none"}
+
+
+def wait(actors: int, folder: Path) -> None:
+    """A run of actors that wait."""
+    from hf_eft.programs.ray_batch import Actors, Run, run_on_ray
+
+    folder.mkdir()
+    (folder / "in.txt").write_text("a prompt\n" * (WAITING_PARTS * WAITING_PART * actors))
+    run = Run(str(folder / "in.txt"), str(folder / "out"), WAITING_PART, WAITING_PART, {}, waiting)
+    for _ in run_on_ray(run, Actors(count=actors)):
+        pass
+
+
+def waited(folder: Path, actors: int) -> dict[str, Any]:
+    """Prompts a second of actors that wait, and what a part costs besides."""
+    subprocess.run(
+        [sys.executable, __file__, "wait", str(actors), str(folder / f"waited-{actors}")],
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    ends = sorted(at / 1e9 for at in parts(folder / f"waited-{actors}" / "out").values())
+    seconds = (ends[-1] - ends[actors - 1]) / (len(ends) - actors)  # of one part, over all actors
+    return {
+        "actors": actors, "prompts": len(ends) * WAITING_PART, "prompts a second": round(WAITING_PART / seconds, 1),
+        "seconds of a part besides waiting": round(seconds * actors - WAITED * WAITING_PART, 3),
+    }  # fmt: skip
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["wait"]:
+        wait(int(sys.argv[2]), Path(sys.argv[3]))
+        return
     import ray
     import torch
 
@@ -145,8 +187,11 @@ def main() -> None:
         log["killed"] = killed_and_stopped(source, folder / "killed", expected)
         print(json.dumps(log, indent=1), flush=True)
         log["runs"] = [measured(source, folder, actors, expected) for actors in (1, 2, 4)]
+        log["load in the meantime"] = round(os.getloadavg()[2], 1)
+        log["waiting"] = {"seconds a prompt": WAITED, "part size": WAITING_PART}
+        log["waiting"]["runs"] = [waited(folder, actors) for actors in (1, 2, 4)]
     LOG.write_text(json.dumps(log, indent=1) + "\n")
-    print(json.dumps(log["runs"], indent=1))
+    print(json.dumps({name: log[name] for name in ("runs", "waiting")}, indent=1))
 
 
 def _processor() -> str:

@@ -105,6 +105,40 @@ def test_a_run_that_was_killed_carries_on(source: Path, tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
+LOST = """
+import sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from hf_eft.programs.ray_batch import Actors, Run, run_on_ray
+
+def load():
+    import time
+    def answer(items):
+        time.sleep(0.4)  # so that a machine is lost in the middle of a part
+        return [{"text": item.prompt} for item in items]
+    return answer, {"the models": "none"}
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+machines = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
+lost = False
+for done in run_on_ray(Run(sys.argv[1], sys.argv[2], 2, 4, {}, load), Actors(cluster.address, 3)):
+    if done.lines >= 40 and not lost:
+        lost = True
+        cluster.remove_node(machines[0], allow_graceful=False)
+print("done", done.lines, lost)
+cluster.shutdown()
+"""
+
+
+def test_what_a_lost_machine_had_is_taken_up(source: Path, tmp_path: Path) -> None:
+    """There is no room for a third actor any more: the parts that it had wait for one that is idle."""
+    script = [sys.executable, "-c", LOST, str(source), str(tmp_path / "out")]
+    done = subprocess.run(script, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "done 160 True" in done.stdout, done.stderr[-2000:]
+    lines = [json.loads(line)["line"] for file in sorted((tmp_path / "out").glob("part-*")) for line in file.open()]
+    assert lines == list(range(1, COUNT + 1))
+
+
 def test_models_that_cannot_be_loaded_are_said(source: Path, tmp_path: Path) -> None:
     there = ["--model", str(tmp_path / "nowhere")]
     done = subprocess.run(

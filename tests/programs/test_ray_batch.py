@@ -88,7 +88,7 @@ def test_other_runs_and_models_are_refused(tmp_path: Path, monkeypatch: pytest.M
     path, output = source(tmp_path / "in.jsonl"), tmp_path / "out"
     run(path, output)
     (output / "part-00000001.jsonl").unlink()
-    with pytest.raises(ValueError, match="the models was .* and is"):
+    with pytest.raises(ValueError, match=r"the models was .* and is"):
         run(path, output, lambda: (echo()[0], {"the models": "others"}))
     with pytest.raises(ValueError, match="--part-size was 4 and is 6"):
         list(run_on_ray(Run(str(path), str(output), 2, 6, {"--seed": 3}, echo), Actors()))
