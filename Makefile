@@ -7,15 +7,16 @@ DEV := $(VENV)/.dev
 # The oldest versions that pyproject.toml allows, all together, and the newest that there are, beyond what it allows.
 FLOOR ?= .venv-floor
 NEWEST ?= .venv-newest
-# Where vLLM is, whose transformers is an older one.
-VLLM ?= .venv-vllm
+# Where vLLM is, whose transformers is an older one. `make vllm VLLM_VERSION=0.28.0` has another version, in an environment beside it.
+VLLM_VERSION ?=
+VLLM ?= .venv-vllm$(VLLM_VERSION:%=-%)
 ORACLE = build/vllm-oracle/oracle.json
 # (Where `vllm_eft` is a folder, Python would take it for the package.)
-VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE))) VLLM_CACHE_ROOT=$(abspath build/vllm-cache) \
+VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE))) VLLM_CACHE_ROOT=$(abspath build/vllm-cache$(VLLM_VERSION:%=-%)) \
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray vllm clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray vllm vllm-nightly clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -44,8 +45,9 @@ nightly: $(DEV)
 	$(BIN)/python tests/random_requests.py --what lines --requests 2000
 	$(BIN)/python tests/fuzz.py --seconds 3600
 	$(MAKE) ray
-	$(MAKE) vllm
-	$(VLLM_TEST) -m nightly
+	$(MAKE) vllm vllm-nightly
+	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.30.0 VLLM=$(VLLM)-0.30.0
+	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.28.0 VLLM=$(VLLM)-0.28.0
 
 mutations: $(DEV)
 	$(BIN)/python tests/mutations.py
@@ -80,6 +82,10 @@ ray: $(DEV)
 vllm: $(VLLM)/.ready $(ORACLE)
 	$(VLLM_TEST)
 
+# Minutes to hours: every way of running an engine, and OpenAI's client.
+vllm-nightly: $(VLLM)/.ready $(ORACLE)
+	$(VLLM_TEST) -m nightly
+
 # A rule's first step makes the environment with the CPU build of torch where there is no GPU and the package index has one.
 $(CLI): constraints.txt pyproject.toml
 	$(PYTHON) tests/environment.py $(VENV) "$$(sed -n 's/^torch==//p' constraints.txt)"
@@ -98,7 +104,7 @@ $(FLOOR)/.dev: constraints.txt pyproject.toml
 	touch $@
 
 $(VLLM)/.ready: vllm_eft/tests/environment.py vllm_eft/pyproject.toml
-	$(PYTHON) vllm_eft/tests/environment.py $(VLLM)
+	$(PYTHON) vllm_eft/tests/environment.py $(VLLM) $(VLLM_VERSION)
 	touch $@
 
 # What hf_eft answers, written in its own environment.
@@ -106,4 +112,4 @@ $(ORACLE): $(DEV) vllm_eft/tests/oracle.py
 	$(BIN)/python vllm_eft/tests/oracle.py $(dir $(ORACLE))
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(VLLM) build dist site *.egg-info
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(VLLM) $(VLLM)-* build dist site *.egg-info

@@ -30,6 +30,7 @@ from .members.membership import EFTMembersMixin, describe
 from .members.modalities import refuse_inputs
 from .members.releases import CACHE, takes_cache
 from .members.vocabulary import end_tokens
+from .planning import HERE, Plan, plan_of
 from .prompts import positions_in_common
 from .recipe.combination import BASE, REFERENCE, Coefficient, Combination
 from .recipe.combine import combine
@@ -176,6 +177,14 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
     def init_weights(self) -> None:
         if not self._adopted:  # live models have their weights
             super().init_weights()
+
+    @staticmethod
+    def plan(members: Any, machine: Any = HERE, **options: Any) -> Plan:
+        """
+        What a combination will take, before anything is loaded: weights, states and time by member, the best block, and what does not fit.
+        See [`~hf_eft.planning.plan_of`].
+        """
+        return plan_of(members, machine, **options)
 
     # Forward ------------------------------------------------------------------------------------------------------------
 

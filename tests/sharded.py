@@ -1,7 +1,7 @@
 """
 What a process of a group does, each with a part of the base: `torchrun --nproc-per-node 2 tests/sharded.py FOLDER`.
 
-`FOLDER` has models `base`, `tuned`, `reference`. What every way of decoding gave goes to `RANK.json` there, without a group to `alone.json`.
+`FOLDER` has models `base`, `tuned`, `reference`. What every way of decoding gave goes to `RANK.json` there; without a group, `alone.json`.
 """
 
 from __future__ import annotations

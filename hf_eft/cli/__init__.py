@@ -8,7 +8,7 @@ try:
 except ImportError as error:  # the extra is not installed
     raise SystemExit(f"The command line needs the extra `cli` ({error.name} is missing): pip install 'hf-eft[cli]'") from None
 
-from . import chat, evaluate, generate, look, publish, run, serve, tune  # noqa: F401  (they add their commands)
+from . import chat, evaluate, generate, look, plan, publish, run, serve, tune  # noqa: F401  (they add their commands)
 from .app import app, say_warning
 from .options import generation_options
 

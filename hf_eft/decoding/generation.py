@@ -36,7 +36,7 @@ from .speculative.rows import Rows
 from .speculative.schedule import Fixed, Report
 from .speculative.scoring import Scoring
 from .speculative.small import SmallCombination, check_small
-from .speculative.static import reading_of
+from .speculative.static import can_record, reading_of
 from .speculative.watchers import refuse_stateful, refuse_streamer
 from .tokens_left import BeamsLeft, SomethingLeft
 
@@ -291,7 +291,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         settings = request.settings(generation_config, rows.count)
         speculation = Speculation(
             asked_to_draft,
-            Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members)),
+            Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members), reading.keeps_shapes),
             Scoring(members, self.combination, settings, rows, coefficients, logits_processor),
             reading,
             criteria=stopping_criteria,
@@ -307,7 +307,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
 
     def _graphs(self, model_kwargs: dict[str, Any], generation_config: Any) -> Graphs | None:
         """What compiles the steps on static caches, where transformers compiles plain decoding."""
-        if not self._valid_auto_compile_criteria(model_kwargs, generation_config):
+        recordable = all(can_record(member.model, self.device) for member in self._called_members.distinct.values())
+        if not self._valid_auto_compile_criteria(model_kwargs, generation_config) or not recordable:
             return None
         config = generation_config.compile_config or self._default_compile_config()
         return Graphs(config.to_dict(), self.device)

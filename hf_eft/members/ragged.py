@@ -47,6 +47,8 @@ def make_whole(cache: Cache, otherwise: int) -> None:
 
 def why_not(model: Any, cache: Cache) -> str | None:
     """Why a member cannot read at different tokens in its static cache; `None` if it can."""
+    if getattr(cache, "offloading", False):
+        return "its cache is offloaded"
     kinds = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in (StaticLayer, RaggedLayer)})
     if kinds:
         return f"its cache has layers that forget what they read ({', '.join(kinds)})"

@@ -74,3 +74,22 @@ def test_the_smallest_block_is_taken_that_promises_nearly_the_best() -> None:
     assert schedule.next(1) == (0, 4)  # 5 has the best rate, 1.969 / 10.503, and 4 has 1.938 / 10.406
     way.verify = {2: 20.0, 9: 160.0}
     assert schedule.next(1) == (0, 0)
+
+
+def test_of_few_sizes_the_best() -> None:
+    """Where each size is a graph of its own: powers of two, the first round's among them."""
+    schedule = Automatic(12, few=True)
+    assert schedule.sizes == [1, 2, 4, 8] and schedule.next(1) == (0, 2)
+    taken = set()
+    for agreement in (0.2, 0.6, 0.8, 0.9, 0.97):
+        few, all_sizes = (Automatic(16, few=few) for few in (True, False))
+        for each in (few, all_sizes):
+            each.rounds = 1
+            each.plain, each.ways[0].step, each.ways[0].verify = 1.2, 0.2, {3: 1.1, 9: 1.4}
+            each.ways[0].agreed, each.ways[0].seen = agreement * 100, 100.0
+        block = few.next(1)[1]
+        taken.add(block)
+        best = max(few.sizes, key=lambda size, s=few: s.rate(size, 1))
+        assert block in (0, *few.sizes) and (block == 0 or few.rate(block, 1) >= 0.98 * few.rate(best, 1))
+        assert all_sizes.rate(all_sizes.next(1)[1], 1) >= few.rate(block, 1) * 0.98
+    assert len(taken) > 2

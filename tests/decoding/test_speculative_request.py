@@ -27,7 +27,7 @@ def test_the_block_is_what_the_call_says_then_its_configuration_then_the_assista
 
 
 def test_a_block_that_nobody_gives_is_chosen_on_the_way() -> None:
-    schedule = read().schedule([Way()])
+    schedule = read().schedule([Way()], few=False)
     assert isinstance(schedule, Automatic) and schedule.next(1)[1] > 0
     for request, block, heuristic in (
         (read(num_assistant_tokens=4), 4, False),
@@ -35,7 +35,7 @@ def test_a_block_that_nobody_gives_is_chosen_on_the_way() -> None:
         (read(num_assistant_tokens=4, num_assistant_tokens_schedule="constant"), 4, False),
         (read(num_assistant_tokens_schedule="heuristic"), 5, True),
     ):
-        schedule = request.schedule([Way()])
+        schedule = request.schedule([Way()], few=False)
         assert isinstance(schedule, Fixed) and (schedule.block, schedule.heuristic) == (block, heuristic)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from families import PAD, prompts
 from random_cases import double, random_case
 from transformers import CompileConfig, StaticCache
@@ -13,7 +15,7 @@ from transformers import CompileConfig, StaticCache
 from hf_eft import EFTForCausalLM
 from hf_eft.decoding.speculative import scoring
 from hf_eft.members import trial
-from hf_eft.members.ragged import RaggedLayer
+from hf_eft.members.ragged import RaggedLayer, why_not
 from hf_eft.members.releases import cache_of
 
 POOL = ("llama", "qwen3", "mistral", "gemma3", "gpt2", "opt", "gpt_neox", "mixtral")
@@ -55,6 +57,7 @@ def test_a_call_is_compiled_once(drafter: str) -> None:
         assert torch.equal(got, model.generate(**inputs, max_new_tokens=tokens))
     # Of two that may draft, the one that was not asked, and rounds without a draft, have graphs of their own.
     assert graphs[0] == 2 and graphs[1:4] == [0, 0, 0] and graphs[4] <= 3, graphs
+    assert model.speculation is not None and set(model.speculation.blocks) <= {0, 1, 2, 4, 8, 16}
     torch.compiler.reset()
 
 
@@ -171,6 +174,24 @@ def test_what_cannot_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="The static cache of the member 'base' holds 8 tokens, but this call needs"):
         cache = StaticCache(config=model.base.config, max_cache_len=8)
         model.generate(ids, cache=cache, **draft, assistant_model=model.tuned)
+
+
+def test_states_that_are_moved_away_are_refused() -> None:
+    model = double("llama", 0)
+    assert why_not(model, StaticCache(config=model.config, max_cache_len=8)) is None
+    assert why_not(model, StaticCache(config=model.config, max_cache_len=8, offloading=True)) == "its cache is offloaded"
+
+
+@torch.no_grad()
+def test_members_that_something_is_hooked_to_are_not_compiled() -> None:
+    """What is on disk, or on another device, is brought by hooks, which a graph would not run."""
+    torch.compiler.reset()
+    away = cpu_offload(copy.deepcopy(double("gpt2", 1)), execution_device="cpu")
+    model = EFTForCausalLM.from_models(double("llama", 0), tuned=away, reference=double("gpt2", 2))
+    expected = model.generate(**prompts("left"), max_new_tokens=8)
+    torch._dynamo.utils.counters.clear()
+    got = model.generate(**prompts("left"), max_new_tokens=8, assistant_model=away, num_assistant_tokens=2, **compiled())
+    assert torch.equal(got, expected) and not torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def test_a_model_that_reads_masks_by_row_wrongly_is_refused() -> None:

@@ -61,8 +61,8 @@ def engine(oracle: Path, cases: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("vllm_eft.engine._SERVED", [])  # those of tests before
     made = []
 
-    def make(name: str, **more: Any) -> Any:
-        made.append(LLM(str(oracle / name), **{**options_of(name, cases), **more}))
+    def make(name: str, folder: Path | None = None, **more: Any) -> Any:
+        made.append(LLM(str(folder or oracle / name), **{**options_of(name, cases), **more}))
         assert bool(made[-1].llm_engine.vllm_config.use_v2_model_runner) == V2
         return made[-1]
 

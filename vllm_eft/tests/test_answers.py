@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import V2, ask, hold, mixed
+from answers import V2, ask, hold, logprobs, mixed
+from safetensors.torch import load_file, save_file
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -71,6 +75,36 @@ def test_members_of_every_kind(kind: str, engine: Callable[..., Any], cases: dic
 def test_recipes_and_members_that_share(name: str, engine: Callable[..., Any], cases: dict[str, Any]) -> None:
     requests = mixed(cases[name]["requests"], 12)
     hold(ask(engine(name), requests), requests)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_base"])
+def test_members_in_int8(name: str, engine: Callable[..., Any], cases: dict[str, Any]) -> None:
+    """An activation in the middle between two steps may go to either, by the last bit of another sum, and is then a step away."""
+    requests = cases[name]["requests"]
+    apart = []
+    for output, request in zip(ask(engine(name), requests), requests, strict=True):
+        assert list(output.outputs[0].token_ids) == request["new"], request["extra"]
+        apart += [abs(a - b) for a, b in zip(logprobs(output, request), request["logprobs"], strict=True)]
+    assert sum(each < 1e-4 for each in apart) > 0.9 * len(apart) and max(apart) < 0.02, sorted(apart)[-20:]
+
+
+@pytest.mark.parametrize("case", ["decompressed", "of another"])
+def test_members_that_are_nearly_in_int8_are_refused(
+    case: str, engine: Callable[..., Any], oracle: Path, tmp_path: Path
+) -> None:
+    """Saved after transformers had decompressed it: vLLM would cut its weights to whole numbers. And by a method that vLLM has not."""
+    folder = shutil.copytree(oracle / "int8", tmp_path / "int8")
+    if case == "decompressed":
+        file = folder / "members" / "tuned" / "model.safetensors"
+        save_file({key: x.float() for key, x in load_file(file).items()}, file, {"format": "pt"})
+        reason = "'tuned' was saved decompressed"
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config["reference_config"]["quantization_config"] = {"quant_method": "eetq"}
+        (folder / "config.json").write_text(json.dumps(config))
+        reason = "cannot run the member 'reference' as it is quantised.*eetq"
+    with pytest.raises(Exception, match=reason):
+        engine("int8", folder)
 
 
 @pytest.mark.parametrize(

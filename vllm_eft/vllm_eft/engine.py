@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .recipe import ASKED, Recipe
-from .releases import PROCESSOR, is_v2, problem
+from .releases import PROCESSOR, is_v2, problem, v2_processor
 from .trust import MEMBERS, check_folder, check_weights
 
 
@@ -37,19 +37,26 @@ def check_engine(vllm_config: Any) -> None:
             check_weights(name, folder / MEMBERS / name)
     if model_config.enable_prompt_embeds:
         raise ValueError("Embeddings as prompts are one member's: `--enable-prompt-embeds` is not for a combination.")
-    v2 = is_v2(vllm_config)
+    if PROCESSOR not in (model_config.logits_processors or []):
+        model_config.logits_processors = [*(model_config.logits_processors or []), PROCESSOR]
+    v2 = is_v2(vllm_config)  # with the processor, for which some vLLMs choose V1
+    if v2 and v2_processor() is None:
+        raise ValueError(
+            "This vLLM's V2 model runner takes no logits processor, which has requests checked where they arrive: leave out "
+            "VLLM_USE_V2_MODEL_RUNNER, or install vLLM 0.32."
+        )
     scheduled = len(recipe.rows()) > 1
     if scheduled and not v2:
-        raise ValueError("A recipe with a schedule needs the V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1.")
+        raise ValueError(
+            "A recipe with a schedule needs the V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1, with vLLM 0.32 or later."
+        )
     if vllm_config.speculative_config is not None and not v2:
         raise ValueError(
             "With speculation, the V1 model runner tells a model nothing of requests, and checks nothing that they ask for: set "
-            "VLLM_USE_V2_MODEL_RUNNER=1, or serve without drafts."
+            "VLLM_USE_V2_MODEL_RUNNER=1, with vLLM 0.32 or later, or serve without drafts."
         )
     config.served_by_v2 = v2
     note(config)
-    if PROCESSOR not in (model_config.logits_processors or []):
-        model_config.logits_processors = [*(model_config.logits_processors or []), PROCESSOR]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class EFTForCausalLM(nn.Module, SupportsPP):
     coefficients with them.
     """
 
+    unknown: torch.Tensor | None
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
@@ -36,7 +38,7 @@ class EFTForCausalLM(nn.Module, SupportsPP):
         self.dtype = vllm_config.model_config.dtype
         self.width = vllm_config.model_config.get_vocab_size()
         configs = config.member_configs()
-        self.members = nn.ModuleDict()
+        self.members: Any = nn.ModuleDict()  # of vLLM's own models
         for name, member_config in configs.items():
             self.members[name] = make_member(vllm_config, name, member_config, maybe_prefix(prefix, f"members.{name}"))
         self.widths = [member_config.get_text_config().hidden_size for member_config in configs.values()]
@@ -71,7 +73,7 @@ class EFTForCausalLM(nn.Module, SupportsPP):
         """Weights come member by member; those of an adapter's model are changed by it on their way."""
         for member, its in groupby(weights, key=lambda each: each[0].split(".")[1]):
             start = f"members.{member}."
-            plain = ((name.removeprefix(start), tensor) for name, tensor in its)
+            plain = stored_as_said(member, ((name.removeprefix(start), tensor) for name, tensor in its))
             folder = self._adapters.get(member)
             for name, tensor in plain if folder is None else Merged(member, folder).over(plain):
                 yield start + name, tensor
@@ -181,3 +183,23 @@ class EFTForCausalLM(nn.Module, SupportsPP):
         from .state import EFTModelState
 
         return EFTModelState
+
+
+def stored_as_said(member: str, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """
+    The same weights, and at their end a `ValueError` if some are wide that have a scale beside them, which says that they are of a byte:
+    transformers decompresses such a model where it first runs, and saves it like that. vLLM would cut them to whole numbers.
+    """
+    wide, scaled = set(), set()
+    for name, tensor in weights:
+        module, _, part = name.rpartition(".")
+        if part == "weight_scale":
+            scaled.add(module)
+        elif part == "weight" and tensor.element_size() > 1:
+            wide.add(module)
+        yield name, tensor
+    if found := sorted(wide & scaled):
+        raise ValueError(
+            f"The member {member!r} was saved decompressed: {found[0]!r} and {len(found) - 1} more have scales, but no weights of a byte. "
+            "Save the combination as soon as it is loaded, before it runs."
+        )

@@ -40,7 +40,8 @@ class Recipe:
                 raise ValueError(f"The recipe names {name!r}, but the members are {', '.join(self.names)}.")
             _checked(f"The coefficient of {name!r}", value)
         if self.truncation:
-            rule, p = self.truncation.get("rule"), self.truncation.get("p")
+            rule = self.truncation.get("rule")
+            p: Any = self.truncation.get("p")
             if rule not in RULES or not _is_number(p) or not 0 < p <= 1:
                 raise ValueError(
                     f"`truncation` must have a `rule` of {', '.join(RULES)} and a `p` in (0, 1], got {dict(self.truncation)!r:.200}."

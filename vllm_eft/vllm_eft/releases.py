@@ -2,7 +2,7 @@
 What is asked of vLLM beyond its public names, all of it here: these may change in any release.
 
 Undocumented for plugins are `MODELS_CONFIG_MAP` (a check of an engine's configuration by architecture), `with_hf_config`,
-`secondary_weights` and `get_model_state_cls`; unstable by its own word is the logits processor.
+`_verify_quantization`, `secondary_weights` and `get_model_state_cls`; unstable by its own word is the logits processor.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def is_v2(vllm_config: Any) -> bool:
     return bool(getattr(vllm_config, "use_v2_model_runner", False))
 
 
+def v2_processor() -> type[Any] | None:
+    """The interface of logits processors that the V2 model runner takes. Before 0.31 it takes none: it refuses, or vLLM chooses V1."""
+    try:
+        from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
+    except ImportError:
+        return None
+    return LogitsProcessor
+
+
 def of_member(vllm_config: Any, name: str, member_config: Any) -> Any:
     """
     The engine's configuration as it is for one member. `with_hf_config`, made for the language model in a multimodal one, leaves what
@@ -87,9 +96,12 @@ def of_member(vllm_config: Any, name: str, member_config: Any) -> Any:
     everywhere = kinds is None or all(kind == "sliding_attention" for kind in kinds)
     own.cache_config.sliding_window = model_config.get_sliding_window() if everywhere else None
 
-    quantisation = model_config.model_arch_config.quantization_config
-    model_config.quantization = quantisation["quant_method"] if quantisation else None
-    own.quant_config = VllmConfig.get_quantization_config(model_config, own.load_config)
+    model_config.quantization = None  # anew, as vLLM finds it for a whole model
+    try:
+        model_config._verify_quantization()
+        own.quant_config = VllmConfig.get_quantization_config(model_config, own.load_config)
+    except ValueError as error:
+        raise ValueError(f"vLLM cannot run the member {name!r} as it is quantised: {error}") from error
     return own
 
 
@@ -99,14 +111,28 @@ def make_member(vllm_config: Any, name: str, member_config: Any, prefix: str) ->
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.model_executor.models.interfaces import is_attention_free, is_hybrid
 
+    own = of_member(vllm_config, name, member_config)
+    others = set(own.compilation_config.static_forward_context)
     with set_model_tag(f"eft_{name}"):
-        member = initialize_model(vllm_config=of_member(vllm_config, name, member_config), prefix=prefix)
+        member = initialize_model(vllm_config=own, prefix=prefix)
+    _name_layers(own.compilation_config.static_forward_context, others, prefix)
     if is_hybrid(member) or is_attention_free(member):
         raise ValueError(
             f"The member {name!r} ({type(member).__name__}) keeps recurrent states, which vLLM plans for a whole model only: serve this "
             "combination with `hf-eft serve`."
         )
     return member
+
+
+def _name_layers(layers: dict[str, Any], others: set[str], prefix: str) -> None:
+    """Before 0.32, models that vLLM runs out of transformers number their attention layers and no more: every member's are alike."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    for name in [name for name in layers if name not in others and not name.startswith(f"{prefix}.")]:
+        if isinstance(layers[name], AttentionLayerBase):
+            layer = layers.pop(name)
+            layer.layer_name = f"{prefix}.{name}"
+            layers[layer.layer_name] = layer
 
 
 def source(place: str, revision: str | None, subfolder: str | None, prefix: str) -> Any:

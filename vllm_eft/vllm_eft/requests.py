@@ -15,11 +15,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from .engine import check_request
-
-try:  # the V2 model runner takes no class that is not one of its own
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
-except ImportError:  # before 0.31
-    V2LogitsProcessor = LogitsProcessor
+from .releases import v2_processor
 
 _TABLES: dict[str, Table] = {}
 
@@ -51,7 +47,7 @@ def table_of(vllm_config: Any, device: Any) -> Table | None:
     return _TABLES[key]
 
 
-class EFTCoefficients(*dict.fromkeys([LogitsProcessor, V2LogitsProcessor])):  # type: ignore[misc]
+class EFTCoefficients(*dict.fromkeys([LogitsProcessor, v2_processor() or LogitsProcessor])):  # type: ignore[misc]
     """
     Of both model runners' interfaces, as one list in the configuration names it. To the V2 model runner it only says which parameters
     are right: there the coefficients go through `EFTModelState`.

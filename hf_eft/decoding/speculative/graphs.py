@@ -43,7 +43,7 @@ class Graphs:
             function (`Callable`): A function of this module's users, not a closure: it is compiled once in a process.
             fixed: Objects whose tensors stay where they are.
             changes (`Sequence[torch.Tensor]`): What the function writes to that a second call would go on from.
-            inputs (`torch.Tensor`): Tensors which may be others at the next call, of any length in their last dimension.
+            inputs (`torch.Tensor`): Tensors of two dimensions which may be others at the next call, and of any length.
         """
         with torch._dynamo.config.patch(recompile_limit=_VERSIONS, accumulated_recompile_limit=8 * _VERSIONS):
             compiled = _compiled(function, self.options)

@@ -78,10 +78,10 @@ class Request:
         """The longest block that is drafted, unless a heuristic lets it grow."""
         return _MOST if self.block is None else int(self.block)
 
-    def schedule(self, ways: Sequence[Way]) -> Fixed | Automatic:
-        """The schedule of the block, and of the drafters."""
+    def schedule(self, ways: Sequence[Way], few: bool) -> Fixed | Automatic:
+        """The schedule of the block, of few sizes where each has its price, and of the drafters."""
         if self.chooses:
-            return Automatic(_MOST, ways)
+            return Automatic(_MOST, ways, few)
         return Fixed(5 if self.block is None else int(self.block), self.heuristic)
 
     def settings(self, generation_config: Any, rows: int) -> Settings:

@@ -161,6 +161,7 @@ class Automatic:
 
     Args:
         most (`int`, *optional*, defaults to 16): The largest block.
+        few (`bool`, *optional*, defaults to `False`): Whether only 1, 2, 4 and so on are taken: where each size is a graph of its own.
         ways (`Sequence[Way]`, *optional*, defaults to one): The drafters. The first drafts the first block.
     """
 
@@ -171,21 +172,22 @@ class Automatic:
     _MARGIN = 1.05  # how much better than plain decoding a block must promise to be
     _LATELY = 32  # rounds after which the costs of a drafter are those of another machine, or of a shorter text
 
-    def __init__(self, most: int = 16, ways: Sequence[Way] = ()) -> None:
+    def __init__(self, most: int = 16, ways: Sequence[Way] = (), few: bool = False) -> None:
         self.most, self.ways = most, list(ways) or [Way()]
+        self.sizes = [block for block in range(1, most + 1) if not few or block & (block - 1) == 0]
         self.rounds = 0
         self.plain: float | None = None  # seconds of a round without a draft
 
     def next(self, rows: int) -> tuple[int, int]:
         """Which drafter, and the block, of the next round, which so many rows go into; block 0 is a round as in plain decoding."""
         if self.rounds == 0:
-            return 0, min(self._FIRST, self.most)
-        rates = [[self.rate(block, rows, who) for block in range(1, self.most + 1)] for who in range(len(self.ways))]
+            return 0, max(block for block in self.sizes if block <= self._FIRST)
+        rates = [[self.rate(block, rows, who) for block in self.sizes] for who in range(len(self.ways))]
         who = max(range(len(rates)), key=lambda each: max(rates[each]))
         best = max(rates[who])
         if best <= self.rate(0, rows, who) * self._MARGIN:
             return who, 0
-        return who, next(block for block, rate in enumerate(rates[who], start=1) if rate >= self._ENOUGH * best)
+        return who, next(block for block, rate in zip(self.sizes, rates[who], strict=True) if rate >= self._ENOUGH * best)
 
     def rate(self, block: int, rows: int, who: int = 0) -> float:
         """Expected tokens per second and row."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import StaticCache
 
 from ...members.cache import EFTCache
-from ...members.devices import sent
+from ...members.devices import execution_device, is_sharded, sent
 from ...members.members import Members
 from ...members.ragged import make_even, make_ragged, masks_of, places_of
 from ...members.trial import check_ragged
@@ -177,6 +178,14 @@ def _draft(reading: StaticReading, drafter: Drafter, scoring: Scoring) -> dict[s
     reading.token.copy_(scoring.proposed(drafter, read, 0, 1)[:, 0].argmax(-1, keepdim=True))
     reading.ahead.add_(1)
     return read
+
+
+def can_record(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether a member is whole, on this device, and computes there what its modules say, so that a graph of it can be made."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    alone = not hooked and execution_device(model) == device and not is_sharded(model)
+    return alone and (quantizer is None or bool(quantizer.is_compileable))
 
 
 def reading_of(members: Members, cache: EFTCache, lines: Mapping[str, Line], graphs: Callable[[], Graphs | None]) -> Reading:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: `jit` looks at it
+    os.environ["TORCHINDUCTOR_TRITON_DISABLE_DEVICE_DETECTION"] = "1"  # to torch's compiler there is no backend
 
     import triton.backends
 
