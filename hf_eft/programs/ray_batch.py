@@ -197,7 +197,6 @@ class _Checking:
 
 def _each(ray: Any, rows: list[dict[str, Any]], what: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Something for each row, on any machine."""
-
     if rows:
         work = _rows(ray, rows).map_batches(partial(_told, what), batch_size=1, batch_format="pyarrow")
         yield from _taken(ray, work)
