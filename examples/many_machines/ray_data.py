@@ -2,7 +2,8 @@
 A batch run over actors of Ray: is every prompt answered once, as one process answers it, when an actor and the run itself are killed? And
 how many prompts a second do 1, 2 and 4 actors answer?
 
-    python examples/many_machines/ray_data.py       # writes ray_data.json; needs hf_eft[ray], and takes 10 minutes
+    python examples/many_machines/ray_data.py             # writes ray_data.json; needs hf_eft[ray], and takes 10 minutes
+    python examples/many_machines/ray_data.py waiting     # the last row of runs only
 
 The embedded family answers 2,000 prompts, greedy, sampled, at other strengths, some of which are no JSON. CPUs will do. As actors share
 the cores of one machine, there is a second row of runs, whose actors wait in place of a device: what Ray and the files cost, and how that
@@ -161,10 +162,30 @@ def waited(folder: Path, actors: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def all_waited() -> dict[str, Any]:
+    """The row of runs whose actors wait."""
+    with tempfile.TemporaryDirectory() as place:
+        runs = [waited(Path(place), actors) for actors in (1, 2, 4)]
+    return {
+        "command": "python examples/many_machines/ray_data.py waiting", "date": datetime.now(UTC).date().isoformat(),
+        "load": round(os.getloadavg()[1], 1), "seconds a prompt": WAITED, "part size": WAITING_PART, "runs": runs,
+    }  # fmt: skip
+
+
 def main() -> None:
     if sys.argv[1:2] == ["wait"]:
         wait(int(sys.argv[2]), Path(sys.argv[3]))
         return
+    if sys.argv[1:] == ["waiting"]:
+        log = {**json.loads(LOG.read_text()), "waiting": all_waited()}
+    else:
+        log = all_of_it()
+    LOG.write_text(json.dumps(log, indent=1) + "\n")
+    print(json.dumps({name: log[name] for name in ("runs", "waiting")}, indent=1))
+
+
+def all_of_it() -> dict[str, Any]:
+    """Everything that is written."""
     import ray
     import torch
 
@@ -187,11 +208,7 @@ def main() -> None:
         log["killed"] = killed_and_stopped(source, folder / "killed", expected)
         print(json.dumps(log, indent=1), flush=True)
         log["runs"] = [measured(source, folder, actors, expected) for actors in (1, 2, 4)]
-        log["load in the meantime"] = round(os.getloadavg()[2], 1)
-        log["waiting"] = {"seconds a prompt": WAITED, "part size": WAITING_PART}
-        log["waiting"]["runs"] = [waited(folder, actors) for actors in (1, 2, 4)]
-    LOG.write_text(json.dumps(log, indent=1) + "\n")
-    print(json.dumps({name: log[name] for name in ("runs", "waiting")}, indent=1))
+    return {**log, "waiting": all_waited()}
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from commands import invoke
+from letters import lines_of
 
 from hf_eft import tiny
 
@@ -135,7 +136,7 @@ def test_what_a_lost_machine_had_is_taken_up(source: Path, tmp_path: Path) -> No
     script = [sys.executable, "-c", LOST, str(source), str(tmp_path / "out")]
     done = subprocess.run(script, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert "done 160 True" in done.stdout, done.stderr[-2000:]
-    lines = [json.loads(line)["line"] for file in sorted((tmp_path / "out").glob("part-*")) for line in file.open()]
+    lines = [line["line"] for file in sorted((tmp_path / "out").glob("part-*")) for line in lines_of(file)]
     assert lines == list(range(1, COUNT + 1))
 
 
