@@ -176,10 +176,8 @@ def main() -> None:
     if sys.argv[1:2] == ["wait"]:
         wait(int(sys.argv[2]), Path(sys.argv[3]))
         return
-    if sys.argv[1:] == ["waiting"]:
-        log = {**json.loads(LOG.read_text()), "waiting": all_waited()}
-    else:
-        log = all_of_it()
+    again = sys.argv[1:] == ["waiting"]
+    log = {**json.loads(LOG.read_text()), "waiting": all_waited()} if again else all_of_it()
     LOG.write_text(json.dumps(log, indent=1) + "\n")
     print(json.dumps({name: log[name] for name in ("runs", "waiting")}, indent=1))
 
