@@ -16,7 +16,7 @@ VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE)
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed vllm vllm-nightly clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray vllm vllm-nightly clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -44,6 +44,7 @@ nightly: $(DEV)
 	$(BIN)/python tests/random_requests.py --requests 20000
 	$(BIN)/python tests/random_requests.py --what lines --requests 2000
 	$(BIN)/python tests/fuzz.py --seconds 3600
+	$(MAKE) ray
 	$(MAKE) vllm vllm-nightly
 	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.30.0 VLLM=$(VLLM)-0.30.0
 	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.28.0 VLLM=$(VLLM)-0.28.0
@@ -71,6 +72,11 @@ newest:
 # The wheel in a bare environment without constraints, as users install it.
 installed: $(DEV)
 	$(BIN)/python -m pytest -q -m installed
+
+# Batch runs over actors of Ray itself, 245 MB that no other test needs.
+ray: $(DEV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,ray]"
+	$(BIN)/python -m pytest -q -m nightly tests/programs/test_on_ray.py
 
 # The plugin's tests in vLLM itself, on CPUs: an environment of 3.4 GB, made once.
 vllm: $(VLLM)/.ready $(ORACLE)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,8 @@ import typer
 from ..files.json_lines import whole_text
 from ..programs.answer import Answerer
 from ..programs.batch import Item, Results, Sink, Stream, check_results, fingerprint, read_items, run_batches
-from .app import SOME_FAILED, app, console, notes
+from .app import app, console, notes
+from .many import Many, RayCommand, say_failed, show_progress
 from .models import Models, identity, prompt_tokenizer
 from .options import generation_options, with_groups
 
@@ -87,18 +89,20 @@ class Batch:
             "--input",
             "-i",
             metavar="FILE|-",
-            help='A file of prompts, one a line, or of {"prompt": ...} or {"messages": ...} in lines or an array; - is the standard input.',
+            help='A file of prompts, one a line, or of {"prompt": ...} or {"messages": ...} in lines or an array; - is the standard input. '
+            "With --ray also a folder, Parquet, a saved data set, or a URI.",
             rich_help_panel=_BATCH,
             show_default=False,
         ),
     ] = None
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE.jsonl",
-            help="Where results go, a line for each. If it is there, the run carries on where it stopped. The standard output if left out.",
+            help="Where results go, a line for each. If it is there, the run carries on where it stopped. The standard output if left out. "
+            "With --ray a folder.",
             rich_help_panel=_BATCH,
             show_default=False,
         ),
@@ -121,6 +125,7 @@ class Batch:
 
 
 @app.command(
+    cls=RayCommand,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Any other option of `generate` may follow, as in: --num-beams 4 --repetition-penalty 1.1, or --temperature 0.7, which samples.",
 )
@@ -130,6 +135,7 @@ def generate(
     models: Models,
     asking: Asking,
     batch: Batch,
+    many: Many,
     prompt: Annotated[str | None, typer.Argument(help="What to continue. Read from the standard input if left out.")] = None,
     stream: Annotated[bool, typer.Option(help="Print tokens as they come (not with beams).")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reply as JSON.")] = False,
@@ -144,10 +150,16 @@ def generate(
         options, positional = _options(prompt, context.args)
         if positional:
             raise typer.BadParameter(f"give a prompt or --input, not both: got {positional}")
-        _run(models, asking, batch, options)
+        if many.ray is None:
+            many.check_unused()
+            _run(models, asking, batch, options)
+        else:
+            load = partial(_loaded, models, asking, options)
+            lines = None if batch.input_format == "auto" else batch.as_json
+            many.run(batch.input, batch.output, _known(asking, options), load, batch.batch_size, lines, batch.restart)
         return
-    for name, value in vars(Batch()).items():
-        if getattr(batch, name) != value:
+    for name, value in {**vars(Batch()), **vars(Many())}.items():
+        if getattr(batch, name, getattr(many, name, None)) != value:
             raise typer.BadParameter("a batch run needs an --input", param_hint=f"--{name.replace('_', '-')}")
     if asking.member_prompts and not asking.chat:
         raise typer.BadParameter("members have their own prompts of a chat: add --chat", param_hint="--member-prompts")
@@ -203,53 +215,45 @@ def _run(models: Models, asking: Asking, batch: Batch, options: dict[str, Any]) 
     known = {
         "the input": fingerprint(data),
         "--input-format": batch.as_json,
+        **_known(asking, options),
+        "--batch-size": batch.batch_size,
+    }
+    output = None if batch.output is None else Path(batch.output)
+    if output is not None:  # before models are loaded, which may take minutes
+        if Path(str(batch.input)).exists() and output.exists() and output.samefile(str(batch.input)):
+            raise typer.BadParameter("the results would be written over the input: choose another file", param_hint="--output")
+        check_results(output, known, batch.restart)
+    answerer, models_and_recipe = _loaded(models, asking, options)
+    sink: Sink
+    if output is None:
+        sink = Stream(sys.stdout.buffer)
+        _progress(answerer, items, sink, batch.batch_size)
+    else:
+        with Results(output, {**known, **models_and_recipe}, batch.restart) as sink:
+            if sink.kept:
+                notes.print(f"{output} has {sink.kept} of {len(items)} results: carrying on.", style="dim", soft_wrap=True)
+            _progress(answerer, items, sink, batch.batch_size)
+    say_failed(sink.errors, len(items))
+
+
+def _known(asking: Asking, options: dict[str, Any]) -> dict[str, Any]:
+    """What the answers depend on besides input, batches and models."""
+    return {
         "the options of generate": asking.all_options(options),
         "--seed": asking.seed or 0,
         "--chat": asking.chat,
         "--system": asking.system,
         "--member-prompts": asking.member_prompts,
         "--speculative": asking.speculative,
-        "--batch-size": batch.batch_size,
     }
-    if batch.output is not None:  # before models are loaded, which may take minutes
-        if Path(str(batch.input)).exists() and batch.output.exists() and batch.output.samefile(str(batch.input)):
-            raise typer.BadParameter("the results would be written over the input: choose another file", param_hint="--output")
-        check_results(batch.output, known, batch.restart)
+
+
+def _loaded(models: Models, asking: Asking, options: dict[str, Any]) -> tuple[Answerer, dict[str, Any]]:
+    """What answers, and what tells its models and recipe from others."""
     answerer = asking.answerer(models, options)
-    sink: Sink
-    if batch.output is None:
-        sink = Stream(sys.stdout.buffer)
-        _progress(answerer, items, sink, batch.batch_size)
-    else:
-        identity_of_run = {
-            **known,
-            "the models": identity(models, answerer.model),
-            "the recipe": answerer.model.combination.to_dict(),
-        }
-        with Results(batch.output, identity_of_run, batch.restart) as sink:
-            if sink.kept:
-                notes.print(
-                    f"{batch.output} has {sink.kept} of {len(items)} results: carrying on.", style="dim", soft_wrap=True
-                )
-            _progress(answerer, items, sink, batch.batch_size)
-    if sink.errors:
-        notes.print(f'{sink.errors} of {len(items)} lines could not be answered: they have an "error".', soft_wrap=True)
-        raise typer.Exit(SOME_FAILED)
+    return answerer, {"the models": identity(models, answerer.model), "the recipe": answerer.model.combination.to_dict()}
 
 
 def _progress(answerer: Answerer, items: list[Item], sink: Sink, batch_size: int) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=notes, transient=True) as progress:
-        task = progress.add_task("Answering", total=len(items), completed=min(sink.kept, len(items)))
-        for done in run_batches(items, sink, answerer, batch_size):
-            errors = f", {sink.errors} not" if sink.errors else ""
-            progress.update(task, completed=done, description=f"Answering{errors}")
+    done = run_batches(items, sink, answerer, batch_size)
+    show_progress(((lines, sink.errors) for lines in done), min(sink.kept, len(items)), len(items))

@@ -182,8 +182,8 @@ def json_lines(data: bytes) -> list[Line]:
     ```
     """
     lines = text_lines(data)
-    if not _is_array(lines):
-        return [_value(line) for line in lines]
+    if not is_array(lines):
+        return [json_value(line) for line in lines]
     text = _joined(lines)
     try:
         values = parsed(text)
@@ -206,7 +206,7 @@ def looks_like_json(lines: list[Line]) -> bool:
     return text.startswith("{")
 
 
-def _is_array(lines: list[Line]) -> bool:
+def is_array(lines: list[Line]) -> bool:
     """Whether lines are those of one array, rather than a value each, the first of which is an array."""
     first, *more = [line for line in lines if not line.blank][:2] or [Line(0, "")]
     if first.error or not first.value.lstrip(_SPACE).startswith("["):
@@ -222,7 +222,8 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _value(line: Line) -> Line:
+def json_value(line: Line) -> Line:
+    """A line of text as the JSON that it is."""
     if line.error:
         return line
     if line.blank:

@@ -65,15 +65,21 @@ def read_items(data: bytes, as_json: bool | None = None) -> list[Item]:
     if as_json is None:
         as_json = looks_like_json(lines)
     if as_json:
-        return [Item(line.number, error=line.error) if line.error else _from_json(line) for line in json_lines(data)]
-    return [Item(line.number, error=line.error) if line.error else _from_text(line) for line in lines]
+        return [item_of_json(line) for line in json_lines(data)]
+    return [item_of_text(line) for line in lines]
 
 
-def _from_text(line: Line) -> Item:
-    return Item(line.number, error="the prompt is empty") if line.blank else Item(line.number, prompt=line.value)
+def item_of_text(line: Line) -> Item:
+    """A line that is a prompt."""
+    if line.error or line.blank:
+        return Item(line.number, error=line.error or "the prompt is empty")
+    return Item(line.number, prompt=line.value)
 
 
-def _from_json(line: Line) -> Item:
+def item_of_json(line: Line) -> Item:
+    """A value that was read from JSON, which must be an object with what is asked."""
+    if line.error:
+        return Item(line.number, error=line.error)
     if not isinstance(line.value, dict):
         return Item(line.number, error=f"the line is no JSON object but {shown(line.value)}")
     given = without_nulls(line.value)
@@ -123,7 +129,7 @@ def check_results(path: Path, known: Mapping[str, Any], restart: bool = False) -
     """
     check_file(path)
     if not restart and path.exists() and path.stat().st_size:
-        _check_identity(path, _described(path), json.loads(json.dumps(known)), known)
+        check_identity(path, _described(path), json.loads(json.dumps(known)), known)
 
 
 def _meta(path: Path) -> Path:
@@ -142,7 +148,8 @@ def _described(path: Path) -> dict[str, Any]:
     )
 
 
-def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_identity(path: Path | str, before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise if results are of a run whose identity differs in one of some names."""
     changed = [
         f"{name} was {shown(before.get(name))} and is {shown(now.get(name))}"
         for name in names
@@ -150,7 +157,7 @@ def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
     ]
     if changed:
         raise ValueError(
-            f"{path} is of another run: {'; '.join(changed)}. Choose another file, run it as before, or throw it away with --restart."
+            f"{path} is of another run: {'; '.join(changed)}. Choose another output, run it as before, or throw it away with --restart."
         )
 
 
@@ -200,7 +207,7 @@ class Results:
         # Not buffered: what a full disk did not take must not be written when the file is closed.
         self._file = self.path.open("ab", buffering=0)
         try:
-            _lock(self._file, self.path)
+            lock(self._file, self.path)
             if restart:
                 self._file.truncate(0)
                 self.meta.unlink(missing_ok=True)
@@ -235,7 +242,7 @@ class Results:
             self._describe()
             return 0, 0
         before = _described(self.path)
-        _check_identity(self.path, before, self._identity, {**self._identity, **before})
+        check_identity(self.path, before, self._identity, {**self._identity, **before})
         complete = data[: data.rfind(b"\n") + 1]
         done = [self._parsed(number, line) for number, line in enumerate(complete.split(b"\n")[:-1], start=1)]
         self._file.truncate(len(complete))  # what was cut off in the middle of a line is written anew
@@ -256,7 +263,7 @@ class Results:
         )
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def lock(file: BinaryIO, path: Path) -> None:
     """Two runs that write one file would double its lines. The lock goes with the process, however that ends."""
     try:
         import fcntl
