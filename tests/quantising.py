@@ -88,5 +88,3 @@ def folder(name: str) -> Path:
 def load(name: str, backend: str | None = None, **options: Any) -> Any:
     config = {} if backend is None else {"quantization_config": quantization(backend, **options)}
     return AutoModelForCausalLM.from_pretrained(folder(name), **config).eval()
-
-

@@ -74,8 +74,8 @@ def check_comes_back(name: str, model: PreTrainedModel) -> None:
         layer = model.get_submodule(next(path for path in _above(key) if path in dict(model.named_modules())))
         kind = type(found[key] if is_wrapped(found.get(key)) else layer)
         raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) cannot be saved: {len(odd)} of its weights are not as its configuration describes "
-            f"them ({key!r}, of {kind.__module__}.{kind.__name__}), and would not come back. Was it quantised after it was loaded? "
+            f"The member {name!r} ({type(model).__name__}) cannot be saved: {len(odd)} of its weights are not as its configuration "
+            f"describes them ({key!r}, of {kind.__module__}.{kind.__name__}), and would not come back. Was it quantised after it was loaded? "
             + QUANTISE_WHILE_LOADING.format(name=name)
         )
 

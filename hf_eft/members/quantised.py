@@ -28,9 +28,9 @@ def check_alone(name: str, model: Any) -> None:
     """
     if looks_beside(model):
         raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) is quantised by bitsandbytes' LLM.int8 with a threshold, above which a feature of "
-            "one token changes how all tokens are computed that are read with it. Speculation, a `seed` and continuous batching read other "
-            "tokens together than plain decoding, and would give other texts. Load it with `BitsAndBytesConfig(load_in_8bit=True, "
+            f"The member {name!r} ({type(model).__name__}) is quantised by bitsandbytes' LLM.int8 with a threshold, above which a feature "
+            "of one token changes how all tokens are computed that are read with it. Speculation, a `seed` and continuous batching read "
+            "other tokens together than plain decoding, and would give other texts. Load it with `BitsAndBytesConfig(load_in_8bit=True, "
             "llm_int8_threshold=0.0)`, or decode without them."
         )
 
@@ -39,7 +39,7 @@ def looks_beside(model: Any) -> bool:
     """Whether what a model says of a token depends on the others that it reads: LLM.int8 with a threshold."""
     # Known by the class of its weights: bitsandbytes need not be there to say that there are none.
     eights = (module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Int8Params")
-    return any(module.state.threshold > 0 for module in eights)
+    return any(getattr(getattr(module, "state", None), "threshold", 0) > 0 for module in eights)
 
 
 def check_intact(name: str, model: Any) -> None:
@@ -57,8 +57,8 @@ def check_kept(name: str, model: Any) -> None:
     check_intact(name, model)
     if _packed(model):
         raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) cannot be saved: bitsandbytes packed its 4 bits when it ran on this CPU, and does "
-            f"not unpack them right: neither the folder nor the member itself would be what it is now. Save it before it runs. Or: {remedy}"
+            f"The member {name!r} ({type(model).__name__}) cannot be saved: bitsandbytes packed its 4 bits when it ran on this CPU, and "
+            f"does not unpack them right: neither the folder nor the member itself would be what it is now. Save it before it runs. Or: {remedy}"
         )
     if method is not None and not model.hf_quantizer.is_serializable():
         raise ValueError(
@@ -71,9 +71,9 @@ def check_learns(name: str, model: Any) -> None:
     """Raise if what is learnt below a layer of a member would not be: 4 bits that are packed for a CPU let no gradient through."""
     if _packed(model) is not None:
         raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) cannot learn: bitsandbytes packed the 4 bits under its adapter when it was evaluated "
-            "on this CPU, and lets no gradient through them. Give a reference in bfloat16 or float32, or quantised by another backend; or learn "
-            "on an accelerator."
+            f"The member {name!r} ({type(model).__name__}) cannot learn: bitsandbytes packed the 4 bits under its adapter when they were read "
+            "with on this CPU, and lets no gradient through them. Give a reference in bfloat16 or float32, or quantised by another backend; "
+            "or learn on an accelerator."
         )
 
 
@@ -92,9 +92,7 @@ def plain_conversions(model: Any) -> list[Any] | None:
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is None or method_of(model) is None:
         return None
-    return [
-        each for each in conversions if not any(hasattr(step, "hf_quantizer") for step in getattr(each, "operations", ()))
-    ]
+    return [each for each in conversions if not any(hasattr(step, "hf_quantizer") for step in getattr(each, "operations", ()))]
 
 
 def values_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

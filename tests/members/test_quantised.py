@@ -12,6 +12,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from adapted import PEFT_SAYS
 from families import PAD, VOCAB, lora, prompts
 from quantising import ON_IMPORT, PACKAGES, TRIO, in_place, load, needs, quantization
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -19,7 +20,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 from hf_eft.decoding.speculative.coupling import Noise
 
-pytestmark = [pytest.mark.nightly, ON_IMPORT]
+pytestmark = [pytest.mark.nightly, ON_IMPORT, *PEFT_SAYS]
 RECIPE = {"base": 1.0, "tuned": 0.7, "reference": -0.7}
 WHICH = {"base": {"base"}, "small": {"tuned", "reference"}, "all": set(TRIO)}
 NEW = 8

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import PEFT_SAYS
 from families import VOCAB, build, lora, prompts, shared
 from transformers import QuantoConfig
 
@@ -17,6 +18,8 @@ from hf_eft import EFTForCausalLM
 from hf_eft.evaluation.resume import model_fingerprint
 from hf_eft.members.quantised import plain_conversions, values_of
 from hf_eft.training import EFTForTraining
+
+pytestmark = PEFT_SAYS
 
 
 class Int8Params(torch.nn.Parameter):
@@ -64,9 +67,15 @@ def one_more(seed: int) -> Any:
 
 CANNOT_BE_SAVED = {
     "dynamic": (dynamic, r"'lm_head\.\S+', of torch\.ao\.nn\.quantized.*quantise while loading"),
-    "not serializable": (lambda seed: with_quantizer(seed, saved=False), "quantised by quanto, which transformers does not save"),
+    "not serializable": (
+        lambda seed: with_quantizer(seed, saved=False),
+        "quantised by quanto, which transformers does not save",
+    ),
     "packed": (packed, r"bitsandbytes packed its 4 bits.*Save it before it runs"),
-    "other size": (other_size, r"1 of its weights are not as its configuration describes them \('lm_head\.weight', of torch\.nn"),
+    "other size": (
+        other_size,
+        r"1 of its weights are not as its configuration describes them \('lm_head\.weight', of torch\.nn",
+    ),
     "one more": (one_more, r"1 of its weights are not .*'lm_head\.scale'"),
 }
 
