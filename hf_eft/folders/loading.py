@@ -75,8 +75,8 @@ def check_comes_back(name: str, model: PreTrainedModel) -> None:
         kind = type(found[key] if is_wrapped(found.get(key)) else layer)
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) cannot be saved: {len(odd)} of its weights are not as its configuration "
-            f"describes them ({key!r}, of {kind.__module__}.{kind.__name__}), and would not come back. Was it quantised after it was loaded? "
-            + QUANTISE_WHILE_LOADING.format(name=name)
+            f"describes them ({key!r}, of {kind.__module__}.{kind.__name__}), and would not come back. Was it quantised after it "
+            "was loaded? " + QUANTISE_WHILE_LOADING.format(name=name)
         )
 
 

@@ -58,7 +58,8 @@ def check_kept(name: str, model: Any) -> None:
     if _packed(model):
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) cannot be saved: bitsandbytes packed its 4 bits when it ran on this CPU, and "
-            f"does not unpack them right: neither the folder nor the member itself would be what it is now. Save it before it runs. Or: {remedy}"
+            "does not unpack them right: neither the folder nor the member itself would be what it is now. Save it before it runs. "
+            f"Or: {remedy}"
         )
     if method is not None and not model.hf_quantizer.is_serializable():
         raise ValueError(
@@ -71,15 +72,15 @@ def check_learns(name: str, model: Any) -> None:
     """Raise if what is learnt below a layer of a member would not be: 4 bits that are packed for a CPU let no gradient through."""
     if _packed(model) is not None:
         raise ValueError(
-            f"The member {name!r} ({type(model).__name__}) cannot learn: bitsandbytes packed the 4 bits under its adapter when they were read "
-            "with on this CPU, and lets no gradient through them. Give a reference in bfloat16 or float32, or quantised by another backend; "
-            "or learn on an accelerator."
+            f"The member {name!r} ({type(model).__name__}) cannot learn: bitsandbytes packed the 4 bits under its adapter when they "
+            "were read with on this CPU, and lets no gradient through them. Give a reference in bfloat16 or float32, or quantised by another "
+            "backend; or learn on an accelerator."
         )
 
 
 def _packed(model: Any) -> bool | None:
     """Whether 4-bit weights are packed for the CPU; `False` if they were and are not now, `None` if they never were."""
-    states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    states: list[Any] = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
     said = [state.packing_format_for_cpu for state in states if hasattr(state, "packing_format_for_cpu")]
     return all(said) if said else None
 
