@@ -73,8 +73,8 @@ def check_learns(name: str, model: Any) -> None:
     if _packed(model) is not None:
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) cannot learn: bitsandbytes packed the 4 bits under its adapter when they "
-            "were read with on this CPU, and lets no gradient through them. Give a reference in bfloat16 or float32, or quantised by another "
-            "backend; or learn on an accelerator."
+            "were read with on this CPU, and lets no gradient through them. Give a reference in bfloat16 or float32, or quantised by "
+            "another backend; or learn on an accelerator."
         )
 
 
