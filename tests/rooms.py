@@ -129,6 +129,7 @@ TESTS: dict[str, str] = {
     "members/prefix.py": "members/test_prefix.py::test_match",
     "prompts/__init__.py": "prompts/test_prompts.py::test_the_tuned_model_on_its_own_prompt",
     "decoding/reader.py": "models/test_oracle.py::test_every_step_equals_the_oracle",
+    "members/quantised.py": "members/test_quantised_refused.py::test_what_would_not_come_back_is_not_saved",
     "members/ragged.py": "decoding/test_static_drafts.py::test_random_cases_give_the_tokens_of_plain_decoding",
     "members/recurrent.py": "members/test_recurrent.py::test_rows_of_padding_one_by_one",
     "members/releases.py": "members/test_caches.py::test_caller_made_caches_are_used_in_place",

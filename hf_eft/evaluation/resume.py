@@ -16,6 +16,7 @@ import transformers
 from .._version import __version__
 from ..files import as_json, load_json, write
 from ..members.adapters.views import adapter_modules
+from ..members.quantised import values_of
 from ..modeling_eft import EFTForCausalLM
 from ..recipe.combination import Combination
 
@@ -38,7 +39,7 @@ def model_fingerprint(model: Any) -> str:
         digest.update(_digest({key: value for key, value in settings.items() if key not in _NOT_THE_MODEL}).encode())
     if hasattr(model, "peft_config"):
         digest.update(_digest([sorted(module.active_adapters) for _, module in adapter_modules(model)]).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in values_of(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta and tensor.numel():  # offloaded weights are not there to be read
             flat = tensor.detach().reshape(-1)

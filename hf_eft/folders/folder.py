@@ -33,8 +33,9 @@ from ..members.combined import Combined
 from ..members.learnt import learnt_of
 from ..members.members import Members
 from ..members.parts import Parts
+from ..members.quantised import plain_conversions
 from ..recipe.combination import BASE, REFERENCE, Combination
-from .loading import announced, load_model, load_tokenizer
+from .loading import announced, check_comes_back, load_model, load_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -82,10 +83,10 @@ def write(
     with staged(folder) as staging:
         new = staging / "new"
         for name, part in parts.own.items():
-            write_member(part, new / MEMBERS / name, _part_of(state_dict, name), options)
+            write_member(name, part, new / MEMBERS / name, _part_of(state_dict, name), options)
         for name, trunk in parts.trunks.items():
             adapted = next(member for member in model._members.adapters.values() if member.trunk is trunk and member.adapter)
-            write_member(own_weights(name, adapted), new / MEMBERS / name, None, options)
+            write_member(name, own_weights(name, adapted), new / MEMBERS / name, None, options)
         for name in parts.adapters:
             write_adapter(model.members[name], model._members.adapters[name], new / MEMBERS / name)
         _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members.names), new, staging / "tokenizers")
@@ -191,14 +192,21 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def write_member(
-    model: PreTrainedModel, folder: Path, state_dict: dict[str, Any] | None = None, options: Mapping[str, Any] | None = None
+    name: str,
+    model: PreTrainedModel,
+    folder: Path,
+    state_dict: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a member with weights of its own into a new folder; it is left as it is."""
+    check_comes_back(name, model)
     # `save_pretrained` writes its dtype and class into the configuration: into a copy, then.
     shell = copy.copy(model)
     shell.config = copy.deepcopy(model.config)
     for key in ("auto_map", "transformers_weights"):
         shell.config.__dict__.pop(key, None)
+    if (conversions := plain_conversions(model)) is not None:
+        shell._weight_conversions = conversions
     folder.mkdir(parents=True)
     shell.save_pretrained(folder, state_dict=state_dict, **(options or {}))
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
+
+from ..members.quantised import QUANTISE_WHILE_LOADING, check_kept, is_wrapped, method_of
 
 
 def announced(places: Mapping[str, str], progress: Callable[[str], None] | None) -> Iterator[str]:
@@ -39,18 +41,55 @@ def check_size(name: str, folder: Path, config: PreTrainedConfig) -> None:
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     quantised = getattr(config, "quantization_config", None) is not None
     most = stored * 8 if quantised else stored  # a weight takes a byte at least, or a bit
-    try:
-        with torch.device("meta"):
-            described = AutoModelForCausalLM.from_config(copy.deepcopy(config)).num_parameters()
-    except Exception as error:  # sizes that do not go together are noticed wherever they meet
-        raise ValueError(
-            f"No model can be made by the configuration of the member {name!r} in {str(folder)!r}: {error}"
-        ) from error
+    described = _described(name, config, f" in {str(folder)!r}").num_parameters()
     if described > most:
         raise ValueError(
             f"The configuration of the member {name!r} describes {described:,} weights, but {stored:,} bytes are in {str(folder)!r}: they "
             "are incomplete, and the rest would be random."
         )
+
+
+def _described(name: str, config: PreTrainedConfig, where: str = "") -> Any:
+    """What a member's configuration describes, without values."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    except Exception as error:  # sizes that do not go together are noticed wherever they meet
+        raise ValueError(f"No model can be made by the configuration of the member {name!r}{where}: {error}") from error
+
+
+def check_comes_back(name: str, model: PreTrainedModel) -> None:
+    """
+    Raise a `ValueError` if a folder could not bring a member's weights back: if its quantisation cannot be saved, or its weights are not
+    those that its configuration describes.
+    """
+    check_kept(name, model)
+    if method_of(model) is not None:
+        return  # its quantiser knows what these weights are
+    expected: dict[str, Any] = _described(name, model.config).state_dict()
+    found: dict[str, Any] = model.state_dict()
+    odd = {key for key, value in expected.items() if key not in found or _form(found[key]) != _form(value)}
+    if odd := odd or found.keys() - expected.keys():
+        key = min(odd)
+        layer = model.get_submodule(next(path for path in _above(key) if path in dict(model.named_modules())))
+        kind = type(found[key] if is_wrapped(found.get(key)) else layer)
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) cannot be saved: {len(odd)} of its weights are not as its configuration "
+            f"describes them ({key!r}, of {kind.__module__}.{kind.__name__}), and would not come back. Was it quantised after it "
+            "was loaded? " + QUANTISE_WHILE_LOADING.format(name=name)
+        )
+
+
+def _form(value: Any) -> Any:
+    """The shape of a plain tensor."""
+    return None if is_wrapped(value) else getattr(value, "shape", None)
+
+
+def _above(key: str) -> Iterator[str]:
+    """The names of the modules that a weight may be in."""
+    while key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def load_model(

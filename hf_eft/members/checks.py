@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from .cache import EFTCache
+from .quantised import check_intact
 from .recurrent import rows_of
 from .releases import cache_argument
 
@@ -79,8 +80,8 @@ def check_model(name: str, model: Any) -> None:
             f"The member {name!r} ({type(model).__name__}) does not take a `Cache` of transformers, so that its states cannot "
             "be carried along. Give a model that takes `cache` (`past_key_values` before transformers 5.24)."
         )
-
     _check_cache(name, model)
+    check_intact(name, model)
 
 
 def _check_cache(name: str, model: PreTrainedModel) -> None:

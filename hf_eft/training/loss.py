@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..members.checks import check_mask
+from ..members.quantised import check_learns
 from ..prompts import positions_in_common
 from ..recipe.combine import combine
 from .heads import Halves
@@ -145,6 +146,8 @@ class Loss:
 
         positions = self.model.positions_per_piece or piece_of(vocabulary.size)
         numbers = in_pieces(states, chosen.to(self.model._place), combined, positions, wanted, temperature)
+        if self._learner is not None and torch.is_grad_enabled():
+            check_learns(self._learner, self.members.distinct[self._learner].model)
         if self._learner is not None and torch.is_grad_enabled() and not numbers["log_probs"].requires_grad:
             raise ValueError(
                 f"The loss does not depend on the weights of the member {self._learner!r}, which is to learn: "

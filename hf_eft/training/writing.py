@@ -38,7 +38,7 @@ def write_delta(model: EFTForTraining, tokenizer: Any, learnt: Learnt, record: R
         if adapter is not None and member is not None:
             write_adapter(model.members[TUNED], member, new)
         else:
-            write_member(model.members[TUNED], new)
+            write_member(TUNED, model.members[TUNED], new)
         tokenizer.save_pretrained(new)
         if not (output / "README.md").exists():
             card = delta_card(learnt, adapter=adapter is not None, reference=reference, measured=measured(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from quantising import ON_IMPORT
 from transformers import ContinuousBatchingConfig
 
 from hf_eft import EFTForCausalLM, hub, tiny
@@ -99,7 +101,12 @@ def test_what_its_command_line_says_reaches_every_member(options: dict[str, Any]
     assert {(m.dtype, m.config._attn_implementation) for m in model.members.values()} == {(dtype, attention)}
 
 
-def test_a_quantisation_that_is_not_installed_is_the_members_error(folder: Path, serve: Any) -> None:
+@ON_IMPORT
+def test_a_quantisation_reaches_every_member_or_is_its_error_where_it_is_not_installed(folder: Path, serve: Any) -> None:
     _, manager = serve(device="cpu", quantization="bnb-8bit")
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        model, _ = manager.load_model_and_processor(manager.process_model_name(str(folder)))
+        assert all(member.is_loaded_in_8bit for member in model.members.values())
+        return
     with pytest.raises((ValueError, ImportError), match="bitsandbytes"):
         manager.load_model_and_processor(manager.process_model_name(str(folder)))

@@ -14,6 +14,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 
 from ...members.combined import Generates
 from ...members.member import Member
+from ...members.quantised import check_alone
 from .options import refusal
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _check_member(name: str, member: Member, device: torch.device) -> None:
     attention = model.config._attn_implementation
     if model.training:
         raise ValueError(f"The member {name!r} is in training mode, with dropout. Call `eval()` on it.")
+    check_alone(name, model)
     if getattr(model, "_is_stateful", False) or not kinds <= {FULL, SLIDING}:
         other = ", ".join(sorted(kinds - {FULL, SLIDING})) or "recurrent"
         raise refusal(

@@ -1,4 +1,4 @@
-"""Members with recurrent states, when drafted tokens are rejected: they read again what was kept."""
+"""Members with recurrent states, when drafted tokens are rejected: they read again what was kept. And members that cannot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from transformers.cache_utils import Cache
 
 from ...members.devices import sent
 from ...members.member import Member
+from ...members.quantised import check_alone
 from ...members.recurrent import is_recurrent
 from ...members.roll_back import Mark, branch, take
 from .line import Line
 
 
 def check_within(member: Member, cache: Cache) -> None:
-    """Raise if a member has recurrent states that are not in its cache, once it has read."""
+    """Raise if a member has states that are not in its cache, once it has read, or reads a token otherwise beside others."""
+    check_alone(member.name, member.model)
     if member.is_stateful and not any(map(is_recurrent, cache.layers)):
         raise ValueError(
             f"The member {member.name!r} ({type(member.model).__name__}) keeps its recurrent states outside of its cache, where they can "

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..quantised import looks_beside
 from .joint import Joint
 from .views import Adapted, adapter_modules, replace, view_of, without_adapters
 
@@ -169,7 +170,7 @@ def stack_of(
     """The members over one model that may run as one batch, and the model that runs them; `None` if there are none."""
     views = {name: models[name] for name, member in members.items() if member.trunk is trunk}
     distinct = {name: view for name, view in views.items() if next(n for n in views if views[n] is view) == name}
-    if len(distinct) < 2:
+    if len(distinct) < 2 or looks_beside(trunk):  # in one pass the rows of each would be read beside the other's
         return None
     model = stacked_model(without_adapters(trunk) if hasattr(trunk, "peft_config") else trunk, distinct)
     return None if model is None else (tuple(distinct), model)
