@@ -33,7 +33,7 @@ TESTS: dict[str, str] = {
     "analysis/token_text.py": "analysis/test_analysis_texts.py::test_texts_of_tokens_are_the_text",
     "programs/answer.py": "programs/test_batch.py::test_lines_of_text",
     "programs/batch.py": "programs/test_batch.py::test_lines_of_text",
-    "programs/parts.py": "programs/test_parts.py::test_errors_are_those_of_the_whole",
+    "programs/parts.py": "programs/test_batch_parts.py::test_errors_are_those_of_the_whole",
     "programs/ray_batch.py": "programs/test_ray_batch.py::test_the_parts_together_are_the_file_of_one_process",
     "programs/results_folder.py": "programs/test_ray_batch.py::test_the_parts_together_are_the_file_of_one_process",
     "programs/bench.py": "programs/test_bench.py::test_bench_counts_right",

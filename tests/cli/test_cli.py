@@ -18,7 +18,7 @@ from hf_eft.cli import app, main
 from hf_eft.cli.app import said
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = "generate chat compose card check inspect serve playground bench demo eval tune".split()
+COMMANDS = "generate chat compose card check inspect serve playground bench demo eval tune plan".split()
 
 
 def commands() -> dict[str, Any]:
