@@ -99,6 +99,9 @@ def write(
         for key, name in config.keys_of_members().items():
             member_config = getattr(config, key)
             member_config.architectures, member_config.dtype = [type(parts.models[name]).__name__], parts.models[name].dtype
+            # Some weights are written in another form than they were loaded in, which the member's own file says.
+            if (written := read_json(new / MEMBERS / name / CONFIG).get("quantization_config")) is not None:
+                member_config.quantization_config = written
         config.save_pretrained(new)
         model.generation_config.save_pretrained(new)
         if card is not None and not (folder / "README.md").exists():

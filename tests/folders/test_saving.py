@@ -176,3 +176,25 @@ def test_a_member_that_peft_changed_after_it_was_combined_is_refused(tmp_path: P
     with pytest.raises(ValueError, match=r"\['default'\] into the model of the member 'reference' after it was combined"):
         model.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_member_that_is_written_in_another_form_is_described_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compressed-tensors writes of a model that has run is decompressed, and its own file says so: the root's must as well."""
+    save, said = (
+        transformers.PreTrainedModel.save_pretrained,
+        {"quant_method": "compressed-tensors", "quantization_status": "frozen"},
+    )
+
+    def saved(self: Any, folder: Any, **kwargs: Any) -> None:
+        save(self, folder, **kwargs)
+        if Path(folder).name == "tuned":
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": said}))
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", saved)
+    three().save_pretrained(tmp_path / "saved")
+    root = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert root["tuned_config"]["quantization_config"] == said
+    assert "quantization_config" not in root["reference_config"]
