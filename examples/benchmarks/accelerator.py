@@ -109,7 +109,7 @@ def batch_of(
         results[f"drafts of {block}"] |= {
             "tokens a round": round(report.tokens_per_round / batch, 2),
             "kept of those looked at": round(accepted, 3),
-            "waits a round": waits(lambda block=block: systems[f"drafts of {block}"](timer.few), model, device),
+            "waits a round": waits(systems[f"drafts of {block}"], (timer.few, timer.many), model, device),
         }
     results["peak over weights and caches"] = memory(
         model, lambda: system(model, return_dict_in_generate=True)(timer.many), device
@@ -119,18 +119,22 @@ def batch_of(
     return results
 
 
-def waits(call: Callable[[], Any], model: Any, device: torch.device) -> float | None:
-    """How often the CPU waits for the accelerator in a round."""
+def waits(call: Callable[[int], Any], tokens: tuple[int, int], model: Any, device: torch.device) -> float | None:
+    """How often the CPU waits for the accelerator in a round: what a call of many tokens waits more than one of few, over the rounds."""
     if device.type != "cuda":
         return None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            call()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return round(sum("synchroniz" in str(each.message) for each in caught) / max(1, model.speculation.rounds), 2)
+    found = []
+    for count in tokens:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                call(count)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append((sum("synchroniz" in str(each.message) for each in caught), model.speculation.rounds))
+    (few, rounds), (many, more) = found
+    return round((many - few) / max(1, more - rounds), 2)
 
 
 def memory(model: Any, call: Callable[[], Any], device: torch.device) -> float | None:
