@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import prompts, shared
+from families import build, prompts, shared
 
 from hf_eft import EFTForCausalLM
 from hf_eft.decoding.reader import Reader
 from hf_eft.decoding.speculative import Speculation
+from hf_eft.decoding.speculative.coupling import Noise
+from hf_eft.decoding.speculative.rows import Rows
 from hf_eft.decoding.speculative.schedule import Report
+from hf_eft.decoding.speculative.scoring import Scoring
 from hf_eft.members.members import Members
 
 
@@ -90,3 +93,55 @@ def test_a_prompt_is_answered_several_times_with_drafts_too() -> None:
     plain = model.generate(**prompts("even"), **options)
     assert plain.shape[0] == 4 and len(set(map(tuple, plain.tolist()))) > 2
     assert torch.equal(model.generate(**prompts("even"), **options, assistant_model=model.tuned), plain)
+
+
+def test_the_first_token_has_the_noise_of_the_first_position() -> None:
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
+    ids = prompts("even")["input_ids"]
+    with torch.no_grad():
+        scores = model(ids).logits[:, -1]
+    for extra in ({}, {"assistant_model": model.tuned}):
+        out = model.generate(ids, max_new_tokens=1, do_sample=True, top_k=0, coupling="match", seed=5, **extra)
+        assert torch.equal(out[:, -1], Noise(5).pick(scores, [0] * len(ids)))
+
+
+@pytest.mark.parametrize(
+    "do_sample, confidence, processors, scheduled, by_row, expected",
+    [
+        (False, None, [], False, False, True),
+        (False, 0.0, [], False, False, True),
+        (True, None, [], False, False, False),
+        (False, 0.4, [], False, False, False),
+        (False, None, ["one"], False, False, False),
+        (False, None, [], True, False, False),
+        (False, None, [], True, True, True),  # coefficients of the call come before the recipe's
+    ],
+)
+def test_when_a_draft_needs_nothing_but_logits(
+    do_sample: bool, confidence: float | None, processors: list[str], scheduled: bool, by_row: bool, expected: bool
+) -> None:
+    settings: Any = SimpleNamespace(do_sample=do_sample, confidence=confidence, noise=None, max_length=9)
+    recipe: Any = SimpleNamespace(scheduled=scheduled)
+    rows = Rows(torch.zeros(2, 3, dtype=torch.long), room=2)
+    coefficients = torch.ones(2, 3) if by_row else None
+    assert Scoring(SimpleNamespace(), recipe, settings, rows, coefficients, processors).is_plain is expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", ["tuned", "reference"])
+@pytest.mark.parametrize("sampling", [False, True])
+def test_what_is_not_finite_while_drafting_is_named(which: str, sampling: bool) -> None:
+    """The prompt is read well; the third step of a member is not."""
+    model = EFTForCausalLM.from_models(build("llama", 0), tuned=build("llama", 1), reference=build("llama", 2))
+    steps = []
+
+    def spoil(module: Any, given: Any, output: Any) -> None:
+        steps.append(1)
+        if len(steps) > 2:
+            output.logits[0, -1, 3] = torch.nan
+
+    model.members[which].register_forward_hook(spoil)
+    with pytest.raises(FloatingPointError, match=f"The member '{which}' returned logits that are no distribution"):
+        model.generate(
+            **prompts("one"), max_new_tokens=12, do_sample=sampling, assistant_model=model.tuned, num_assistant_tokens=2
+        )
+    assert len(steps) >= 3

@@ -67,6 +67,8 @@ class Scoring:
 
     def proposed(self, drafter: Drafter, read: Mapping[str, torch.Tensor], start: int, stop: int) -> torch.Tensor:
         """What processors make of a drafter's logits, `(rows, stop - start, vocab)`; `read` are those of its readers at these positions."""
+        if self._by_ratio and not bool((check := Finite(read, None)).holds):  # a token will be drawn from them
+            check.refuse()
         vocabulary = self.members.vocabulary
         logits = vocabulary.cut(drafter.propose(read, self._coefficients_at(start, stop)))
         # A copy: what is never generated is ruled out of what is proposed, not of what the member says.
