@@ -7,6 +7,7 @@ DEV := $(VENV)/.dev
 # The oldest versions that pyproject.toml allows, all together, and the newest that there are, beyond what it allows.
 FLOOR ?= .venv-floor
 NEWEST ?= .venv-newest
+QUANTISED ?= .venv-quantised
 # Where vLLM is, whose transformers is an older one. `make vllm VLLM_VERSION=0.28.0` has another version, in an environment beside it.
 VLLM_VERSION ?=
 VLLM ?= .venv-vllm$(VLLM_VERSION:%=-%)
@@ -16,7 +17,7 @@ VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE)
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray vllm vllm-nightly clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray quantised vllm vllm-nightly clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -78,6 +79,15 @@ ray: $(DEV)
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev,ray]"
 	$(BIN)/python -m pytest -q -m nightly tests/programs/test_on_ray.py
 
+# Members quantised by each backend, in an environment of its own.
+quantised: $(QUANTISED)/.dev
+	$(QUANTISED)/bin/python -m pytest -q -m nightly tests/members/test_quantised.py tests/members/test_quantised_kept.py
+
+$(QUANTISED)/.dev: constraints.txt pyproject.toml
+	$(PYTHON) tests/environment.py $(QUANTISED) "$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(QUANTISED)/bin/pip install -q -c constraints.txt -e ".[dev,quantised]"
+	touch $@
+
 # The plugin's tests in vLLM itself, on CPUs: an environment of 3.4 GB, made once.
 vllm: $(VLLM)/.ready $(ORACLE)
 	$(VLLM_TEST)
@@ -112,4 +122,4 @@ $(ORACLE): $(DEV) vllm_eft/tests/oracle.py
 	$(BIN)/python vllm_eft/tests/oracle.py $(dir $(ORACLE))
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(VLLM) $(VLLM)-* build dist site *.egg-info
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(QUANTISED) $(VLLM) $(VLLM)-* build dist site *.egg-info
