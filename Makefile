@@ -46,6 +46,7 @@ nightly: $(DEV)
 	$(BIN)/python tests/random_requests.py --what lines --requests 2000
 	$(BIN)/python tests/fuzz.py --seconds 3600
 	$(MAKE) ray
+	$(MAKE) quantised
 	$(MAKE) vllm vllm-nightly
 	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.30.0 VLLM=$(VLLM)-0.30.0
 	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.28.0 VLLM=$(VLLM)-0.28.0
