@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..planning import HERE, KNOWN, configurations, machine_of
-from ..planning import plan as plan_of
+from ..planning import HERE, KNOWN, plan_of
 from .app import FAILED, app, console, notes
 from .models import Composition
 from .options import named_numbers
@@ -65,22 +64,17 @@ def plan(
     composition = Composition(base, tuned, reference)
     if model is not None and composition.given:
         raise typer.BadParameter("give a saved combination or its members, not both", param_hint="--model")
-    configs, adapters = configurations(model if model is not None else composition.members())
-    weights = named_numbers(bits, "--bits")
-    if unknown := [name for name in weights if name not in configs]:
-        raise typer.BadParameter(f"no member {unknown[0]!r} among {', '.join(configs)}", param_hint="--bits")
-    kind = getattr(torch, dtype) if dtype else next(iter(configs.values())).dtype or torch.float32
+    members = model if model is not None else composition.members()
     with notes.status("Measuring this machine" if machine == HERE else "Planning"):
         found = plan_of(
-            configs,
-            machine=machine_of(machine, kind),
+            members,
+            machine,
             count=devices,
             rows=rows,
             prompt=prompt_length,
             new_tokens=max_new_tokens,
             dtype=getattr(torch, dtype) if dtype else None,
-            bits=weights,
-            adapters=adapters,
+            bits=named_numbers(bits, "--bits"),
             on_disk=on_disk or (),
         )
         told = as_dict(found, agreement)

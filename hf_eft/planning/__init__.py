@@ -176,8 +176,9 @@ def plan(
     Raises:
         `ValueError`: If a member cannot be planned, or a number is not one.
     """
-    if missing := sorted(set(on_disk) - set(configs)):
-        raise ValueError(f"There is no member {missing[0]!r} to be on disk among {', '.join(configs)}.")
+    for what, names in (("on disk", on_disk), ("quantised", bits or ())):
+        if missing := sorted(set(names) - set(configs)):
+            raise ValueError(f"There is no member {missing[0]!r} to be {what} among {', '.join(configs)}.")
     for name, value in (("rows", rows), ("prompt", prompt), ("new_tokens", new_tokens), ("count", count)):
         if value < 1:
             raise ValueError(f"`{name}` must be 1 or more, got {value}.")

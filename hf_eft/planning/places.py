@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,5 +55,5 @@ def _of_model(name: str, place: str) -> PreTrainedConfig:
         raise ValueError(f"The member {name!r} is a combination itself, in {place!r}. Give a model.")
     try:
         return AutoConfig.from_pretrained(place)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"The configuration of the member {name!r} cannot be read from {place!r}: {error}") from error

@@ -173,6 +173,8 @@ def test_what_is_no_plan_is_refused() -> None:
     for name in ("rows", "prompt", "new_tokens", "count"):
         with pytest.raises(ValueError, match=f"`{name}` must be 1 or more, got 0"):
             plan(three(), machine=FAST, **{name: 0})
+    with pytest.raises(ValueError, match="no member 'nobody' to be quantised among base, tuned, reference"):
+        plan(three(), machine=FAST, bits={"nobody": 4})
     with pytest.raises(ValueError, match="'base' cannot be planned: no model can be made of its configuration"):
         plan({"base": AutoConfig.for_model("vit")}, machine=FAST)
 
