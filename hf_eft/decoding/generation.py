@@ -267,9 +267,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         for name, member in self._called_members.distinct.items() if len(input_ids) > 1 else ():
             check_moving(name, member.model, member.device)
         room = generation_config.max_length - input_ids.shape[1]
-        rows = Rows(
-            input_ids, room=room + max(room, self._request.most)
-        )  # a row may draft beyond its end, while others are behind
+        # A row may draft beyond its end, while others are behind.
+        rows = Rows(input_ids, room=room + max(room, self._request.most))
         positions, mask = model_kwargs["position_ids"], model_kwargs.get("attention_mask")
         outputs = self._prefill(
             input_ids, generation_config, model_kwargs, is_first_iteration=not generation_config.is_assistant
@@ -307,8 +306,9 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
 
     def _graphs(self, model_kwargs: dict[str, Any], generation_config: Any) -> Graphs | None:
         """What compiles the steps on static caches, where transformers compiles plain decoding."""
-        recordable = all(can_record(member.model, self.device) for member in self._called_members.distinct.values())
-        if not self._valid_auto_compile_criteria(model_kwargs, generation_config) or not recordable:
+        members = self._called_members.distinct.values()
+        wanted = self._valid_auto_compile_criteria(model_kwargs, generation_config)
+        if not (wanted and all(can_record(member.model, self.device) for member in members)):
             return None
         config = generation_config.compile_config or self._default_compile_config()
         return Graphs(config.to_dict(), self.device)

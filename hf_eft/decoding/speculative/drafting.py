@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...members.devices import sent
 from ...members.members import Members
-from ...members.roll_back import Mark
 from .line import Line
 from .reading import Reading
-from .recurrent import check_within, read_again
+from .recurrent import check_within
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -80,43 +78,30 @@ class OutsideDrafter(Drafter):
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, line: Line) -> None:
         super().__init__("another model")
-        self.line = line
-        self._members = Members({"assistant": model})
-        if self._members.vocab_size != vocab_size:
+        members = Members({"assistant": model})
+        if members.vocab_size != vocab_size:
             raise ValueError(
-                f"The assistant has {self._members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
+                f"The assistant has {members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
             )
-        self._cache = self._members.new_cache()
-        self._mark = Mark(self._cache)
+        self._reading = Reading(members, members.new_cache(), {"assistant": line})
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
-        self._read(tokens, mask, positions)
-        check_within(self._members.distinct["assistant"], self._cache)
-        self._cache.activate_past_recording()
+        members, cache = self._reading.members, self._reading.cache
+        members.step(tokens, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
+        check_within(members.distinct["assistant"], cache)
+        cache.activate_past_recording()
 
     def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
-        return self._read(token, self.line.seen(ahead + 1), self.line.at(ahead, ahead + 1))
+        return {self.name: self._reading.read(token, ("assistant",), ahead)["assistant"]}
 
     def mark(self) -> None:
-        self._mark = Mark(self._cache)
+        self._reading.mark()
 
     def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
-        if self._members.stateful:
-            read_again(self._members.distinct["assistant"], self._cache, self._mark, tokens, [n + 1 for n in kept], self.line)
-        counts, most = sent(kept, tokens.device), max(kept)
-        trim = self.line.settle(counts)
-        shift = most - counts if len(set(kept)) > 1 else None
-        self._cache.roll_back({"assistant": tokens.shape[1] - most - 1}, shift, {"assistant": trim})
+        self._reading.settle(kept, tokens, {"assistant": tokens.shape[1]})
 
     def keep(self, staying: torch.Tensor) -> None:
-        self._cache.reorder_cache(staying)
-        self.line.keep(staying)
-
-    def _read(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = self._members.step(
-            tokens, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True, logits_to_keep=1
-        )
-        return {self.name: outputs["assistant"].logits}
+        self._reading.keep(staying)
 
 
 class LookupDrafter(Drafter):
