@@ -100,9 +100,9 @@ def measured(dtype: torch.dtype) -> Machine:
     """This machine: how fast a product with one row reads weights, how fast one with many rows is, and what a small layer takes."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = device or torch.device("cpu")
-    few, most = _ROWS[:-1], _ROWS  # many rows take the same of every size
+    # Many rows take the same of every size.
     products = tuple(
-        (width * width, _products(width, few if width < _WIDTHS[-1] else most, dtype, device)) for width in _WIDTHS
+        (width * width, _products(width, _ROWS if width == _WIDTHS[-1] else _ROWS[:-1], dtype, device)) for width in _WIDTHS
     )
     few, many = (_step(layers, dtype, device) for layers in _LAYERS)
     overhead = max(0.0, many - few) / (_LAYERS[1] - _LAYERS[0])
