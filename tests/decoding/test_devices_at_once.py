@@ -1,4 +1,4 @@
-"""Members on devices of their own are at work at the same time: the tokens of one device, a trace that overlaps, and nothing left running."""
+"""Members on devices of their own, at the same time: the tokens of one device, a trace that overlaps, and nothing left running."""
 
 from __future__ import annotations
 
