@@ -187,11 +187,14 @@ class _Tokens:
         self._ids = {token: i for i, token in enumerate(table) if token}
         self._longest = max(map(len, self._ids))
 
-    def __call__(self, text: bytes) -> list[int]:
+    def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text, the longest first: what `llguidance` takes where the grammar leaves one text only."""
+        text = text.encode() if isinstance(text, str) else text  # it tries which of them is taken with a text of its own
         ids, at = [], 0
         while at < len(text):
-            size = next(n for n in range(self._longest, 0, -1) if text[at : at + n] in self._ids)
+            size = next((n for n in range(self._longest, 0, -1) if text[at : at + n] in self._ids), 0)
+            if not size:
+                raise ValueError(f"The tokenizer has no tokens for the text {text[at:]!r}.")
             ids.append(self._ids[text[at : at + size]])
             at += size
         return ids

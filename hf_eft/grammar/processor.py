@@ -31,8 +31,8 @@ class GrammarLogitsProcessor(LogitsProcessor):
     - **The add-on**: yes, before or after [`EFTLogitsProcessor`]. `generate` of another model is not looked at: where other
       processors forbid all that the grammar leaves to some rows and not to all, these rows' scores are all `-inf`.
     - **Continuous batching**: `generate_batch` refuses all `logits_processor`s. The server's batches have grammars.
-    - **The end**: an answer that is cut off by `max_new_tokens` is the beginning of what the grammar says. In [`EFTForCausalLM`] every answer
-      is looked at again when `generate` ends.
+    - **The end**: an answer that is cut off by `max_new_tokens` is the beginning of what the grammar says. [`EFTForCausalLM`] looks at
+      every answer again when `generate` ends.
     - **Threads**: calls are taken one step after the other. **Cost**: tens of microseconds for a row and token, on the CPU.
 
     Args:

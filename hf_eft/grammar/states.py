@@ -43,7 +43,7 @@ class RowState:
             grammar: such fill rows that have ended. `None` if the grammar has no such answer.
 
         Raises:
-            `ValueError`: If the grammar is too complex to go on.
+            `ValueError`: If `llguidance` cannot go on: the grammar is too complex, or the tokenizer has no tokens for what it asks for.
         """
         text = self._text(answer)
         whole = len(text) == len(answer)
@@ -109,4 +109,4 @@ class RowState:
         if self._matcher.is_error():
             reason, at = self._matcher.get_error().splitlines()[0], len(self._read)
             self._matcher, self._read, self._masks = self.grammar.begun(), [], {}  # an error does not go away
-            raise ValueError(f"The grammar is too complex to follow any further, {at} tokens into the answer: {reason}")
+            raise ValueError(f"The grammar cannot be followed any further, {at} tokens into the answer: {reason:.300}")
