@@ -14,7 +14,6 @@ import collections
 import functools
 import json
 import random
-import string
 import sys
 import time
 from typing import Any
@@ -35,7 +34,7 @@ NEW_TOKENS = 120
 
 
 def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that has these texts as tokens, behind those for padding, beginning and end."""
+    """A byte-level tokenizer that has these tokens, written in its alphabet, behind those for padding, beginning and end."""
     vocab = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {text.replace(" ", "Ġ"): 3 + i for i, text in enumerate(texts)}
     backend = Tokenizer(models.BPE(vocab, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -50,9 +49,8 @@ def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
 
 @functools.cache
 def world() -> tuple[PreTrainedTokenizerFast, dict[str, Any], Grammars]:
-    """Letters and pieces of JSON as tokens, members that know nothing, and the grammars."""
-    printable = [letter for letter in string.printable if letter == " " or "!" <= letter <= "~"]
-    tokenizer = tokenizer_of([*printable, *_PIECES])
+    """Bytes and pieces of JSON as tokens, members that know nothing, and the grammars."""
+    tokenizer = tokenizer_of([*sorted(pre_tokenizers.ByteLevel.alphabet()), *_PIECES])
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
     members = {name: build("llama", seed, **sizes) for seed, name in enumerate(("base", "tuned", "reference"))}
     return tokenizer, members, Grammars(tokenizer)

@@ -169,6 +169,11 @@ class Grammar:
         """Whether a token is a part of texts, and not a special one."""
         return 0 <= token < self.size and token not in self._tokens.special
 
+    @property
+    def missing(self) -> bytes | None:
+        """What a grammar asked for last, and no token begins with."""
+        return self._tokens.missing
+
     def begun(self) -> Any:
         """`llguidance`'s matcher, at the beginning of an answer."""
         return self.engine.LLMatcher(self.tokenizer, self.text, log_level=0)
@@ -186,6 +191,7 @@ class _Tokens:
         self.eos_token_id = 0
         self._ids = {token: i for i, token in enumerate(table) if token}
         self._longest = max(map(len, self._ids))
+        self.missing: bytes | None = None  # what a grammar asked for, and no token has
 
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text, the longest first: what `llguidance` takes where the grammar leaves one text only."""
@@ -194,7 +200,8 @@ class _Tokens:
         while at < len(text):
             size = next((n for n in range(self._longest, 0, -1) if text[at : at + n] in self._ids), 0)
             if not size:
-                raise ValueError(f"The tokenizer has no tokens for the text {text[at:]!r}.")
+                self.missing = text[at : at + 1]
+                raise ValueError(f"No token begins with {self.missing!r}.")
             ids.append(self._ids[text[at : at + size]])
             at += size
         return ids

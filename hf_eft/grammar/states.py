@@ -108,5 +108,7 @@ class RowState:
     def _refuse_error(self) -> None:
         if self._matcher.is_error():
             reason, at = self._matcher.get_error().splitlines()[0], len(self._read)
+            if "No token begins with" in reason:
+                reason = f"the answer has to go on with {self.grammar.missing!r}, and no token of the tokenizer begins so."
             self._matcher, self._read, self._masks = self.grammar.begun(), [], {}  # an error does not go away
             raise ValueError(f"The grammar cannot be followed any further, {at} tokens into the answer: {reason:.300}")
