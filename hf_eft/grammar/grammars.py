@@ -11,6 +11,8 @@ from ..bytes.tokens import token_bytes as bytes_of
 from .calls import JSON_OPTIONS, forced_call
 
 _INSTALL = "pip install 'hf-eft[grammar]'"
+# Where one text only is left, `llguidance` would have it in the tokens that it takes for the usual ones, and rule out all others.
+_EVERY_TOKEN = '\n%llguidance {"no_forcing": true}\n'
 
 
 class Grammars:
@@ -92,13 +94,14 @@ class Grammars:
         Raises:
             `ValueError`: If the schema is none, or asks for what cannot be kept, saying what.
         """
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        options: Any = JSON_OPTIONS
         try:
-            made = self.engine.LLMatcher.grammar_from_json_schema(text, overrides=options)
-        except ValueError as error:
-            raise ValueError(f"The JSON schema cannot be kept to: {error}") from None
-        return self._grammar(made, "JSON schema")
+            read = json.loads(schema) if isinstance(schema, str) else schema
+            if not isinstance(read, Mapping):
+                raise ValueError(f"it must be an object, got {read!r:.100}")
+            options = {**read.get("x-guidance", {}), **JSON_OPTIONS}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"The JSON schema cannot be kept to: {error}.") from None
+        return self._grammar(f"start: %json {json.dumps({**read, 'x-guidance': options})}", "JSON schema")
 
     def regex(self, pattern: str) -> Grammar:
         r"""
@@ -111,11 +114,12 @@ class Grammars:
         Raises:
             `ValueError`: If it is none.
         """
-        return self._grammar(self.engine.LLMatcher.grammar_from_regex(pattern), "regular expression")
+        written = json.loads(self.engine.LLMatcher.grammar_from_regex(pattern))
+        return self._grammar(written["grammars"][0]["lark_grammar"], "regular expression")
 
     def lark(self, grammar: str) -> Grammar:
         """What keeps an answer to a grammar in `llguidance`'s Lark, whose first rule is `start`. Errors are those of `json`."""
-        return self._grammar(self.engine.LLMatcher.grammar_from_lark(grammar), "Lark grammar")
+        return self._grammar(grammar, "Lark grammar")
 
     def call(self, tools: Sequence[Mapping[str, Any]], template: Mapping[str, Any] | None) -> Grammar:
         r"""
@@ -131,7 +135,8 @@ class Grammars:
         """
         return self.lark(forced_call(template, tools))
 
-    def _grammar(self, text: str, kind: str) -> Grammar:
+    def _grammar(self, lark: str, kind: str) -> Grammar:
+        text = self.engine.LLMatcher.grammar_from_lark(lark + _EVERY_TOKEN)
         if self._ends not in self._made:
             self._made[self._ends] = self._tokens.made(self.engine, self._ends)
         tokenizer = self._made[self._ends]
@@ -169,11 +174,6 @@ class Grammar:
         """Whether a token is a part of texts, and not a special one."""
         return 0 <= token < self.size and token not in self._tokens.special
 
-    @property
-    def missing(self) -> bytes | None:
-        """What a grammar asked for last, and no token begins with."""
-        return self._tokens.missing
-
     def begun(self) -> Any:
         """`llguidance`'s matcher, at the beginning of an answer."""
         return self.engine.LLMatcher(self.tokenizer, self.text, log_level=0)
@@ -191,17 +191,15 @@ class _Tokens:
         self.eos_token_id = 0
         self._ids = {token: i for i, token in enumerate(table) if token}
         self._longest = max(map(len, self._ids))
-        self.missing: bytes | None = None  # what a grammar asked for, and no token has
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """The tokens of a text, the longest first: what `llguidance` takes where the grammar leaves one text only."""
+        """The tokens of a text, the longest first: what `llguidance` asks of a tokenizer, and no answer depends on."""
         text = text.encode() if isinstance(text, str) else text  # it tries which of them is taken with a text of its own
         ids, at = [], 0
         while at < len(text):
             size = next((n for n in range(self._longest, 0, -1) if text[at : at + n] in self._ids), 0)
             if not size:
-                self.missing = text[at : at + 1]
-                raise ValueError(f"No token begins with {self.missing!r}.")
+                raise ValueError(f"No token begins with {text[at : at + 1]!r}.")
             ids.append(self._ids[text[at : at + size]])
             at += size
         return ids

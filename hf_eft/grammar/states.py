@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,9 +27,11 @@ class RowState:
     """
 
     def __init__(self, grammar: Grammar) -> None:
-        self.grammar, self._matcher = grammar, grammar.begun()
-        self._read: list[int] = []
-        self._masks: dict[int, torch.Tensor] = {}  # by how many tokens of `_read` stand before
+        self.grammar = grammar
+        self._matcher: Any
+        self._read: list[int]
+        self._masks: dict[int, torch.Tensor]  # by how many tokens of `_read` stand before
+        self._begin()
 
     def allowed(self, answer: Sequence[int]) -> torch.Tensor | None:
         r"""
@@ -43,7 +45,7 @@ class RowState:
             grammar: such fill rows that have ended. `None` if the grammar has no such answer.
 
         Raises:
-            `ValueError`: If `llguidance` cannot go on: the grammar is too complex, or the tokenizer has no tokens for what it asks for.
+            `ValueError`: If the grammar is too complex to go on.
         """
         text = self._text(answer)
         whole = len(text) == len(answer)
@@ -91,6 +93,9 @@ class RowState:
     def _mask(self, read: int) -> torch.Tensor:
         if read not in self._masks:
             bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+            if self._matcher.get_error().startswith("NoExtension"):  # bytes that no token has
+                self._begin()
+                return torch.zeros(self.grammar.size, dtype=torch.bool)
             self._refuse_error()
             self._masks[read] = (bits[:, None] >> _BITS & 1).flatten()[: self.grammar.size].bool()
             if len(self._masks) > _KEPT:
@@ -105,10 +110,12 @@ class RowState:
         mask[list(self.grammar.ends)] = True
         return mask
 
+    def _begin(self) -> None:
+        """Begin anew: an error of the matcher does not go away."""
+        self._matcher, self._read, self._masks = self.grammar.begun(), [], {}
+
     def _refuse_error(self) -> None:
         if self._matcher.is_error():
             reason, at = self._matcher.get_error().splitlines()[0], len(self._read)
-            if "No token begins with" in reason:
-                reason = f"the answer has to go on with {self.grammar.missing!r}, and no token of the tokenizer begins so."
-            self._matcher, self._read, self._masks = self.grammar.begun(), [], {}  # an error does not go away
+            self._begin()
             raise ValueError(f"The grammar cannot be followed any further, {at} tokens into the answer: {reason:.300}")

@@ -62,13 +62,38 @@ def test_rows_that_have_ended_go_on_with_the_end_and_lost_ones_with_nothing() ->
     assert long.is_kept([a, b], cut=True) and not long.is_kept([a, b], cut=False) and not long.is_kept([a, EOS], cut=True)
 
 
-def test_a_text_that_no_token_has_is_named() -> None:
-    state = RowState(Grammars(tokenizer_of(["a", "b"])).regex("a(ß|b)ß"))
-    for _ in range(2):  # again after the error
-        assert state.allowed([3]) is not None
-        with pytest.raises(ValueError, match=r"1 tokens into the answer|2 tokens into the answer"):
-            for length in range(4):
-                state.allowed([3, 4, 5, 6][:length])
+def test_a_text_that_no_token_has_leaves_nothing() -> None:
+    state = RowState(Grammars(tokenizer_of(["a", "b"])).regex("a(ß|bß)"))
+    for _ in range(2):  # again after the dead end
+        assert state.allowed([3]).nonzero().flatten().tolist() == [4]
+        assert not state.allowed([3, 4]).any()
+
+
+def test_a_text_that_is_sure_may_stand_in_any_tokens() -> None:
+    tokenizer, _, grammars = world()
+    for grammar, text in (
+        (grammars.regex("abc"), ""),
+        (grammars.json({"enum": ["abc"]}), '"'),
+        (grammars.lark('%llguidance {"no_forcing": false}\nstart: "abc"'), ""),
+    ):
+        allowed = RowState(grammar).allowed(tokenizer(text)["input_ids"] if text else [])
+        assert sorted(map(tokenizer.decode, allowed.nonzero())) == ["a", "ab"]
+
+
+def test_a_grammar_that_is_too_complex_is_refused_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = world()[2].regex("(a|b)*abb(a|b){9}")
+    begun, limits = (
+        grammar.begun,
+        grammar.engine.LLParserLimits(step_lexer_fuel=1, initial_lexer_fuel=10_000, max_lexer_states=12),
+    )
+    few = lambda: grammar.engine.LLMatcher(grammar.tokenizer, grammar.text, log_level=0, limits=limits)  # noqa: E731
+    monkeypatch.setattr(grammar, "begun", few)
+    state, a = RowState(grammar), world()[0].convert_tokens_to_ids("a")
+    with pytest.raises(ValueError, match="cannot be followed any further"):
+        state.allowed([a] * 30)
+    monkeypatch.setattr(grammar, "begun", begun)
+    state._begin()
+    assert state.allowed([a] * 30).any()
 
 
 @pytest.mark.parametrize(
@@ -190,8 +215,6 @@ def test_what_cannot_be_kept_is_refused_by_name() -> None:
     for ways in ({}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}):
         with pytest.raises(ValueError, match=r"Row 0 is not what its grammar says: \[5"):
             model.generate(**greedy, logits_processor=[keeps, Forces()], **ways)
-    with pytest.raises(ValueError, match="num_return_sequences"):
-        model.generate(**greedy, logits_processor=[keeps], num_beams=7, num_return_sequences=7)
     with pytest.raises(ValueError, match="3 grammars, one for each prompt, and 2 rows"):
         model.generate(**greedy, logits_processor=[GrammarLogitsProcessor(keeps.grammars * 3, 2)])
     with pytest.raises(ValueError, match=r"prompts of this call have 2 tokens or fewer, and 9 were given"):
