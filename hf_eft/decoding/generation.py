@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import StaticCache
 from transformers.generation import GenerationMode
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
@@ -21,10 +21,11 @@ from ..members.modalities import KINDS, refuse_inputs
 from ..members.ragged import make_whole
 from ..members.releases import CACHE, cache_of, renamed
 from ..members.trial import check_moving
-from ..members.vocabulary import Vocabulary, end_tokens
+from ..members.vocabulary import Vocabulary
 from ..prompts import MemberPrompts, positions_of, warn_of_templates
 from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
+from .grammars import keeps_grammars
 from .inputs import EFTInputsMixin
 from .speculative import Speculation
 from .speculative.choice import drafters, ways
@@ -38,10 +39,10 @@ from .speculative.scoring import Scoring
 from .speculative.small import SmallCombination, check_small
 from .speculative.static import can_record, reading_of
 from .speculative.watchers import refuse_stateful, refuse_streamer
-from .tokens_left import BeamsLeft, SomethingLeft
+from .tokens_left import BeamsLeft, EFTLeftMixin
 
 
-class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
+class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, GenerationMixin):
     """The part of [`EFTForCausalLM`] that `generate` talks to."""
 
     _members: Members
@@ -188,28 +189,20 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             pad = generation_config._pad_token_tensor
             call.request.prompt_length, call.pad = input_ids.shape[1], None if pad is None else int(pad)
 
+    @keeps_grammars
     def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
         self._request.beams_left = BeamsLeft() if self._may_leave_nothing(kwargs["logits_processor"]) else None
         return super()._beam_search(input_ids, **kwargs)
 
-    def _get_top_k_continuations(self, accumulated_log_probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if (left := self._request.beams_left) is not None:
-            accumulated_log_probs = left.look(accumulated_log_probs)
-        return super()._get_top_k_continuations(accumulated_log_probs, *args, **kwargs)
-
-    def _update_finished_beams(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._update_finished_beams(*args, **kwargs)
-        if (left := self._request.beams_left) is not None:
-            left.ended = found[-1].any(-1)
-        return found
-
+    @keeps_grammars
     def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
             return super()._sample(input_ids, **self._with_something_left(input_ids, kwargs, is_final=True))
         return self._speculate(input_ids, None, **kwargs)
 
+    @keeps_grammars
     def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
         refuse_stateful(kwargs["logits_processor"])
@@ -312,19 +305,6 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
             return None
         config = generation_config.compile_config or self._default_compile_config()
         return Graphs(config.to_dict(), self.device)
-
-    def _with_something_left(self, input_ids: torch.Tensor, asked: dict[str, Any], is_final: bool) -> dict[str, Any]:
-        """What a way of decoding is given, with a look at whether processors leave a token of those that a truncation leaves."""
-        processors, config = asked["logits_processor"], asked["generation_config"]
-        if not self._may_leave_nothing(processors):
-            return asked
-        pad = config._pad_token_tensor
-        look = SomethingLeft(input_ids.shape[1], end_tokens(config), None if pad is None else int(pad), is_final)
-        return {**asked, "logits_processor": LogitsProcessorList([*processors, look])}
-
-    def _may_leave_nothing(self, processors: Sequence[Any]) -> bool:
-        truncation = self.combination.truncation
-        return bool(processors) and truncation is not None and truncation.rule != "keep"
 
     def _lines(
         self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int

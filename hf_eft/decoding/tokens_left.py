@@ -1,11 +1,16 @@
-"""Whether there is a token left to choose: a truncation leaves few, and the processors of a call may forbid all of these."""
+"""Whether there is a token left to choose: a truncation or a grammar leaves few, and the processors of a call may forbid all of these."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+
+from ..grammar import GrammarLogitsProcessor
+from ..members.vocabulary import end_tokens
+from ..recipe.combination import Combination
 
 # What stands for a token where none is left. As a score that is no `-inf`, since no distribution can be made of these alone.
 _NONE = torch.finfo(torch.float32).min
@@ -14,8 +19,8 @@ _NONE = torch.finfo(torch.float32).min
 def nothing_left(row: int) -> ValueError:
     """What to say where a row has come to its last token."""
     return ValueError(
-        f"There is no token left for row {row}: the processors of this call forbid every one that the truncation of the recipe leaves. "
-        "Take a wider truncation (or its rule 'keep'), or forbid fewer tokens."
+        f"There is no token left for row {row}: the processors of this call forbid every one that the truncation of the recipe or a "
+        "grammar leaves. Take a wider truncation (or its rule 'keep'), or forbid fewer tokens."
     )
 
 
@@ -88,3 +93,35 @@ def refuse_marked(scores: torch.Tensor, rows: Collection[int], taken: Collection
     for row, count, none in zip(rows, taken, marked, strict=True):
         if any(none[:count]):
             raise nothing_left(row)
+
+
+class EFTLeftMixin(GenerationMixin):
+    """The part of [`EFTForCausalLM`] that looks whether a token is left."""
+
+    _request: Any
+    combination: Combination
+
+    def _with_something_left(self, input_ids: torch.Tensor, asked: dict[str, Any], is_final: bool) -> dict[str, Any]:
+        """What a way of decoding is given, with a look at whether processors leave a token of those that a truncation leaves."""
+        processors, config = asked["logits_processor"], asked["generation_config"]
+        if not self._may_leave_nothing(processors):
+            return asked
+        pad = config._pad_token_tensor
+        look = SomethingLeft(input_ids.shape[1], end_tokens(config), None if pad is None else int(pad), is_final)
+        return {**asked, "logits_processor": LogitsProcessorList([*processors, look])}
+
+    def _may_leave_nothing(self, processors: Sequence[Any]) -> bool:
+        truncation = self.combination.truncation
+        cut = bool(processors) and truncation is not None and truncation.rule != "keep"
+        return cut or any(isinstance(processor, GrammarLogitsProcessor) for processor in processors)
+
+    def _get_top_k_continuations(self, accumulated_log_probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if (left := self._request.beams_left) is not None:
+            accumulated_log_probs = left.look(accumulated_log_probs)
+        return super()._get_top_k_continuations(accumulated_log_probs, *args, **kwargs)
+
+    def _update_finished_beams(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._update_finished_beams(*args, **kwargs)
+        if (left := self._request.beams_left) is not None:
+            left.ended = found[-1].any(-1)
+        return found

@@ -12,16 +12,17 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from ..files.json_lines import parsed
+from ..grammar import GrammarLogitsProcessor, Grammars, Thinking
+from ..grammar.calls import response_format
 from ..members.vocabulary import end_tokens
 from ..programs.option_values import check_tokens
 from ..programs.options import check_name, check_together, read_options
 from ..recipe.shorthands import recipe
 from .answers import Answer
 from .bodies import MOST, Body
-from .grammar import Vocabulary
 from .logprobs import Spelling
 from .penalties import LogitBias, Penalties
-from .tools import Choice, Parser, forced_call, response_format
+from .tools import Choice, Parser
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -49,6 +50,11 @@ class Job:
     def copies(self) -> int:
         """For how many answers a row stands: greedily, all are the same one."""
         return len(self.answers) // self.rows
+
+    @property
+    def constrained(self) -> bool:
+        """Whether answers keep to a grammar."""
+        return any(isinstance(each, GrammarLogitsProcessor) for each in self.processors)
 
     @property
     def rows(self) -> int:
@@ -97,12 +103,16 @@ class Reader:
             for name, member in model.members.items()
             if (limit := getattr(member.config.get_text_config(decoder=True), "max_position_embeddings", None)) is not None
         }
-        self._vocabulary: Vocabulary | None = None
 
     @functools.cached_property
     def spelling(self) -> Spelling:
         """How the tokens of answers are spelt."""
         return Spelling(self.tokenizer)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Grammars over the tokens of answers."""
+        return Grammars(self.tokenizer)
 
     def job(self, body: Body, prompt: Sequence[int], wanted: Wanted) -> Job:
         r"""
@@ -145,21 +155,22 @@ class Reader:
 
     def _constrain(self, job: Job, wanted: Wanted, ends: list[int]) -> list[int]:
         """Keep the answers to a grammar. Returns the tokens that end them."""
-        ends = ends or [i for i in (self.tokenizer.eos_token_id,) if i is not None]
-        if not ends:
-            raise ValueError(
-                "`response_format` needs a token that ends an answer: neither the model nor the tokenizer names one."
-            )
-        job.config.eos_token_id = ends
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(self.tokenizer)
+        grammars = self.grammars.ending_with(ends) if ends else self.grammars
         if wanted.tools is not None and wanted.tools.required:
             if wanted.schema is not None:
                 raise ValueError("A required call and a `response_format` leave no answer: give one of them.")
-            job.processors.append(self._vocabulary.lark(forced_call(self.format, wanted.tools.required), ends, len(job.prompt)))
-        elif wanted.schema is not None:
-            job.processors.append(self._vocabulary.json(wanted.schema, ends, len(job.prompt)))
-        return ends
+            grammar = grammars.call(wanted.tools.required, self.format)
+        else:
+            grammar = grammars.json(wanted.schema or {})
+        job.config.eos_token_id = list(grammar.ends)
+        thinking = Thinking.of(self.tokenizer) if self._thinks else None
+        job.processors.append(GrammarLogitsProcessor(grammar, len(job.prompt), thinking))
+        return list(grammar.ends)
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether the tokenizer has the marks of thoughts: as tokens, not as texts that anything may be."""
+        return {"<think>", "</think>"} <= self.tokenizer.get_vocab().keys()
 
     def _coefficients(self, body: Body) -> torch.Tensor | None:
         if body.alpha is None and body.beta is None and body.weights is None:

@@ -137,7 +137,7 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> No
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            logits_processor=LogitsProcessorList([*job.processors, SomeLeft()]),
+            logits_processor=LogitsProcessorList([*job.processors, SomeLeft(judges=not job.constrained)]),
             **options,
         )
     steps.finish(sequences.tolist())

@@ -40,6 +40,9 @@ class SomeLeft(LogitsProcessor):
     The last processor of a request, which changes nothing: where the others leave no token, one that they ruled out would be chosen, or
     drawing would fail, in a batch for everybody.
 
+    Args:
+        judges (`bool`, *optional*, defaults to `True`): Whether it refuses that none is left; otherwise, who called it does.
+
     Raises:
         `ValueError`: If no token is left, or one has become infinitely likely.
     """
@@ -47,13 +50,16 @@ class SomeLeft(LogitsProcessor):
     supports_continuous_batching = True
     is_stateless = True
 
+    def __init__(self, judges: bool = True) -> None:
+        self.judges = judges
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         best = scores.amax(dim=-1)  # (rows,)
-        if bool((best == -torch.inf).any()):
+        if self.judges and bool((best == -torch.inf).any()):
             raise ValueError(
                 "No token is left: options of the request, such as `suppress_tokens` or `bad_words_ids`, rule them all out. Leave some out."
             )
-        if not bool(best.isfinite().all()):
+        if bool((best.isnan() | (best == torch.inf)).any()):
             raise ValueError(
                 "Options of the request make a token's logit larger than numbers are: give smaller penalties, biases or coefficients."
             )

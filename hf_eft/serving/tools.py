@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers.cli.serving.utils import ReasoningText, ToolCall, get_response_template, response_events_to_chunks
+from transformers.cli.serving.utils import ReasoningText, ToolCall, response_events_to_chunks
 from transformers.utils.chat_parsing import ResponseParser
 from transformers.utils.chat_parsing.response_templates import load_response_template
 
-from .grammar import JSON_OPTIONS
-
-if TYPE_CHECKING:
-    from ..modeling_eft import EFTForCausalLM
-
 logger = logging.getLogger("hf_eft.serving")
-
-LINE = "\n"  # between the marks of a call and its JSON, as the families that write both have it
 
 
 @dataclass
@@ -39,12 +30,6 @@ class Thought(str):
 
 
 Part = str | Thought | Call
-
-
-def response_format(model: EFTForCausalLM, tokenizer: Any) -> dict[str, Any] | None:
-    """How calls and thoughts are written: the tokenizer's word, or else transformers' for the family of the first tuned member."""
-    tuned = model.combination.tuned_names or tuple(model.members)
-    return get_response_template(tokenizer, model.members[tuned[0]])
 
 
 class Trimmed:
@@ -70,7 +55,7 @@ class Parser:
     Tells calls and thoughts from the text of an answer as it comes.
 
     Args:
-        template (`dict`): The format, see [`response_format`].
+        template (`dict`): The format, see [`~hf_eft.grammar.calls.response_format`].
         prefix (`str`): The prompt, which may begin a thought.
         tools (`Sequence[dict]`, *optional*): The tools, whose schemas say how arguments are read.
         calls (`bool`, *optional*, defaults to `True`): Whether calls are told; otherwise they are text.
@@ -200,40 +185,3 @@ def _tool(index: int, tool: dict[str, Any]) -> dict[str, Any]:
             f"{where}: `strict` is not heeded, since a model calls tools as it likes. Leave it out, or use `tool_choice`."
         )
     return {"type": "function", "function": kept}
-
-
-def forced_call(template: dict[str, Any] | None, required: Sequence[dict[str, Any]]) -> str:
-    r"""
-    The grammar, in `llguidance`'s Lark, of one call of one of some tools.
-
-    Args:
-        template (`dict`, *optional*): The format, see [`response_format`].
-        required (`Sequence[dict]`): The tools.
-
-    Raises:
-        `NotImplementedError`: If calls of this format are not JSON between two marks, or there is no format.
-    """
-    field = (template or {}).get("fields", {}).get("tool_calls", {})
-    opened = field.get("open") or field.get("open_pattern", "").removeprefix(r"\s*")
-    closed = field.get("close")
-    plain = isinstance(opened, str) and isinstance(closed, str) and re.escape(opened).replace("\\", "") == opened
-    json_of_one = field.get("content") == "json" and field.get("transform") == {"type": "function", "function": "{content}"}
-    if not (plain and opened and json_of_one and not field.get("content_args")):
-        raise NotImplementedError(
-            '`tool_choice` may be "auto" or "none" here: a call cannot be forced in the format of the tuned member\'s family. Ask for '
-            "JSON of the function's parameters with `response_format` instead."
-        )
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["function"]["name"]},
-                "arguments": tool["function"]["parameters"] or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in required
-    ]
-    schema: dict[str, Any] = {"anyOf": calls, "x-guidance": JSON_OPTIONS}
-    return f"start: {json.dumps(opened + LINE)} call {json.dumps(LINE + closed)}\ncall: %json {json.dumps(schema)}\n"

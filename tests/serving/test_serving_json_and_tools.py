@@ -13,8 +13,8 @@ from served import BOTH, CHAT, QUESTION, chat, connect, family, fixtures, ids_of
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from hf_eft import EFTForCausalLM, tiny
+from hf_eft.grammar import GrammarLogitsProcessor, Grammars
 from hf_eft.serving import EFTServer
-from hf_eft.serving.grammar import Vocabulary
 
 one_by_one, batched, served = fixtures()
 
@@ -31,7 +31,7 @@ SCHEMA = {
 def test_answers_keep_to_a_schema(served: Any) -> None:
     model, tokenizer, client = served
     ids = ids_of(tokenizer)
-    grammar = Vocabulary(tokenizer).json(SCHEMA, [2], ids.shape[1])
+    grammar = GrammarLogitsProcessor(Grammars(tokenizer, ends=2).json(SCHEMA), ids)
     expected = said(model, tokenizer, ids, max_new_tokens=60, logits_processor=[grammar])[0]
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
     answer = chat(client, max_tokens=60, response_format=wanted).choices[0]
@@ -58,7 +58,7 @@ def test_what_no_grammar_can_keep_to_is_refused(served: Any) -> None:
     for schema in ({"type": "objct"}, {"type": "string", "format": "weird"}):
         with pytest.raises(openai.BadRequestError, match="cannot be kept to"):
             chat(client, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
-    with pytest.raises(openai.BadRequestError, match="No token is left"):  # its own error, and nobody else's
+    with pytest.raises(openai.BadRequestError, match=r"oken (is )?left"):  # its own error, and nobody else's
         chat(
             client,
             response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [1]}}},
