@@ -12,8 +12,9 @@ import typer
 
 from ..folders.folder import root_tokenizer
 from ..hub import load as load_members
-from ..recipe.combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 from ..recipe.shorthands import recipe
+from ..recipe.truncation import Truncation
 from .app import notes, said
 from .options import named, named_numbers, number, option
 

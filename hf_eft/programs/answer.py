@@ -13,7 +13,7 @@ import torch
 from ..members.vocabulary import end_tokens
 from ..prompts import chat_ids, member_inputs, padded
 from ..prompts.messages import read_messages, read_text, with_system
-from ..recipe.combination import Truncation
+from ..recipe.truncation import Truncation
 from ..recipe.shorthands import recipe
 from .batch import PROMPT_FIELDS, RECIPE_FIELDS, Item
 from .option_values import check_tokens

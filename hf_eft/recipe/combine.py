@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .combination import Combination, Truncation
+from .combination import Combination
+from .truncation import Truncation
 
 
 def combine(

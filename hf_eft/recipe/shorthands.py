@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .combination import BASE, REFERENCE, Combination, Truncation
+from .combination import BASE, REFERENCE, Combination
+from .truncation import Truncation
 
 
 def recipe(
