@@ -186,7 +186,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         """A way of decoding says where the prompt ends and what fills rows that have ended."""
         if (call := innermost(self)) is not None:
             pad = generation_config._pad_token_tensor
-            call.request.prompt_length, call.pad = input_ids.shape[1], None if pad is None else int(pad)
+            call.request.prompt_ids, call.pad = input_ids, None if pad is None else int(pad)
 
     def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
@@ -281,8 +281,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         request, members = self._request, self._called_members
         reading = reading_of(members, cache, lines, lambda: self._graphs(model_kwargs, generation_config))
         asked_to_draft = drafters(
-            assistant, generation_config, reading=reading, combination=self.combination, by_row=coefficients is not None,
-            chooses=request.chooses, line=copy.copy(lines[members.main]), rows=rows,
+            assistant, generation_config, reading=reading, combination=self.combination, chooses=request.chooses,
+            by_row=coefficients is not None or request.by_phase is not None, line=copy.copy(lines[members.main]), rows=rows,
         )  # fmt: skip
         for drafter in asked_to_draft:
             drafter.prefill(input_ids, mask, positions)
@@ -291,7 +291,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         speculation = Speculation(
             asked_to_draft,
             Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members), reading.keeps_shapes),
-            Scoring(members, self.combination, settings, rows, coefficients, logits_processor),
+            Scoring(members, self.combination, settings, rows, coefficients, logits_processor, self._standing(rows, mask)),
             reading,
             criteria=stopping_criteria,
             streamer=streamer,
@@ -323,8 +323,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         return {**asked, "logits_processor": LogitsProcessorList([*processors, look])}
 
     def _may_leave_nothing(self, processors: Sequence[Any]) -> bool:
-        truncation = self.combination.truncation
-        return bool(processors) and truncation is not None and truncation.rule != "keep"
+        truncation, budgeted = self.combination.truncation, self.combination.budgeted
+        return bool(processors) and (budgeted or (truncation is not None and truncation.rule != "keep"))
 
     def _lines(
         self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int

@@ -14,8 +14,8 @@ _NONE = torch.finfo(torch.float32).min
 def nothing_left(row: int) -> ValueError:
     """What to say where a row has come to its last token."""
     return ValueError(
-        f"There is no token left for row {row}: the processors of this call forbid every one that the truncation of the recipe leaves. "
-        "Take a wider truncation (or its rule 'keep'), or forbid fewer tokens."
+        f"There is no token left for row {row}: the processors of this call forbid every one that the truncation of the recipe leaves, or "
+        "the one that ends a phase whose budget is used up. Take a wider truncation (or its rule 'keep'), or forbid fewer tokens."
     )
 
 

@@ -296,9 +296,7 @@ class Combination:
         phases = description.get("phases") or []
         if not isinstance(phases, (list, tuple)):
             raise ValueError(f"The `phases` of a recipe must be a list, got {phases!r:.200}.")
-        return cls(
-            dict(coefficients), Truncation(**truncation) if truncation else None, tuple(map(Phase.from_dict, phases))
-        )
+        return cls(dict(coefficients), Truncation(**truncation) if truncation else None, tuple(map(Phase.from_dict, phases)))
 
 
 def _plain(value: Any) -> Any:

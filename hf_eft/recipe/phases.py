@@ -67,7 +67,9 @@ class Phase:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description, without what is left out."""
-        marks = {which: mark if isinstance(mark, str) else list(mark) for which, mark in (("start", self.start), ("end", self.end))}
+        marks = {
+            which: mark if isinstance(mark, str) else list(mark) for which, mark in (("start", self.start), ("end", self.end))
+        }
         more = {} if self.budget is None else {"budget": self.budget}
         spelled = {} if self.spelled is None else {"spelled": [list(tokens) for tokens in self.spelled]}
         return {"name": self.name, **marks, **more, **spelled}
@@ -155,9 +157,9 @@ def _marker(phase: str, which: str, given: Any) -> str | tuple[int, ...]:
 
 
 def _spelled(phase: str, given: Any) -> tuple[tuple[str, ...], ...]:
-    if isinstance(given, Sequence) and len(given) == 2:
-        if all(isinstance(each, Sequence) and all(isinstance(token, str) for token in each) for each in given):
-            return tuple(map(tuple, given))
+    marks = list(given) if isinstance(given, Sequence) else []
+    if len(marks) == 2 and all(isinstance(each, Sequence) and all(isinstance(token, str) for token in each) for each in marks):
+        return tuple(map(tuple, marks))
     raise ValueError(f"`spelled` of the phase {phase!r} must be the tokens of its two markers, as texts, got {given!r:.80}.")
 
 
@@ -167,7 +169,10 @@ def _quoted(mark: str | Sequence[int]) -> str:
 
 def spelled(phase: Phase, tokenizer: Any) -> tuple[tuple[str, ...], ...] | None:
     """How a tokenizer spells the markers of a phase that are given as tokens; `None` if none is."""
-    marks = [() if isinstance(mark, str) else tuple(map(str, tokenizer.convert_ids_to_tokens(list(mark)))) for mark in (phase.start, phase.end)]
+    marks = [
+        () if isinstance(mark, str) else tuple(map(str, tokenizer.convert_ids_to_tokens(list(mark))))
+        for mark in (phase.start, phase.end)
+    ]
     return tuple(marks) if any(marks) else None
 
 
@@ -179,8 +184,8 @@ def _tokens(phase: Phase, which: int, tokenizer: Any) -> tuple[int, ...]:
             found = (spelled(phase, tokenizer) or ((), ()))[which]
             if found != tuple(phase.spelled[which]):
                 raise ValueError(
-                    f"The tokens {list(mark)} of the phase {phase.name!r} were {list(phase.spelled[which])} of the tokenizer that they were "
-                    f"saved with, and are {list(found)} of this one. Give the phase anew, as texts or with the tokens of this tokenizer."
+                    f"The tokens {list(mark)} of the phase {phase.name!r} were {list(phase.spelled[which])} in the tokenizer that they "
+                    f"were saved with, and are {list(found)} in this one. Give the phase anew, as texts or with this tokenizer's tokens."
                 )
         return tuple(mark)
     if tokenizer is None:
@@ -188,14 +193,14 @@ def _tokens(phase: Phase, which: int, tokenizer: Any) -> tuple[int, ...]:
             f"The phase {phase.name!r} has the marker {mark!r}, and no tokenizer says which tokens that is. Give the members' "
             "`tokenizers`, or the tokens themselves: `Phase(start=[...], end=[...])`."
         )
-    vocabulary = tokenizer.get_vocab()
-    if mark in vocabulary:
-        return (vocabulary[mark],)
+    whole = tokenizer.convert_tokens_to_ids(mark)
+    if whole is not None and tokenizer.convert_ids_to_tokens(whole) == mark:
+        return (whole,)
     found = tuple(tokenizer.encode(mark, add_special_tokens=False))
     if not found or tokenizer.unk_token_id in found or tokenizer.decode(list(found)).strip() != mark.strip():
         raise ValueError(
-            f"The tokenizer does not know the marker {mark!r} of the phase {phase.name!r}: it makes {tokenizer.decode(list(found))!r} of it. "
-            "Name the markers that the model writes: `Phase(start=..., end=...)`."
+            f"The tokenizer does not know the marker {mark!r} of the phase {phase.name!r}: it makes {tokenizer.decode(list(found))!r} "
+            "of it. Name the markers that the model writes: `Phase(start=..., end=...)`."
         )
     return found
 
