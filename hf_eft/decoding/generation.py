@@ -152,7 +152,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
         of several rows, are refused with it (docs/speculative.md).
 
         Args:
-            coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*): See [`EFTForCausalLM.forward`].
+            coefficients (`torch.FloatTensor` of shape `(batch, members)`, or by phase, *optional*): See [`EFTForCausalLM.forward`].
             coupling (`str`, *optional*, defaults to `"reject"`):
                 How drafts are accepted when sampling. `"reject"`: exact distribution, most tokens a round. `"match"`: draft and target
                 share their noise, so that the tokens are those of plain decoding with the same `seed`. Greedy decoding is its limit.

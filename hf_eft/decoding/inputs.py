@@ -18,7 +18,6 @@ from ..members.releases import CACHE, takes_cache
 from ..members.trial import check_trial
 from ..prompts import positions_of
 from ..recipe.combination import Combination
-from .speculative.request import Request
 from .varying import EFTPhasesMixin
 
 _MASK_OF = "/"  # between a member's name and the kind of its layers
@@ -29,12 +28,6 @@ class EFTInputsMixin(EFTPhasesMixin):
 
     _members: Members
     combination: Combination
-
-    @property
-    def _request(self) -> Request:
-        """What the call that is running in this thread asked for."""
-        call = innermost(self)
-        return Request() if call is None else call.request
 
     @property
     def _called_members(self) -> Members:

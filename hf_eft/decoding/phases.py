@@ -9,8 +9,8 @@ import torch
 
 from ..members import prefix
 from ..members.vocabulary import Vocabulary
-from ..recipe.combination import BASE, REFERENCE, Combination
-from ..recipe.phases import OUTSIDE, Markers, Phase, State
+from ..recipe.combination import Combination
+from ..recipe.phases import OUTSIDE, Markers, Phase, State, speller
 
 States = Sequence[Sequence[State]]  # (rows, positions)
 
@@ -27,9 +27,7 @@ def markers_of(phases: Sequence[Phase], tokenizers: Mapping[str, Any], vocabular
     Raises:
         `ValueError`: If a marker is none of these tokens, or a phase could never end.
     """
-    known = {name: tokenizer for name, tokenizer in tokenizers.items() if tokenizer is not None}
-    tuned = [name for name in known if name not in (BASE, REFERENCE)]
-    markers = Markers(phases, known[[*tuned, *known][0]] if known else None)
+    markers = Markers(phases, speller(tokenizers))
     for phase, end in zip(phases, markers.ends, strict=True):
         for token in end:
             if token >= vocabulary.size or not (vocabulary.known is None or bool(vocabulary.known[token])):

@@ -23,9 +23,14 @@ class EFTPhasesMixin(GenerationMixin):
     """The part of [`EFTForCausalLM`] that follows phases."""
 
     _members: Members
-    _request: Request
     combination: Combination
-    tokenizers: dict[str, Any]
+    tokenizers: Any
+
+    @property
+    def _request(self) -> Request:
+        """What the call that is running in this thread asked for."""
+        call = innermost(self)
+        return Request() if call is None else call.request
 
     def generate(self, *args: Any, coefficients: Any = None, **kwargs: Any) -> Any:
         """As in transformers. Coefficients by phase are kept for this call."""

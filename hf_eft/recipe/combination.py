@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,10 @@ from typing import Any
 import torch
 
 from .coefficients import ByPhase, Coefficient, at, checked, mapped, minus, shown, total
-from .phases import ANSWER, Phase, check_phases
+from .phases import ANSWER, BASE, REFERENCE, Phase, check_phases, spelled, speller
 from .truncation import Rule, Truncation
 
-BASE = "base"
 TUNED = "tuned"
-REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -247,6 +246,20 @@ class Combination:
         values = dict(self._pairs)
         return torch.tensor([[at(name, values.get(name, 0.0), position, phase) for name in names] for position in positions])
 
+    def row(self, names: Sequence[str]) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The coefficients of a row that has these for itself, `(1, members)`; by phase, where they differ."""
+        if not any(isinstance(value, ByPhase) for _, value in self._pairs):
+            return self.at([0], names)
+        return {phase: self.at([0], names, phase) for phase in (ANSWER, *(phase.name for phase in self.phases))}
+
+    def spelled(self, tokenizers: Mapping[str, Any]) -> Combination:
+        """The same, with the tokens of its phases spelled out by the members' tokenizers, so that another tokenizer is refused."""
+        tokenizer = speller(tokenizers)
+        if tokenizer is None or not self.phases:
+            return self
+        phases = [dataclasses.replace(phase, spelled=spelled(phase, tokenizer)) for phase in self.phases]
+        return dataclasses.replace(self, coefficients=dict(self.coefficients), phases=phases)
+
     @property
     def tuned_names(self) -> tuple[str, ...]:
         return tuple(name for name in self.coefficients if name not in (BASE, REFERENCE))
@@ -293,7 +306,7 @@ class Combination:
             )
         if lost := [name for name, value in coefficients.items() if value is None]:
             raise ValueError(f"The coefficients of {lost} were callables, which are not saved. Give the combination anew.")
-        phases = description.get("phases") or []
+        phases = description.get("phases", [])
         if not isinstance(phases, (list, tuple)):
             raise ValueError(f"The `phases` of a recipe must be a list, got {phases!r:.200}.")
         return cls(dict(coefficients), Truncation(**truncation) if truncation else None, tuple(map(Phase.from_dict, phases)))

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+BASE = "base"
+REFERENCE = "reference"
+
 ANSWER = "answer"  # what is in no phase
 _KEYS = {"name", "start", "end", "budget", "spelled"}
 
@@ -86,7 +89,7 @@ class State(NamedTuple):
     """Where a row stands: in which phase (0 for none), after how many of its tokens, and what of the last tokens may begin a marker."""
 
     phase: int = 0
-    count: int = 0
+    length: int = 0
     tail: tuple[int, ...] = ()
 
 
@@ -129,7 +132,7 @@ class Markers:
             end = self.ends[state.phase - 1]
             if tail[-len(end) :] == end or token == self.ended_by:
                 return OUTSIDE
-            return State(state.phase, state.count + 1, _last(tail, len(end) - 1))
+            return State(state.phase, state.length + 1, _last(tail, len(end) - 1))
         for phase, start in self._starts:
             if tail[-len(start) :] == start:
                 return State(phase)
@@ -137,7 +140,7 @@ class Markers:
 
     def certain(self, state: State) -> int:
         """The token that must follow, -1 where none must."""
-        if not state.phase or (budget := self.budgets[state.phase - 1]) is None or state.count < budget:
+        if not state.phase or (budget := self.budgets[state.phase - 1]) is None or state.length < budget:
             return -1
         end = self.ends[state.phase - 1]
         # What is written of the marker already is not written again.
@@ -167,6 +170,13 @@ def _quoted(mark: str | Sequence[int]) -> str:
     return repr(mark) if isinstance(mark, str) else repr(list(mark))
 
 
+def speller(tokenizers: Mapping[str, Any]) -> Any:
+    """Whose tokenizer says which tokens markers are: a tuned member's, where there is one. `None` if there is none."""
+    known = {name: tokenizer for name, tokenizer in tokenizers.items() if tokenizer is not None}
+    tuned = [name for name in known if name not in (BASE, REFERENCE)]
+    return known[[*tuned, *known][0]] if known else None
+
+
 def spelled(phase: Phase, tokenizer: Any) -> tuple[tuple[str, ...], ...] | None:
     """How a tokenizer spells the markers of a phase that are given as tokens; `None` if none is."""
     marks = [
@@ -181,13 +191,13 @@ def _tokens(phase: Phase, which: int, tokenizer: Any) -> tuple[int, ...]:
     mark = (phase.start, phase.end)[which]
     if not isinstance(mark, str):
         if tokenizer is not None and phase.spelled is not None:
-            found = (spelled(phase, tokenizer) or ((), ()))[which]
-            if found != tuple(phase.spelled[which]):
+            now = (spelled(phase, tokenizer) or ((), ()))[which]
+            if now != tuple(phase.spelled[which]):
                 raise ValueError(
                     f"The tokens {list(mark)} of the phase {phase.name!r} were {list(phase.spelled[which])} in the tokenizer that they "
-                    f"were saved with, and are {list(found)} in this one. Give the phase anew, as texts or with this tokenizer's tokens."
+                    f"were saved with, and are {list(now)} in this one. Give the phase anew, as texts or with this tokenizer's tokens."
                 )
-        return tuple(mark)
+        return tuple(map(int, mark))
     if tokenizer is None:
         raise ValueError(
             f"The phase {phase.name!r} has the marker {mark!r}, and no tokenizer says which tokens that is. Give the members' "

@@ -160,7 +160,7 @@ class RequestCoefficients(ContinuousBatchingLogitsProcessor):
     ignored_kwargs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        self.given: list[tuple[float, ...] | None] = []
+        self.given: list[tuple[Any, ...] | None] = []  # a row of a request, or a row for each phase
         self.standing = RequestStanding()
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
@@ -179,8 +179,7 @@ class RequestCoefficients(ContinuousBatchingLogitsProcessor):
         if not any(self.given) and not combination.phased:
             return None
         default = combination.at([0], names)[0].tolist()
-        own = self.standing.coefficients() if combination.phased else [default] * len(self.given)
-        known = [given or recipe for given, recipe in zip(self.given, own, strict=True)]
+        known = [default if own is None else own for own in self.standing.rows(self.given)]
         return torch.tensor([[*known, *[default] * (count - len(known))]])
 
 

@@ -19,7 +19,9 @@ class RequestStanding:
     def __init__(self) -> None:
         self._of: tuple[Combination, Strengths] | None = None
         self._model: Generates | None = None
-        self._known: dict[str, tuple[int, int, State]] = {}  # by request: its prompt's length, how much was read, and where it stands
+        self._known: dict[
+            int, tuple[Any, int, State]
+        ] = {}  # by identity: a request, how much of it was read, and where it stands
         self._now: list[State] = []
 
     def begin(self, model: Generates) -> None:
@@ -44,26 +46,26 @@ class RequestStanding:
             return
         known, self._known, self._now = self._known, {}, []
         for request in requests:
+            _, read, state = known.get(id(request), (request, 0, OUTSIDE))
             prompt, new = request.initial_tokens, request.generated_tokens
-            length, read, state = known.get(request.request_id, (len(prompt), 0, OUTSIDE))
-            if length != len(prompt):  # begun anew, with what was generated as a part of its prompt
-                length, read, state = len(prompt), 0, OUTSIDE
-            for token in [*prompt[read:], *new[max(0, read - length) :]]:
+            for token in [*prompt[read:], *new[max(0, read - len(prompt)) :]]:
                 state = strengths.markers.after(state, token)
-            self._known[request.request_id] = length, len(prompt) + len(new), state
+            self._known[id(request)] = request, len(prompt) + len(new), state
             self._now.append(state)
 
-    def coefficients(self) -> list[list[float]]:
-        """Of each request."""
+    def rows(self, given: Sequence[Any]) -> list[Sequence[float]]:
+        """The coefficients of each request: its own, for all of its text or by phase, or else the recipe's."""
         strengths = self._strengths()
         if strengths is None or not self._now:
-            return []
+            return list(given)
         count = len(self._now)
-        rows: list[list[float]] = strengths.coefficients([self._now], lambda: [[0] * count], [0], 1)[0].tolist()
-        return rows
+        recipe = strengths.coefficients([self._now], lambda: [[0] * count], [0], 1)[0].tolist()
+        return [
+            default if own is None else own[state.phase] if isinstance(own[0], tuple) else own
+            for own, default, state in zip(given, recipe, self._now, strict=True)
+        ]
 
     def certain(self, count: int) -> torch.Tensor | None:
         """The tokens that must follow, `(1, count)`, rows without a request at the end."""
         strengths = self._strengths()
-        found = None if strengths is None else strengths.certain([[*self._now, *[OUTSIDE] * (count - len(self._now))]])
-        return found
+        return None if strengths is None else strengths.certain([[*self._now, *[OUTSIDE] * (count - len(self._now))]])
