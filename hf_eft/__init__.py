@@ -9,7 +9,9 @@ from ._version import __version__
 from .configuration_eft import EFTConfig
 from .members.cache import EFTCache
 from .programs.moved import OldNames
-from .recipe.combination import Combination, Truncation
+from .recipe.combination import Combination
+from .recipe.phases import Phase
+from .recipe.truncation import Truncation
 
 if TYPE_CHECKING:
     from .logits_process import EFTLogitsProcessor
@@ -21,6 +23,7 @@ __all__ = [
     "EFTConfig",
     "EFTForCausalLM",
     "EFTLogitsProcessor",
+    "Phase",
     "Truncation",
     "__version__",
 ]

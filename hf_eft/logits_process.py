@@ -10,6 +10,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
 from .bytes import in_vocabulary
+from .decoding.added import AddedVarying, prompt_length
 from .decoding.given import Given, GivenByThread, goes_on
 from .decoding.reader import Reader
 from .decoding.tokens_left import nothing_left
@@ -23,7 +24,7 @@ from .members.padding import filling, guessed
 from .members.vocabulary import Vocabulary, end_tokens
 from .prompts import MemberPrompts, warn_of_templates
 from .recipe.combination import BASE, Coefficient, Combination
-from .recipe.combine import combine
+from .recipe.combine import certainly, combine
 
 
 class EFTLogitsProcessor(LogitsProcessor):
@@ -51,6 +52,8 @@ class EFTLogitsProcessor(LogitsProcessor):
       Temperature, top-k, top-p and the other warpers, watermarking and `renormalize_logits` come after: they act on the
       combination. Where all must act on the combination, use [`EFTForCausalLM`].
     - **Generation config**: that of the base. A tuned model's end-of-turn tokens need `generation_config=tuned.generation_config`.
+    - **Phases** of a recipe (`alpha={"think": 1.2, "answer": 0.6}`): yes; their markers as tokens, or `tokenizers` that say which they are.
+      A phase that a budget ends is refused where a processor before this one forbids its marker.
     - **`inputs_embeds`**: only with `input_ids`. Continuing from a returned cache: pass the full ids, not only the new ones.
     - **Continuous batching** (`generate_batch`, `cache_implementation="paged"`): not supported. **transformers drops logits processors
       there without a word**, and what you get is the base alone.
@@ -136,6 +139,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         self.pad_token_id = pad_token_id
         self.assistant_vocab_size = assistant_vocab_size
         self._readers: dict[str, Reader] = {}  # by the first of the members that read one prompt
+        self._varying = AddedVarying()
         self._lock = Lock()
 
     @property
@@ -178,7 +182,13 @@ class EFTLogitsProcessor(LogitsProcessor):
             self._readers.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_readers": {}, "_lock": Lock(), "_begun": PerThread(), "_given": self._given.apart()}
+        own = {
+            "_readers": {},
+            "_lock": Lock(),
+            "_begun": PerThread(),
+            "_varying": AddedVarying(),
+            "_given": self._given.apart(),
+        }
         return {**self.__dict__, **own}
 
     @torch.no_grad()
@@ -202,17 +212,19 @@ class EFTLogitsProcessor(LogitsProcessor):
         with self._lock:
             given = self._given.take(input_ids)
             small = self._read(input_ids, given)
-            vocabulary = self._vocabulary(scores.shape[-1])
+            vocabulary, names = self._vocabulary(scores.shape[-1]), (BASE, *self._members.names)
+            mask = self._mask(input_ids, given)
+            varying = self._varying.at(combination, given, input_ids, mask, names, self._tokenizers, vocabulary)
         logits = {BASE: scores.unsqueeze(1), **{name: small[name].to(scores.device) for name in self._members.names}}
         distinct = {id(x): vocabulary.cut(x) for x in logits.values()}  # members that share logits go on sharing them
         logits = {name: distinct[id(x)] for name, x in logits.items()}
-        coefficients = _scheduled(combination, given, input_ids.shape[1], list(logits))
-        combined = combine(logits, combination, coefficients).squeeze(1)  # (rows, vocab)
-        combined = vocabulary.widen(combined, scores.shape[-1])
+        combined = vocabulary.widen(combine(logits, combination, varying[0]), scores.shape[-1])  # (rows, 1, vocab)
+        combined = certainly(combined, varying[1]).squeeze(1)
         combined.masked_fill_(scores == -torch.inf, -torch.inf)
         none = combined.amax(-1, keepdim=True) == -torch.inf  # (rows, 1)
-        if bool(none.all()):
-            raise nothing_left(0)
+        must = none if varying[1] is None else none & (varying[1].to(none.device) >= 0)  # nothing else may stand there
+        if bool(none.all()) or (varying[1] is not None and bool(must.any())):
+            raise nothing_left(int(must.int().argmax()))
         return combined.log_softmax(-1).masked_fill_(none, -torch.inf).to(scores.dtype)
 
     def _read(self, input_ids: torch.Tensor, given: Given) -> dict[str, torch.Tensor]:
@@ -222,7 +234,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         mask = self._mask(input_ids, given)
         answers = self._reader(common).read(*_read_as(input_ids, mask, self._rows(common))) if common else {}
         for name in own:
-            prompt = _prompt_length(given, "A prompt of its own")
+            prompt = prompt_length(given, "A prompt of its own")
             ids, mask = given.prompts.followed_by(name, input_ids[:, prompt:])
             answers |= self._reader([name]).read(*_read_as(ids, mask, self._rows([name])))
         return answers
@@ -313,19 +325,3 @@ def _read_as(input_ids: torch.Tensor, mask: torch.Tensor, rows: int) -> tuple[to
     if bool((input_ids[:, -1] >= rows).any()):
         input_ids = input_ids.masked_fill(filling(input_ids, rows).bool(), 0)
     return input_ids, None if bool(mask.all()) else mask
-
-
-def _scheduled(combination: Combination, given: Given, length: int, names: list[str]) -> torch.Tensor | None:
-    """The coefficients of a recipe with a schedule, `(1, members)`."""
-    if not combination.scheduled:
-        return None
-    return combination.at([length - _prompt_length(given, "A schedule of coefficients")], names)
-
-
-def _prompt_length(given: Given, what: str) -> int:
-    if given.attention_mask is None:
-        raise ValueError(
-            f"{what} counts from the end of the call's prompt, which the add-on is not told. Give the prompt's mask: "
-            "`EFTLogitsProcessor(..., attention_mask=inputs['attention_mask'])`."
-        )
-    return given.attention_mask.shape[1]

@@ -33,7 +33,7 @@ from .members.vocabulary import end_tokens
 from .planning import HERE, Plan, plan_of
 from .prompts import positions_in_common
 from .recipe.combination import BASE, REFERENCE, Coefficient, Combination
-from .recipe.combine import combine
+from .recipe.combine import certainly, combine
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
@@ -202,6 +202,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         coefficients: torch.Tensor | None = None,
+        certain_tokens: torch.Tensor | None = None,
         member_input_ids: torch.Tensor | None = None,
         member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         **kwargs: Any,
@@ -221,7 +222,10 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): Which positions' logits to return; 0 for all.
             coefficients (`torch.FloatTensor` of shape `(batch, members)` or `(1 or batch, positions, members)`, *optional*):
                 Coefficients for each row, or for each row and token read, instead of the recipe's; columns in the order of `members`.
-                Without them, a recipe with a schedule counts from the first token of the sequence.
+                Without them, a recipe with a schedule counts from the first token of the sequence, and one with phases reads these
+                from the tokens, which it can without a cache that holds some already.
+            certain_tokens (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*):
+                The token that must follow each token read, -1 where none must: how `generate` ends a phase whose budget is used up.
             member_input_ids (`torch.LongTensor` of shape `(batch, positions)`, *optional*):
                 The tokens that `inputs_embeds` stand for.
             member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
@@ -243,9 +247,10 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         check_rows(tokens, cache)
         check_mask(attention_mask, tokens, cache)
         cache = _cache_for(members, cache, use_cache)
-        if coefficients is None and self.combination.scheduled:
+        if coefficients is None and (self.combination.scheduled or self.combination.phased):
             start = int(cache.get_seq_length()) if cache is not None else 0
-            coefficients = self.combination.at(range(start, start + tokens.shape[1]), self._members.names)[None]
+            made = self._varying_from(start, tokens, attention_mask)
+            coefficients, certain_tokens = made["coefficients"], made.get("certain_tokens")
         check_coefficients(coefficients, tokens, members.names)
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_ONLY if key in kwargs}
         refuse_inputs(kwargs)
@@ -265,6 +270,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
             coefficients = keep(coefficients, logits_to_keep)
         logits = combine(members.logits(outputs, attention_mask), self.combination, coefficients)
         logits = members.vocabulary.widen(logits, members.vocab_size)
+        logits = certainly(logits, None if certain_tokens is None else keep(certain_tokens, logits_to_keep))
 
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..decoding.phases import Phases, Strengths, markers_of
+from ..members import prefix
 from ..modeling_eft import EFTForCausalLM
 from ..prompts import MemberPrompts
 from ..recipe.combination import BASE, REFERENCE, Combination
-from ..recipe.combine import combine
+from ..recipe.combine import certainly, combine
 from .effects import Effects
 from .passage import Passage
 from .records import Analysis, Shift, TokenRecord
@@ -88,13 +90,15 @@ def analyse(
     passage.check(members)
     pairs = _pairs(members.names, references)
     against = next((name for name in (BASE, REFERENCE) if name in members.names), members.names[0])
-    tokens, weights = passage.continuation, _weights(model, passage, coefficients)
+    tokens, (weights, certain) = passage.continuation, _weights(model, passage, coefficients)
     said = texts.sequence(passage.prompt.tolist(), tokens.tolist())
 
     records: list[TokenRecord] = []
     for piece, logits in passage.read(members):
-        rows = coefficients if coefficients is not None else weights[None, piece] if model.combination.scheduled else None
-        combined = members.vocabulary.widen(combine(logits, model.combination, rows), members.vocabulary.size)[0]
+        varies = model.combination.scheduled or model.combination.phased
+        rows = coefficients if coefficients is not None else weights[None, piece] if varies else None
+        combined = members.vocabulary.widen(combine(logits, model.combination, rows), members.vocabulary.size)
+        combined = certainly(combined, None if certain is None else certain[:, piece])[0]
         effects = Effects.of(
             _log_probs(logits), combined.log_softmax(-1), tokens[piece].to(combined.device), weights[piece].to(combined.device),
             against, tuple(pairs), _LISTED,
@@ -160,7 +164,7 @@ def rewards(
     for continuation in continuations:
         passage = Passage.of(tokenizer, prompt, continuation)
         passage.check(members)
-        weights, total = _weights(model, passage, None), 0.0
+        (weights, _), total = _weights(model, passage, None), 0.0
         for piece, logits in passage.read(members, only={name for pair in pairs.items() for name in pair}):
             log_probs = _log_probs(logits)
             tokens = passage.continuation[piece, None].to(next(iter(log_probs.values())).device)  # (tokens, 1)
@@ -181,23 +185,35 @@ def _pairs(names: Sequence[str], references: Mapping[str, str] | None) -> dict[s
     return {name: references.get(name, shared) for name in tuned}
 
 
-def _weights(model: EFTForCausalLM, passage: Passage, coefficients: torch.Tensor | None) -> torch.Tensor:
-    """Every member's coefficient at every token, `(tokens, members)`."""
-    names, count = model._members.names, len(passage.continuation)
+def _weights(
+    model: EFTForCausalLM, passage: Passage, coefficients: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Every member's coefficient at every token, `(tokens, members)`, and the tokens that a phase's budget makes certain, `(1, tokens)`."""
+    names, count, combination = model._members.names, len(passage.continuation), model.combination
+    certain = None
+    if combination.phased:
+        markers = markers_of(combination.phases, model.tokenizers, model._members.vocabulary)
+        own, whole = passage.own, torch.cat([passage.prompt, passage.continuation])[None]
+        prompts = [prefix.keys(*own.followed_by(name, whole[:, :0])) for name in own.names] if own is not None else []
+        states = [Phases(markers, prompts, len(passage.prompt)).after(whole, None, count + 1)[0][:-1]]
+        strengths = Strengths(combination, names, markers)
+        certain = strengths.certain(states)
+        if coefficients is None:
+            return strengths.coefficients(states, lambda: [range(count)], [0], 1)[0], certain
     if coefficients is None:
-        return model.combination.at(range(count if model.combination.scheduled else 1), names).expand(count, -1)
+        return combination.at(range(count if combination.scheduled else 1), names).expand(count, -1), None
     if coefficients.shape != (1, len(names)):
         raise ValueError(
             f"`coefficients` must have the shape (1, {len(names)}), a column for each member, got {tuple(coefficients.shape)}."
         )
-    return coefficients.float().cpu().expand(count, -1)
+    return coefficients.float().cpu().expand(count, -1), certain
 
 
 def _recipe(model: EFTForCausalLM, coefficients: torch.Tensor | None) -> Combination:
     if coefficients is None:
         return model.combination
     given = dict(zip(model._members.names, coefficients[0].tolist(), strict=True))
-    return Combination(given, model.combination.truncation)
+    return Combination(given, model.combination.truncation, model.combination.phases)
 
 
 def _log_probs(logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

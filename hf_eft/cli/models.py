@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +12,12 @@ import typer
 
 from ..folders.folder import root_tokenizer
 from ..hub import load as load_members
-from ..recipe.combination import BASE, REFERENCE, TUNED, Combination, Truncation
+from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
+from ..recipe.phases import Phase
 from ..recipe.shorthands import recipe
+from ..recipe.truncation import Truncation
 from .app import notes, said
-from .options import named, named_numbers, number, option
+from .options import by_phase, named, named_numbers, number, option
 
 _MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
 _ENDS = 2**16  # bytes at both ends of a file that tell it from another
@@ -39,8 +41,18 @@ class Composition:
     reference: Annotated[
         str | None, option(_MODELS, "What the tuned model was before it was tuned.", metavar="FOLDER_OR_ID")
     ] = None
-    alpha: Annotated[float | None, option(_RECIPE, "Strength of what fine-tuning changed (1 if nothing is given).")] = None
-    beta: Annotated[float | None, option(_RECIPE, "Amplification of what scale changed, instead of alpha.")] = None
+    alpha: Annotated[
+        list[str] | None,
+        option(
+            _RECIPE,
+            "Strength of what fine-tuning changed (1 if nothing is given). By phase: --alpha think=1.2 --alpha answer=0.6.",
+            metavar="[PHASE=]NUMBER",
+        ),
+    ] = None
+    beta: Annotated[
+        list[str] | None,
+        option(_RECIPE, "Amplification of what scale changed, instead of alpha. By phase too.", metavar="[PHASE=]NUMBER"),
+    ] = None
     weight: Annotated[
         list[str] | None,
         option(_RECIPE, "The weight of a tuned model, as in --weight helpful=0.7; for each.", metavar="NAME=NUMBER"),
@@ -52,6 +64,11 @@ class Composition:
             "Which tokens may be re-weighted: keep:P, drop:P, base:P or plausible:P, as in keep:0.95.",
             metavar="RULE:P",
         ),
+    ] = None
+
+    budget: Annotated[
+        list[str] | None,
+        option(_RECIPE, "The most tokens of a phase, as in --budget think=512: then it is ended.", metavar="PHASE=TOKENS"),
     ] = None
 
     @property
@@ -81,15 +98,30 @@ class Composition:
             return {TUNED: given[0]}
         return named(given, "--tuned")
 
-    def recipe_for(self, names: Iterable[str]) -> Combination | None:
-        """The recipe of these members, `None` if the command line says nothing about it."""
-        if self.alpha is self.beta is None and not self.weight and self.truncation is None:
+    def recipe_for(self, names: Iterable[str], phases: Sequence[Phase] = ()) -> Combination | None:
+        """The recipe of these members, `None` if the command line says nothing about it. A saved one may have phases of its own."""
+        if not (self.alpha or self.beta or self.weight) and self.truncation is None:
+            if self.budget:
+                raise typer.BadParameter("say the strength as well, as in --alpha 1", param_hint="--budget")
             return None
         weights = named_numbers(self.weight, "--weight") or None
+        alpha, beta = by_phase(self.alpha, "--alpha"), by_phase(self.beta, "--beta")
         try:
-            return recipe(tuple(names), self.alpha, self.beta, weights, parsed_truncation(self.truncation))
+            phases = self._budgeted(phases)
+            return recipe(tuple(names), alpha, beta, weights, parsed_truncation(self.truncation), phases)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+
+    def _budgeted(self, phases: Sequence[Phase]) -> list[Phase]:
+        budgets = named(self.budget, "--budget")
+        known = {phase.name: phase for phase in phases or ((Phase(),) if budgets else ())}
+        for name, value in budgets.items():
+            if name not in known:
+                raise typer.BadParameter(f"there is no phase {name!r}, but {', '.join(known)}", param_hint="--budget")
+            if not value.isdecimal():
+                raise typer.BadParameter(f"expected a number of tokens, got {value!r}", param_hint="--budget")
+            known[name] = replace(known[name], budget=int(value))
+        return list(known.values())
 
 
 @dataclass(frozen=True)
@@ -142,7 +174,7 @@ class Models(Composition):
                 )
             except (OSError, ValueError) as error:
                 raise typer.BadParameter(said(error)) from error
-        if isinstance(where, str) and (chosen := self.recipe_for(model.members)) is not None:
+        if isinstance(where, str) and (chosen := self.recipe_for(model.members, model.combination.phases)) is not None:
             model.combination = chosen
         return model, tokenizers
 

@@ -93,6 +93,17 @@ def named_numbers(given: list[str] | None, option: str) -> dict[str, float]:
     return {name: number(value, option) for name, value in named(given, option).items()}
 
 
+def by_phase(given: list[str] | None, option: str) -> float | dict[str, float] | None:
+    """`["0.8"]` as a number, `["think=1.2", "answer=0.6"]` as numbers by phase."""
+    if not given:
+        return None
+    if any("=" in each for each in given):
+        return named_numbers(given, option)
+    if len(given) > 1:
+        raise typer.BadParameter("given twice; for phases, as in think=1.2", param_hint=option)
+    return number(given[0], option)
+
+
 def named(given: list[str] | None, option: str) -> dict[str, str]:
     """`["helpful=somewhere"]` as texts by name."""
     pairs: dict[str, str] = {}

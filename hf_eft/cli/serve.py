@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..recipe.combination import Combination
 from .app import Failure, app, notes, said
 from .models import Models
 from .options import option, with_groups
@@ -165,7 +166,11 @@ def _by_vllm(
 
 def _recipe(models: Models, config: Any) -> Any:
     """The recipe that the command line gives in place of a folder's; that of members is in the folder that was made of them."""
-    return None if models.model is None else models.recipe_for(config.member_names)
+    return (
+        None
+        if models.model is None
+        else models.recipe_for(config.member_names, Combination.from_dict(config.combination).phases)
+    )
 
 
 @contextlib.contextmanager

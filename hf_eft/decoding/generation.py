@@ -153,7 +153,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         of several rows, are refused with it (docs/speculative.md).
 
         Args:
-            coefficients (`torch.FloatTensor` of shape `(batch, members)`, *optional*): See [`EFTForCausalLM.forward`].
+            coefficients (`torch.FloatTensor` of shape `(batch, members)`, or by phase, *optional*): See [`EFTForCausalLM.forward`].
             coupling (`str`, *optional*, defaults to `"reject"`):
                 How drafts are accepted when sampling. `"reject"`: exact distribution, most tokens a round. `"match"`: draft and target
                 share their noise, so that the tokens are those of plain decoding with the same `seed`. Greedy decoding is its limit.
@@ -187,7 +187,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         """A way of decoding says where the prompt ends and what fills rows that have ended."""
         if (call := innermost(self)) is not None:
             pad = generation_config._pad_token_tensor
-            call.request.prompt_length, call.pad = input_ids.shape[1], None if pad is None else int(pad)
+            call.request.prompt_ids, call.pad = input_ids, None if pad is None else int(pad)
 
     @keeps_grammars
     def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
@@ -274,8 +274,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         request, members = self._request, self._called_members
         reading = reading_of(members, cache, lines, lambda: self._graphs(model_kwargs, generation_config))
         asked_to_draft = drafters(
-            assistant, generation_config, reading=reading, combination=self.combination, by_row=coefficients is not None,
-            chooses=request.chooses, line=copy.copy(lines[members.main]), rows=rows,
+            assistant, generation_config, reading=reading, combination=self.combination, chooses=request.chooses,
+            by_row=coefficients is not None or request.by_phase is not None, line=copy.copy(lines[members.main]), rows=rows,
         )  # fmt: skip
         for drafter in asked_to_draft:
             drafter.prefill(input_ids, mask, positions)
@@ -284,7 +284,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         speculation = Speculation(
             asked_to_draft,
             Fixed(0, heuristic=False) if plain else request.schedule(ways(asked_to_draft, members), reading.keeps_shapes),
-            Scoring(members, self.combination, settings, rows, coefficients, logits_processor),
+            Scoring(members, self.combination, settings, rows, coefficients, logits_processor, self._standing(rows, mask)),
             reading,
             criteria=stopping_criteria,
             streamer=streamer,

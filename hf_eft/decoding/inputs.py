@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 
@@ -19,22 +18,16 @@ from ..members.releases import CACHE, takes_cache
 from ..members.trial import check_trial
 from ..prompts import positions_of
 from ..recipe.combination import Combination
-from .speculative.request import Request
+from .varying import EFTPhasesMixin
 
 _MASK_OF = "/"  # between a member's name and the kind of its layers
 
 
-class EFTInputsMixin(GenerationMixin):
+class EFTInputsMixin(EFTPhasesMixin):
     """The part of [`EFTForCausalLM`] that prepares what is read."""
 
     _members: Members
     combination: Combination
-
-    @property
-    def _request(self) -> Request:
-        """What the call that is running in this thread asked for."""
-        call = innermost(self)
-        return Request() if call is None else call.request
 
     @property
     def _called_members(self) -> Members:
@@ -81,6 +74,7 @@ class EFTInputsMixin(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         fresh = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
+        written = self._written(input_ids, cache)
         input_ids = self._legible(input_ids, attention_mask, fresh)
         self._request.own = own = self._own_inputs(input_ids, fresh, cache)
         inputs = super().prepare_inputs_for_generation(
@@ -104,9 +98,10 @@ class EFTInputsMixin(GenerationMixin):
             prepared = isinstance(inputs.get("attention_mask"), Mapping)  # masks for all members, these included
             left_out = {"attention_mask"} if prepared else set()
             inputs["member_inputs"] = {name: {k: v for k, v in x.items() if k not in left_out} for name, x in own.items()}
-        if self.combination.scheduled and inputs.get("coefficients") is None:
+        if self.combination.scheduled or self._phases:
             read = next(inputs[key] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None)
-            inputs["coefficients"] = self._scheduled(input_ids.shape[1], read.shape[1]).to(read.device)
+            made = self._varying(written, attention_mask, read.shape[1], given=inputs.get("coefficients") is not None)
+            inputs |= {name: value.to(read.device) for name, value in made.items()}
         return inputs
 
     def _legible(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, fresh: int) -> torch.Tensor:
@@ -142,15 +137,6 @@ class EFTInputsMixin(GenerationMixin):
                 "position_ids": positions_of(mask)[:, read:],
             }
         return own
-
-    def _scheduled(self, length: int, read: int) -> torch.Tensor:
-        """The coefficients at the last `read` of `length` tokens, each for the token after it: `(1, read, members)`."""
-        if self._request.prompt_length is None:
-            raise ValueError(
-                "This way of decoding does not say where the prompt ends, which a schedule of coefficients counts from. Use numbers."
-            )
-        generated = length - self._request.prompt_length
-        return self.combination.at((max(0, generated - back) for back in reversed(range(read))), self._members.names)[None]
 
 
 def split_masks(attention_mask: Any) -> Any:

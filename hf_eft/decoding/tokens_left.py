@@ -20,7 +20,8 @@ def nothing_left(row: int) -> ValueError:
     """What to say where a row has come to its last token."""
     return ValueError(
         f"There is no token left for row {row}: the processors of this call forbid every one that the truncation of the recipe or a "
-        "grammar leaves. Take a wider truncation (or its rule 'keep'), or forbid fewer tokens."
+        "grammar leaves, or the one that ends a phase whose budget is used up. Take a wider truncation (or its rule 'keep'), or forbid "
+        "fewer tokens."
     )
 
 
@@ -111,8 +112,8 @@ class EFTLeftMixin(GenerationMixin):
         return {**asked, "logits_processor": LogitsProcessorList([*processors, look])}
 
     def _may_leave_nothing(self, processors: Sequence[Any]) -> bool:
-        truncation = self.combination.truncation
-        cut = bool(processors) and truncation is not None and truncation.rule != "keep"
+        truncation, budgeted = self.combination.truncation, self.combination.budgeted
+        cut = bool(processors) and (budgeted or (truncation is not None and truncation.rule != "keep"))
         return cut or any(isinstance(processor, GrammarLogitsProcessor) for processor in processors)
 
     def _get_top_k_continuations(self, accumulated_log_probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

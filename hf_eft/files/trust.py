@@ -300,7 +300,7 @@ def _check_combination(recipe: Any, names: list[str]) -> None:
     truncation = recipe.get("truncation") or {}
     if not isinstance(truncation, dict):
         raise ValueError(f"`truncation` must have `rule` and `p`, got {truncation!r:.200}.")
-    if unknown := (set(recipe) - {"coefficients", "truncation"}) | (set(truncation) - {"rule", "p"}):
+    if unknown := (set(recipe) - {"coefficients", "truncation", "phases"}) | (set(truncation) - {"rule", "p"}):
         raise ValueError(f"The recipe has keys that are not read: {', '.join(sorted(map(repr, unknown)))}.")
     if names and (unknown := set(recipe["coefficients"]) - set(names)):
         raise ValueError(f"The recipe names {sorted(unknown)}, but the members are {names}.")

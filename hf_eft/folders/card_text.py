@@ -72,6 +72,7 @@ def blocks_of_members(
     build = f"model = EFTForCausalLM.from_models({base}, {_arguments(names, named=True)}{given})"
     theirs, ours = {"AutoModelForCausalLM", "AutoTokenizer"}, {"Combination"} if recipe else set()
     ours |= {"Truncation"} if combination.truncation is not None else set()
+    ours |= {"Phase"} if combination.phases else set()
     wrapper = {*ours, "EFTForCausalLM"}
     blocks = {
         "As a model": _program(theirs, wrapper, load, build, _GENERATE),
@@ -93,8 +94,7 @@ def formula(combination: Combination) -> str:
     text = str(combination)
     if not text.isprintable() or "`" in text:
         raise ValueError(f"The recipe cannot be written into a card: {text!r}. Give its callables plain names.")
-    recipe, comma, truncation = text.partition(", ")
-    return f"log p = {recipe} - log Z{comma}{truncation}"
+    return ", ".join((f"log p = {combination.formula} - log Z", *combination.conditions))
 
 
 def how_learnt(learnt: Mapping[str, Learnt]) -> str:
@@ -207,14 +207,17 @@ def _as_code(combination: Combination) -> str:
         return ""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in combination.coefficients.items()}
     recipe = ", ".join(f'"{name}": {value!r}' for name, value in values.items())
-    truncation = combination.truncation
-    return f"Combination({{{recipe}}}" + (f', Truncation("{truncation.rule}", {truncation.p!r}))' if truncation else ")")
+    truncation, phases = combination.truncation, [f"Phase(**{phase.to_dict()!r})" for phase in combination.phases]
+    given = [f'Truncation("{truncation.rule}", {truncation.p!r})'] if truncation else []
+    given += [f"phases=[{', '.join(phases)}]"] if phases else []
+    return f"Combination({', '.join((f'{{{recipe}}}', *given))})"
 
 
 def _goes_below_zero(combination: Combination, name: str) -> bool:
     """Whether a coefficient is negative anywhere; what a callable says is not known, so that it may be."""
     value = combination.coefficients[name]
-    return callable(value) or min(value if isinstance(value, (list, tuple)) else [value]) < 0
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+    return callable(value) or min(values) < 0
 
 
 def _listed(names: list[str]) -> str:

@@ -94,7 +94,7 @@ def write(
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         # Who the members are is the model's to say, whatever was set on its configuration.
         config.member_names, config.shared_members, config.adapters = list(model._members.names), parts.shared, parts.adapters
-        config.references, config.combination = {}, model.combination.to_dict()
+        config.references, config.combination = {}, model.combination.spelled(tokenizers).to_dict()
         config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
             member_config = getattr(config, key)

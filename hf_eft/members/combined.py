@@ -31,6 +31,9 @@ class Combined(Protocol):
     def sources(self) -> dict[str, tuple[str, str | None]]: ...
 
     @property
+    def tokenizers(self) -> dict[str, Any]: ...
+
+    @property
     def device(self) -> torch.device: ...
 
     @property

@@ -66,6 +66,10 @@ def dials_of(names: tuple[str, ...], combination: Combination) -> list[Dials]:
         `list[Dials]`: Strength and amplification of emulated fine-tuning, a weight for each of several tuned members, the alignment of
         DeRa, where the members are those; otherwise, or where the recipe is none of these, the coefficients themselves.
     """
+    if any(isinstance(value, Mapping) for value in combination.coefficients.values()):
+        raise ValueError(
+            f"The sliders turn one strength for a whole text, and {combination} has one for each phase. Give numbers."
+        )
     now = dict(zip(names, combination.at([0], names)[0].tolist(), strict=True))
     tuned = [name for name in names if name not in (BASE, REFERENCE)]
     ways: list[Dials] = []

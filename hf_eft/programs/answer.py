@@ -13,8 +13,8 @@ import torch
 from ..members.vocabulary import end_tokens
 from ..prompts import chat_ids, member_inputs, padded
 from ..prompts.messages import read_messages, read_text, with_system
-from ..recipe.combination import Truncation
 from ..recipe.shorthands import recipe
+from ..recipe.truncation import Truncation
 from .batch import PROMPT_FIELDS, RECIPE_FIELDS, Item
 from .option_values import check_tokens
 from .options import check_name, check_together, read_options

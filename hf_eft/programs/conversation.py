@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMBINED = "combined"
 COMMANDS = {
-    "/alpha NUMBER": "the strength of what fine-tuning changed",
+    "/alpha NUMBER": "the strength of what fine-tuning changed; by phase: think=1.2 answer=0.6",
     "/beta NUMBER": "the amplification of what scale changed",
     "/weight NAME NUMBER": "the weight of a tuned model (λ)",
     "/only WHO": "who answers from now on: a member, or combined",
@@ -194,10 +194,10 @@ class ChatSession:
         return str(getattr(self, f"_do_{name[1:]}")(rest.strip()))
 
     def _do_alpha(self, rest: str) -> str:
-        return self._set({"alpha": _number("/alpha 0.5", rest)})
+        return self._set({"alpha": _strength("/alpha 0.5", rest)})
 
     def _do_beta(self, rest: str) -> str:
-        return self._set({"beta": _number("/beta 1.5", rest)})
+        return self._set({"beta": _strength("/beta 1.5", rest)})
 
     def _do_weight(self, rest: str) -> str:
         name, _, value = rest.rpartition(" ")
@@ -209,7 +209,8 @@ class ChatSession:
         return self._set({"weights": {**weights, name.strip(): _number("/weight NAME 0.7", value)}})
 
     def _set(self, given: dict[str, Any]) -> str:
-        self.model.combination = recipe(list(self.model.members), truncation=self.model.combination.truncation, **given)
+        now = self.model.combination
+        self.model.combination = recipe(list(self.model.members), truncation=now.truncation, phases=now.phases, **given)
         return str(self.model.combination)
 
     def _do_only(self, rest: str) -> str:
@@ -254,6 +255,14 @@ def _read_so_far(cache: EFTCache | None, read: list[int], ids: list[int]) -> EFT
     if surplus:
         cache.crop(-surplus)
     return cache
+
+
+def _strength(example: str, text: str) -> float | dict[str, float]:
+    """`0.5`, or `think=1.2 answer=0.6`."""
+    if "=" not in text:
+        return _number(example, text)
+    pairs = [each.partition("=") for each in text.split()]
+    return {phase: _number(f"{example.split()[0]} think=1.2 answer=0.6", value) for phase, _, value in pairs}
 
 
 def _number(example: str, text: str) -> float:

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
-Rule = Literal["keep", "drop", "base", "plausible"]
-# A number, or what it is at each position: a value for each (the last one holds on), or a function of it.
-Coefficient = float | Sequence[float] | Callable[[int], float]
+from .coefficients import ByPhase, Coefficient, at, checked, mapped, minus, shown, total
+from .phases import ANSWER, BASE, REFERENCE, Phase, check_phases, spelled, speller
+from .truncation import Rule, Truncation
 
-BASE = "base"
 TUNED = "tuned"
-REFERENCE = "reference"
-
-
-@dataclass(frozen=True)
-class Truncation:
-    r"""
-    Which tokens the combination may re-weight: ratios of small probabilities are noisy and can lift unlikely tokens.
-
-    Args:
-        rule (`str`):
-            Where the nucleus is taken and what becomes of a token outside it.
-
-            - `"keep"`: nucleus of the tuned member; outside it a token keeps the tuned member's log-probability (our best
-              reading of conservative re-weighting in the EFT paper, section 4).
-            - `"drop"`: nucleus of the tuned member; outside it a token has probability 0.
-            - `"base"`: nucleus of the base; outside it a token has probability 0 (the filter of DExperts).
-            - `"plausible"`: a token that the base finds less likely than `p` times its most likely token has probability 0
-              (the plausibility constraint of contrastive decoding).
-        p (`float`):
-            The nucleus' probability mass for the first three rules, the fraction of the maximum for `"plausible"`.
-            `0 < p <= 1`.
-
-    Raises:
-        `ValueError`: If `rule` is unknown or `p` is out of range.
-    """
-
-    rule: Rule
-    p: float
-
-    def __str__(self) -> str:
-        where = {"keep": "re-weighted", "drop": "only", "base": "only", "plausible": "only"}[self.rule]
-        if self.rule == "plausible":
-            return f"{where} where p_base >= {self.p:g} of its maximum"
-        return f"{where} within the nucleus of {'base' if self.rule == 'base' else 'tuned'} of mass {self.p:g}"
-
-    def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"`rule` must be one of {', '.join(get_args(Rule))}, got {self.rule!r}.")
-        if not (isinstance(self.p, (int, float)) and 0 < self.p <= 1):
-            raise ValueError(f"`p` of the truncation {self.rule!r} must be in (0, 1], got {self.p!r}.")
 
 
 @dataclass(frozen=True)
@@ -67,17 +26,21 @@ class Combination:
     The combined distribution is `softmax(sum_k c_k log p_k)` (EFT paper, equation 4, for the coefficients 1, 1, -1).
 
     It prints as its formula. A coefficient may be a schedule over the tokens that are generated, 0 for the first: a sequence, whose last
-    value holds on, or a callable.
+    value holds on, or a callable. Or it may be by phase: `{"think": 1.2, "answer": 0.6}`.
 
     Args:
-        coefficients (`Mapping[str, float or Sequence[float] or Callable[[int], float]]`):
+        coefficients (`Mapping[str, float or Sequence[float] or Callable[[int], float] or Mapping[str, float]]`):
             The coefficient of each member, by name. `"base"` and `"reference"` have the meaning of the paper; every other
             name is a tuned member. Missing members have the coefficient 0.
         truncation ([`Truncation`], *optional*):
             Which tokens may be re-weighted. Without it, all.
+        phases (`Sequence[Phase]`, *optional*):
+            The phases that coefficients by phase name, beside `"answer"`, and their budgets. Without them, coefficients by phase name
+            `"think"`, from `<think>` to `</think>`.
 
     Raises:
-        `ValueError`: If a coefficient is not finite, all are zero, or the truncation needs a member that is not there.
+        `ValueError`: If a coefficient is not finite, all are zero (in some phase), the truncation needs a member that is not there, or a
+            coefficient does not say what it is in every phase.
 
     Example:
 
@@ -95,36 +58,57 @@ class Combination:
 
     coefficients: Mapping[str, Coefficient]
     truncation: Truncation | None = None
+    phases: Sequence[Phase] = ()
     _pairs: tuple[tuple[str, Any], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checked = {name: _checked(name, value) for name, value in self.coefficients.items()}
-        if not any(checked.values()):
-            raise ValueError(f"At least one coefficient must differ from 0, got {checked or 'no members'}.")
-        object.__setattr__(self, "coefficients", MappingProxyType(checked))
-        object.__setattr__(self, "_pairs", tuple(checked.items()))  # what a compiled graph can read
+        values = {name: checked(name, value) for name, value in self.coefficients.items()}
+        if not any(values.values()):
+            raise ValueError(f"At least one coefficient must differ from 0, got {values or 'no members'}.")
+        by_phase = any(isinstance(value, ByPhase) for value in values.values())
+        object.__setattr__(self, "phases", tuple(self.phases) or ((Phase(),) if by_phase else ()))
+        check_phases(self.phases, values)
+        for phase in (ANSWER, *(phase.name for phase in self.phases)):
+            if not any(value[phase] if isinstance(value, ByPhase) else value for value in values.values()):
+                raise ValueError(f"At least one coefficient must differ from 0 in the phase {phase!r}, got {values}.")
+        object.__setattr__(self, "coefficients", MappingProxyType(values))
+        object.__setattr__(self, "_pairs", tuple(values.items()))  # what a compiled graph can read
         if self.truncation is not None:
             self.nucleus_member(self.truncation.rule)
 
     def __hash__(self) -> int:
-        return hash((frozenset(self._pairs), self.truncation))  # as they are equal, in any order
+        return hash((frozenset(self._pairs), self.truncation, self.phases))  # as they are equal, in any order
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Combination, (dict(self.coefficients), self.truncation)
+        return Combination, (dict(self.coefficients), self.truncation, self.phases)
 
     def __str__(self) -> str:
+        return ", ".join((self.formula, *self.conditions))
+
+    @property
+    def formula(self) -> str:
+        """The weighted sum, as text."""
         formula = ""
         for name, value in self._pairs:
             if value == 0:
                 continue
-            number = "" if value in (1, -1) else f"{_shown(value)} "
+            number = "" if value in (1, -1) else f"{shown(value)} "
             sign = "-" if isinstance(value, float) and value < 0 else "+"
             formula += f" {sign} {number}{name}" if formula else f"{'-' if sign == '-' else ''}{number}{name}"
-        return formula if self.truncation is None else f"{formula}, {self.truncation}"
+        return formula
+
+    @property
+    def conditions(self) -> list[str]:
+        """What holds beside the sum, as texts: the truncation, and the phases."""
+        return [str(each) for each in (self.truncation, *self.phases) if each is not None]
 
     @classmethod
     def emulate(
-        cls, alpha: Coefficient | None = None, beta: Coefficient | None = None, truncation: Truncation | None = None
+        cls,
+        alpha: Coefficient | None = None,
+        beta: Coefficient | None = None,
+        truncation: Truncation | None = None,
+        phases: Sequence[Phase] = (),
     ) -> Combination:
         """
         Emulated fine-tuning (EFT paper, equation 4). With `alpha`, the strength of the behaviour delta: `base + alpha (tuned -
@@ -134,16 +118,17 @@ class Combination:
         if alpha is not None and beta is not None:
             raise ValueError(f"Give `alpha` or `beta`, not both (they agree only at 1): got alpha={alpha}, beta={beta}.")
         if beta is not None:
-            return cls({BASE: beta, TUNED: 1.0, REFERENCE: _minus(beta)}, truncation)
+            return cls({BASE: beta, TUNED: 1.0, REFERENCE: minus(beta)}, truncation, phases)
         alpha = 1.0 if alpha is None else alpha
-        return cls({BASE: 1.0, TUNED: alpha, REFERENCE: _minus(alpha)}, truncation)
+        return cls({BASE: 1.0, TUNED: alpha, REFERENCE: minus(alpha)}, truncation, phases)
 
     @classmethod
     def steer(
         cls,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float | Mapping[str, float]],
         truncation: Truncation | None = None,
         references: Mapping[str, str] | None = None,
+        phases: Sequence[Phase] = (),
     ) -> Combination:
         """
         Several behaviours at once: `base + sum_i w_i (tuned_i - reference)` (EFT paper, section 3.3), with one shared reference, or
@@ -152,52 +137,57 @@ class Combination:
         _check_tuned_names("steer", weights)
         if unknown := set(references or ()) - set(weights):
             raise ValueError(f"`references` names {sorted(unknown)}, but the tuned members are {list(weights)}.")
-        taken: dict[str, float] = {}
+        taken: dict[str, Any] = {}
         for name, w in weights.items():
             reference = (references or {}).get(name, REFERENCE)
-            taken[reference] = taken.get(reference, 0.0) + w
+            taken[reference] = total([taken.get(reference, 0.0), w])
         if clash := taken.keys() & {BASE, *weights}:
             raise ValueError(f"{clash.pop()!r} cannot be the reference of a tuned member: it is a member of another kind.")
-        return cls({BASE: 1.0, **weights, **{name: _minus(w) for name, w in taken.items()}}, truncation)
+        return cls({BASE: 1.0, **weights, **{name: minus(w) for name, w in taken.items()}}, truncation, phases)
 
     @classmethod
-    def interpolate(cls, w: Coefficient) -> Combination:
+    def interpolate(cls, w: Coefficient, phases: Sequence[Phase] = ()) -> Combination:
         """Decoding-time realignment (DeRa, arXiv 2402.02992): `(1 - w) reference + w tuned`, no base. `w > 1` extrapolates."""
-        return cls({TUNED: w, REFERENCE: _mapped(w, lambda value: 1.0 - value)})
+        return cls({TUNED: w, REFERENCE: mapped(w, lambda value: 1.0 - value)}, phases=phases)
 
     @classmethod
-    def proxy(cls, alpha: Coefficient = 1.0) -> Combination:
+    def proxy(cls, alpha: Coefficient = 1.0, phases: Sequence[Phase] = ()) -> Combination:
         """Proxy-tuning (arXiv 2401.08565): `base + alpha (tuned - reference)`, its expert being tuned and its anti-expert reference."""
-        return cls.emulate(alpha=alpha)
+        return cls.emulate(alpha=alpha, phases=phases)
 
     @classmethod
-    def experts(cls, alpha: Coefficient = 2.0, p: float = 0.9) -> Combination:
+    def experts(cls, alpha: Coefficient = 2.0, p: float = 0.9, phases: Sequence[Phase] = ()) -> Combination:
         """DExperts (arXiv 2105.03023): `base + alpha (tuned - reference)` within the base's nucleus of mass `p`."""
-        return cls.emulate(alpha=alpha, truncation=Truncation("base", p))
+        return cls.emulate(alpha=alpha, truncation=Truncation("base", p), phases=phases)
 
     @classmethod
-    def contrast(cls, strength: float = 0.5, plausibility: float = 0.1) -> Combination:
+    def contrast(
+        cls, strength: float | Mapping[str, float] = 0.5, plausibility: float = 0.1, phases: Sequence[Phase] = ()
+    ) -> Combination:
         """
         Contrastive decoding (arXiv 2210.15097, 2309.09117): `(1 + strength) base - strength reference` where the base finds the token
         plausible.
         """
-        return cls({BASE: 1.0 + strength, REFERENCE: _minus(strength)}, Truncation("plausible", plausibility))
+        amplified = mapped(strength, lambda value: 1.0 + value)
+        return cls({BASE: amplified, REFERENCE: minus(strength)}, Truncation("plausible", plausibility), phases)
 
     @classmethod
-    def guide(cls, scale: Coefficient = 1.5) -> Combination:
+    def guide(cls, scale: Coefficient = 1.5, phases: Sequence[Phase] = ()) -> Combination:
         """
         Classifier-free guidance (arXiv 2306.17806): `reference + scale (base - reference)`, the base and the reference being one model,
         and the reference's prompt the one to get away from.
         """
-        return cls({BASE: scale, REFERENCE: _mapped(scale, lambda value: 1.0 - value)})
+        return cls({BASE: scale, REFERENCE: mapped(scale, lambda value: 1.0 - value)}, phases=phases)
 
     @classmethod
-    def mix(cls, weights: Mapping[str, float]) -> Combination:
+    def mix(cls, weights: Mapping[str, float | Mapping[str, float]], phases: Sequence[Phase] = ()) -> Combination:
         """Multi-objective decoding (MOD, arXiv 2406.18853): `sum_i w_i tuned_i`, weights that sum to 1, no base and no reference."""
         _check_tuned_names("mix", weights)
-        if not math.isclose(sum(weights.values()), 1.0, abs_tol=1e-6):
-            raise ValueError(f"The weights of `mix` must sum to 1, got {dict(weights)} = {sum(weights.values())}.")
-        return cls(dict(weights))
+        sums = total(list(weights.values()))
+        for each in sums.values() if isinstance(sums, Mapping) else [sums]:
+            if not math.isclose(each, 1.0, abs_tol=1e-6):
+                raise ValueError(f"The weights of `mix` must sum to 1, got {dict(weights)} = {each}.")
+        return cls(dict(weights), phases=phases)
 
     @classmethod
     def of(
@@ -219,21 +209,33 @@ class Combination:
         """The coefficient of a member, 0 if it has none."""
         value = next((value for known, value in self._pairs if known == name), 0.0)
         if not isinstance(value, float):
-            raise ValueError(f"The coefficient of the member {name!r} is a schedule: say for which positions, with `at`.")
+            kind = "by phase: say in which," if isinstance(value, ByPhase) else "a schedule: say for which positions,"
+            raise ValueError(f"The coefficient of the member {name!r} is {kind} with `at`.")
         return value
 
     @property
     def scheduled(self) -> bool:
         """Whether a coefficient changes with the position."""
-        return not all(isinstance(value, float) for _, value in self._pairs)
+        return not all(isinstance(value, (float, ByPhase)) for _, value in self._pairs)
 
-    def at(self, positions: Iterable[int], names: Sequence[str]) -> torch.Tensor:
+    @property
+    def phased(self) -> bool:
+        """Whether what follows depends on the phase of a text: coefficients, or how many tokens it may have."""
+        return bool(self.phases)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a phase has a budget."""
+        return any(phase.budget is not None for phase in self.phases)
+
+    def at(self, positions: Iterable[int], names: Sequence[str], phase: str = ANSWER) -> torch.Tensor:
         r"""
         The coefficients of some positions.
 
         Args:
             positions (`Iterable[int]`): How many tokens were generated before.
             names (`Sequence[str]`): The members, in the order of the columns.
+            phase (`str`, *optional*, defaults to `"answer"`): The phase that they are in.
 
         Returns:
             `torch.FloatTensor` of shape `(positions, members)`.
@@ -242,7 +244,21 @@ class Combination:
             `ValueError`: If a schedule's value is not a finite number.
         """
         values = dict(self._pairs)
-        return torch.tensor([[_at(name, values.get(name, 0.0), position) for name in names] for position in positions])
+        return torch.tensor([[at(name, values.get(name, 0.0), position, phase) for name in names] for position in positions])
+
+    def row(self, names: Sequence[str]) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The coefficients of a row that has these for itself, `(1, members)`; by phase, where they differ."""
+        if not any(isinstance(value, ByPhase) for _, value in self._pairs):
+            return self.at([0], names)
+        return {phase: self.at([0], names, phase) for phase in (ANSWER, *(phase.name for phase in self.phases))}
+
+    def spelled(self, tokenizers: Mapping[str, Any]) -> Combination:
+        """The same, with the tokens of its phases spelled out by the members' tokenizers, so that another tokenizer is refused."""
+        tokenizer = speller(tokenizers)
+        if tokenizer is None or not self.phases:
+            return self
+        phases = [dataclasses.replace(phase, spelled=spelled(phase, tokenizer)) for phase in self.phases]
+        return dataclasses.replace(self, coefficients=dict(self.coefficients), phases=phases)
 
     @property
     def tuned_names(self) -> tuple[str, ...]:
@@ -271,10 +287,12 @@ class Combination:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description, read back by [`Combination.from_dict`], which refuses what was a callable."""
-        values = {name: None if callable(v) else list(v) if isinstance(v, tuple) else v for name, v in self._pairs}
+        values = {name: v if isinstance(v, float) else None if callable(v) else _plain(v) for name, v in self._pairs}
         description: dict[str, Any] = {"coefficients": values}
         if self.truncation is not None:
             description["truncation"] = {"rule": self.truncation.rule, "p": self.truncation.p}
+        if self.phases:
+            description["phases"] = [phase.to_dict() for phase in self.phases]
         return description
 
     @classmethod
@@ -288,52 +306,16 @@ class Combination:
             )
         if lost := [name for name, value in coefficients.items() if value is None]:
             raise ValueError(f"The coefficients of {lost} were callables, which are not saved. Give the combination anew.")
-        return cls(dict(coefficients), Truncation(**truncation) if truncation else None)
+        phases = description.get("phases", [])
+        if not isinstance(phases, (list, tuple)):
+            raise ValueError(f"The `phases` of a recipe must be a list, got {phases!r:.200}.")
+        return cls(dict(coefficients), Truncation(**truncation) if truncation else None, tuple(map(Phase.from_dict, phases)))
 
 
-def _checked(name: str, value: Any) -> Any:
-    """A float, a tuple of them, or a callable."""
-    if callable(value):
-        return value
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        return tuple(_number(name, each) for each in value)
-    return _number(name, value)
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
-def _number(name: str, value: Any) -> float:
-    number = math.nan
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # a whole number that no float is
-            number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"The coefficient of the member {name!r} must be a finite number, got {value!r:.80}.")
-    return number
-
-
-def _at(name: str, value: Any, position: int) -> float:
-    if callable(value):
-        return _number(name, value(position))
-    return value[min(position, len(value) - 1)] if isinstance(value, tuple) else value
-
-
-def _mapped(value: Any, change: Callable[[float], float]) -> Any:
-    """The same change to a number, to every value of a sequence, or to what a callable will say."""
-    if callable(value):
-        return lambda position: change(value(position))
-    return [change(each) for each in value] if isinstance(value, Sequence) else change(value)
-
-
-def _minus(value: Any) -> Any:
-    # not -value, whose negative zero would show in every message
-    return _mapped(value, lambda number: 0.0 - number)
-
-
-def _shown(value: Any) -> str:
-    if callable(value):
-        return f"{getattr(value, '__name__', type(value).__name__)}(t)".replace("<lambda>", "f")
-    return f"({', '.join(f'{each:g}' for each in value)})" if isinstance(value, tuple) else f"{abs(value):g}"
-
-
-def _check_tuned_names(constructor: str, weights: Mapping[str, float]) -> None:
+def _check_tuned_names(constructor: str, weights: Mapping[str, Any]) -> None:
     if not weights or BASE in weights or REFERENCE in weights:
         raise ValueError(f"`{constructor}` takes the weights of the tuned members by name, got {dict(weights)}.")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .combination import Combination, Truncation
+from .combination import Combination
+from .truncation import Truncation
 
 
 def combine(
@@ -44,6 +45,24 @@ def combine(
         by_name[name] = x.to(dtype).log_softmax(-1) if twin is None else twin
     total = _weighted_sum(_terms(by_name, combination, rows, dtype), dtype)
     return _truncate(total, by_name, combination.truncation, combination.nucleus_member(combination.truncation.rule))
+
+
+def certainly(logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    r"""
+    The logits, with certainty where a token must follow.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, positions, vocab)`): Logits.
+        tokens (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*): The tokens that must follow, -1 where none must.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, positions, vocab)`: 0 for a token that must follow, and `-inf` for all others there.
+    """
+    if tokens is None:
+        return logits
+    tokens = tokens.to(logits.device)[..., None]  # (1 or batch, positions, 1)
+    must = torch.arange(logits.shape[-1], device=logits.device) == tokens  # (1 or batch, positions, vocab)
+    return torch.where(tokens < 0, logits, torch.where(must, 0.0, -math.inf).to(logits.dtype))
 
 
 def _terms(

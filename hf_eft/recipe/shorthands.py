@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .combination import BASE, REFERENCE, Combination, Truncation
+from .coefficients import Coefficient, mapped, total
+from .combination import BASE, REFERENCE, Combination
+from .phases import Phase
+from .truncation import Truncation
 
 
 def recipe(
     names: Sequence[str],
-    alpha: float | None = None,
-    beta: float | None = None,
-    weights: Mapping[str, float] | None = None,
+    alpha: Coefficient | None = None,
+    beta: Coefficient | None = None,
+    weights: Mapping[str, float | Mapping[str, float]] | None = None,
     truncation: Truncation | None = None,
+    phases: Sequence[Phase] = (),
 ) -> Combination:
     r"""
     The recipe of the members `names` with one of `alpha`, `beta` and `weights`.
@@ -25,6 +29,7 @@ def recipe(
             The weight of each tuned member, 0 for one that is not named: of its delta where there is a base and a reference (EFT
             paper, section 3.3); against the reference where there is no base (DeRa); of itself where there is neither (MOD).
         truncation ([`Truncation`], *optional*): Which tokens may be re-weighted.
+        phases (`Sequence[Phase]`, *optional*): The phases of a text. The numbers above may differ by phase: `{"think": 1, "answer": 0}`.
 
     Returns:
         [`Combination`]
@@ -48,7 +53,7 @@ def recipe(
     if not weights:
         if len(tuned) > 1:
             raise ValueError(f"With the tuned members {', '.join(tuned)}, say how they are weighted.")
-        chosen = Combination.emulate(alpha, beta, truncation)
+        chosen = Combination.emulate(alpha, beta, truncation, phases)
         chosen.check_names(tuple(names))
         return chosen
     if unknown := sorted(set(weights) - set(tuned)):
@@ -57,7 +62,8 @@ def recipe(
         )
     whole = {name: weights.get(name, 0.0) for name in tuned}
     if BASE in names and REFERENCE in names:
-        return Combination.steer(whole, truncation)
+        return Combination.steer(whole, truncation, phases=phases)
     if REFERENCE in names:
-        return Combination({**whole, REFERENCE: 1.0 - sum(whole.values())}, truncation)
-    return Combination(whole, truncation)
+        rest = mapped(total(list(whole.values())), lambda value: 1.0 - value)
+        return Combination({**whole, REFERENCE: rest}, truncation, phases)
+    return Combination(whole, truncation, phases)

@@ -41,7 +41,7 @@ class Job:
     tokenizer: Any
     given: frozenset[str] = frozenset()  # the options of `generate` that the request itself names
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-    coefficients: torch.Tensor | None = None  # (1, members)
+    coefficients: torch.Tensor | dict[str, torch.Tensor] | None = None  # (1, members), or by phase
     seed: int | None = None
     top: int | None = None  # how many of the likeliest tokens are wanted with each; None: no log-probabilities
     cancelled: bool = False
@@ -172,11 +172,11 @@ class Reader:
         """Whether the tokenizer has the marks of thoughts: as tokens, not as texts that anything may be."""
         return {"<think>", "</think>"} <= self.tokenizer.get_vocab().keys()
 
-    def _coefficients(self, body: Body) -> torch.Tensor | None:
+    def _coefficients(self, body: Body) -> torch.Tensor | dict[str, torch.Tensor] | None:
         if body.alpha is None and body.beta is None and body.weights is None:
             return None
         names = tuple(self.model.members)
-        return recipe(names, body.alpha, body.beta, body.weights).at([0], names)
+        return recipe(names, body.alpha, body.beta, body.weights, phases=self.model.combination.phases).row(names)
 
     def _config(self, body: Body, own: dict[str, Any], wanted: Wanted) -> tuple[GenerationConfig, int]:
         """How tokens are chosen: the model's defaults, changed by what the request says in either place. And how many answers."""

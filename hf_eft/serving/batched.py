@@ -239,7 +239,10 @@ class Batched:
         """Hand a request to the batch. If it is refused, nobody waits for its result."""
         options: dict[str, Any] = {"row": row, **row.options}
         if job.coefficients is not None:
-            options["coefficients"] = job.coefficients[0].tolist()
+            given = job.coefficients
+            options["coefficients"] = (
+                {phase: row[0].tolist() for phase, row in given.items()} if isinstance(given, dict) else given[0].tolist()
+            )
         self._manager.register_result_handler(name, told)
         try:
             self._manager.add_request(

@@ -76,9 +76,9 @@ class Body(_Part):
     refused: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {}
 
     model: str | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    weights: Annotated[dict[str, float], Field(min_length=1)] | None = None
+    alpha: float | dict[str, float] | None = None  # by phase: {"think": 1.2, "answer": 0.6}
+    beta: float | dict[str, float] | None = None
+    weights: Annotated[dict[str, float | dict[str, float]], Field(min_length=1)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

@@ -125,7 +125,8 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> No
     if draft and may_draft(job):
         options["assistant_model"] = model.members[model.combination.tuned_names[0]]
     if job.coefficients is not None:
-        options["coefficients"] = job.coefficients.to(model.device)
+        given = job.coefficients  # by phase they are moved where they are looked up
+        options["coefficients"] = given if isinstance(given, dict) else given.to(model.device)
     steps = Steps(job, tell)
     if steps.possible:
         options["stopping_criteria"] = StoppingCriteriaList([steps])

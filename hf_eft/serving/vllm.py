@@ -85,6 +85,11 @@ class Served:
     def __post_init__(self) -> None:
         check_more(self.more)
         defaults, temperature = _defaults(self.folder, self.generation_config)
+        recipe = Combination.from_dict(self.config.combination) if self.combination is None else self.combination
+        if recipe.phased:
+            raise ValueError(
+                f"vLLM's plugin knows no phases, and the recipe has some: {recipe}. Serve it with `--engine transformers`, or give numbers."
+            )
         overrides = {} if self.combination is None else {"combination": self.combination.to_dict()}
         options = [
             "--generation-config", "auto", "--override-generation-config", json.dumps(defaults), "--middleware",

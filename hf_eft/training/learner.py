@@ -79,6 +79,11 @@ def name_of_learner(tuned: Any, combination: Combination, learns: str | None) ->
             f"The combination {combination} has a schedule, which counts the tokens that are generated; a text to learn from does not say "
             "where that began. Train with numbers, or give `coefficients` for each position."
         )
+    if combination.phased:
+        raise ValueError(
+            f"The combination {combination} has phases, which a loss is not told. Train with numbers, and use what was learnt with "
+            "phases; or give `coefficients` for each position."
+        )
     if (cut := combination.truncation) is not None and cut.rule != "keep":
         raise ValueError(
             f"The truncation {cut.rule!r} gives tokens the probability 0, where a loss is infinite and has no gradient. Train without it, "

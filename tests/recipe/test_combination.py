@@ -42,7 +42,7 @@ def test_presets_have_the_strengths_of_their_papers() -> None:
 
 def test_how_recipes_print() -> None:
     assert str(Combination({"base": 1, "a": 0, "b": 0.7, "reference": -0.7})) == "base + 0.7 b - 0.7 reference"
-    assert repr(Combination({"base": 1})) == "Combination(coefficients=mappingproxy({'base': 1.0}), truncation=None)"
+    assert repr(Combination({"base": 1})) == "Combination(coefficients=mappingproxy({'base': 1.0}), truncation=None, phases=())"
 
 
 def test_the_order_of_the_members_is_no_part_of_a_recipe() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -28,18 +28,28 @@ _OF_THE_CALL = ("record_timestamps", "progress_bar", "persistent_manager", "warm
 class Prompt(list[int]):
     """The tokens of a prompt, with the coefficients for it."""
 
-    def __init__(self, tokens: Sequence[int], coefficients: Sequence[float]) -> None:
+    def __init__(self, tokens: Sequence[int], coefficients: Sequence[float] | dict[str, Sequence[float]]) -> None:
         super().__init__(tokens)
         self.coefficients = coefficients
 
 
-def with_coefficients(inputs: Sequence[Sequence[int]], coefficients: torch.Tensor | None) -> Sequence[Sequence[int]]:
-    """The prompts, each with its row of coefficients, `(prompts, members)`."""
+def with_coefficients(
+    inputs: Sequence[Sequence[int]], coefficients: torch.Tensor | Mapping[str, torch.Tensor] | None
+) -> Sequence[Sequence[int]]:
+    """The prompts, each with its row of coefficients, `(prompts, members)`, or its row for each phase."""
     if coefficients is None:
         return inputs
+    if isinstance(coefficients, Mapping):
+        parted = {phase: _rows_of(inputs, rows) for phase, rows in coefficients.items()}
+        return [Prompt(tokens, {phase: rows[i] for phase, rows in parted.items()}) for i, tokens in enumerate(inputs)]
+    return [Prompt(tokens, row) for tokens, row in zip(inputs, _rows_of(inputs, coefficients), strict=True)]
+
+
+def _rows_of(inputs: Sequence[Sequence[int]], coefficients: torch.Tensor) -> list[list[float]]:
     if coefficients.dim() != 2 or coefficients.shape[0] != len(inputs):
         raise ValueError(f"`coefficients` must have a row for each of {len(inputs)} prompts, got {tuple(coefficients.shape)}.")
-    return [Prompt(tokens, row) for tokens, row in zip(inputs, coefficients.tolist(), strict=True)]
+    rows: list[list[float]] = coefficients.tolist()
+    return rows
 
 
 class EFTContinuousMixin(ContinuousMixin):
@@ -96,7 +106,7 @@ class EFTContinuousMixin(ContinuousMixin):
         generation_config: Any = None,
         continuous_batching_config: ContinuousBatchingConfig | None = None,
         *,
-        coefficients: torch.Tensor | None = None,
+        coefficients: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -108,7 +118,8 @@ class EFTContinuousMixin(ContinuousMixin):
                 How tokens are chosen. What it leaves open is the model's, as in `generate`.
             continuous_batching_config (`ContinuousBatchingConfig`, *optional*): How requests are batched.
             coefficients (`torch.FloatTensor` of shape `(prompts, members)`, *optional*):
-                Coefficients for each prompt instead of the recipe's; columns in the order of `members`.
+                Coefficients for each prompt instead of the recipe's; columns in the order of `members`. Or a tensor for each phase, by
+                its name.
             kwargs (*optional*):
                 Options of `generate`, before those of `generation_config`, and `record_timestamps`, `progress_bar`,
                 `persistent_manager` and `warmup` as in transformers.

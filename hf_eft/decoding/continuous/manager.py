@@ -14,7 +14,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 
 from ...members.combined import Generates
 from .answers import Answers, BatchEnded, Intake
-from .limits import check_coefficient_row, check_model, check_options, resolve
+from .limits import check_coefficient_rows, check_model, check_options, resolve
 from .options import Whole, others_of
 from .paged import PagedMembers
 
@@ -141,7 +141,8 @@ class EFTBatchingManager(ContinuousBatchingManager):
             streaming (`bool`, *optional*, defaults to `False`): Whether there is an answer for every token.
             record_timestamps (`bool`, *optional*, defaults to `False`): Whether the time of each token is kept.
             eos_token_id (`int` or `list[int]`, *optional*): The tokens that end it.
-            coefficients (`Sequence[float]`, *optional*): Of this request, in the order of `model.members`.
+            coefficients (`Sequence[float]` or `Mapping[str, Sequence[float]]`, *optional*):
+                Of this request, in the order of `model.members`; or by phase, where the recipe has phases.
             options (*optional*): `temperature`, `top_k` and `top_p` of this request, where the batch has `per_request_processors`.
 
         Raises:
@@ -154,7 +155,9 @@ class EFTBatchingManager(ContinuousBatchingManager):
         known = {name: kind for name, kind in self.logit_processor.supported_keys.items() if name != "coefficients"}
         options = check_options(options, known, self.model.model.vocab_size)
         if coefficients is not None:
-            options["coefficients"] = check_coefficient_row(coefficients, self.model.members.names)
+            options["coefficients"] = check_coefficient_rows(
+                coefficients, self.model.members.names, [phase.name for phase in self.model.model.combination.phases]
+            )
         new = self._check_length(input_ids, max_new_tokens)
         taken = super().add_request(input_ids, request_id, new, streaming, record_timestamps, eos_token_id, **options)
         if taken is None and self.is_tp_driver:

@@ -17,8 +17,10 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from ...members.combined import Generates
 from ...members.member import Member
 from ...members.members import Members
-from ...recipe.combine import combine
+from ...recipe.combination import Combination
+from ...recipe.combine import certainly, combine
 from .limits import FULL, SLIDING, layer_types
+from .standing import RequestStanding
 
 _ALIGNMENT = 16  # bytes: a multiple of every dtype's size, so that any member's states can be viewed in place
 
@@ -149,29 +151,35 @@ class MemberPages(PagedAttentionCache):
 
 
 class RequestCoefficients(ContinuousBatchingLogitsProcessor):
-    """Not a processor: it is told, before each forward, which requests will get a token, and keeps their coefficients."""
+    """
+    Not a processor: it is told, before each forward, which requests will get a token, and keeps their coefficients, and where they stand in
+    the phases of the recipe.
+    """
 
     supported_kwargs: ClassVar[dict[str, type]] = {"coefficients": tuple}
     ignored_kwargs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        self.given: list[tuple[float, ...] | None] = []
+        self.given: list[tuple[Any, ...] | None] = []  # a row of a request, or a row for each phase
+        self.standing = RequestStanding()
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.zero_()
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
         self.given = [request.state.logit_processor_kwargs.get("coefficients") for request in requests_with_new_token]
+        self.standing.look([request.state for request in requests_with_new_token])
         return torch.zeros(len(self.given), dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
         return scores
 
-    def rows(self, count: int, default: Sequence[float]) -> torch.Tensor | None:
-        """`(1, count, members)`, rows without a request at the end; `None` if no request has coefficients of its own."""
-        if not any(self.given):
+    def rows(self, count: int, combination: Combination, names: Sequence[str]) -> torch.Tensor | None:
+        """`(1, count, members)`, rows without a request at the end; `None` if all are the recipe's, which are numbers."""
+        if not any(self.given) and not combination.phased:
             return None
-        known = [default if given is None else given for given in self.given]
+        default = combination.at([0], names)[0].tolist()
+        known = [default if own is None else own for own in self.standing.rows(self.given)]
         return torch.tensor([[*known, *[default] * (count - len(known))]])
 
 
@@ -213,6 +221,7 @@ class PagedMembers:
 
     def _get_logits_processor(self, generation_config: Any) -> Any:
         processors = self.model._get_logits_processor(generation_config, device=self.device)
+        self.coefficients.standing.begin(self.model)
         for processor in processors:
             # Transformers leaves it open for most. Only options that look at the scores of a row alone have come this far.
             processor.supports_continuous_batching = True
@@ -247,11 +256,11 @@ class PagedMembers:
                 extra={"cache": pages},  # layers update it; before transformers 5.24, attention functions do
             )
             pages.check_used()
-        combination, names = self.model.combination, self.members.names
-        default = [combination.coefficient(name) for name in names]
-        rows = self.coefficients.rows(logits_to_keep.shape[0], default)
+        combination, count = self.model.combination, logits_to_keep.shape[0]
+        rows = self.coefficients.rows(count, combination, self.members.names)
         logits = combine(self.members.logits(outputs), combination, rows)
-        return SimpleNamespace(logits=self.members.vocabulary.widen(logits, self.members.vocab_size))
+        logits = self.members.vocabulary.widen(logits, self.members.vocab_size)
+        return SimpleNamespace(logits=certainly(logits, self.coefficients.standing.certain(count)))
 
     def pages(self, cache: PagedAttentionCache) -> dict[str, MemberPages]:
         """Every distinct member's part of a cache, by name."""

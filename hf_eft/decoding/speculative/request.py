@@ -39,9 +39,11 @@ class Request:
     heuristic: bool = False
     confidence: float | None = None
     # Of the call that is running:
-    prompt_length: int | None = None
+    prompt_ids: torch.Tensor | None = None
     prompts: MemberPrompts | None = None
-    beams_left: BeamsLeft | None = None  # what a search with a truncation looks at
+    beams_left: BeamsLeft | None = None  # what a search looks at that may have no token left
+    by_phase: torch.Tensor | None = None  # coefficients of its rows, (batch, phases, members)
+    phases: Any = None  # what follows its rows through the phases of the recipe, once they are read
     own: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # what these members read in this step
 
     @classmethod
@@ -67,6 +69,11 @@ class Request:
         block = lookup if lookup is not None else given("num_assistant_tokens")
         heuristic = str(given("num_assistant_tokens_schedule")).startswith("heuristic")
         return cls(coupling or "reject", seed, block, heuristic, given("assistant_confidence_threshold"))
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Where the prompt ends, once a way of decoding has begun that says so."""
+        return None if self.prompt_ids is None else self.prompt_ids.shape[1]
 
     @property
     def chooses(self) -> bool:

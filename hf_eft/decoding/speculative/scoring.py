@@ -11,11 +11,12 @@ from ...members.checks import Finite
 from ...members.devices import fetched
 from ...members.members import Members
 from ...recipe.combination import Combination
-from ...recipe.combine import combine
+from ...recipe.combine import certainly, combine
 from .coupling import accept_equal, accept_ratio
 from .drafting import Drafter
 from .request import Settings
 from .rows import Rows
+from .standing import Standing
 
 
 class Scoring:
@@ -29,6 +30,7 @@ class Scoring:
         rows ([`Rows`]): The rows.
         coefficients (`torch.Tensor` of shape `(rows, members)`, *optional*): Those of the call, in place of the recipe's.
         processors (`LogitsProcessorList`): What changes logits before a token is chosen.
+        standing ([`~hf_eft.decoding.speculative.standing.Standing`], *optional*): Where rows stand in the phases of the recipe.
     """
 
     def __init__(
@@ -39,16 +41,19 @@ class Scoring:
         rows: Rows,
         coefficients: torch.Tensor | None,
         processors: Any,
+        standing: Standing | None = None,
     ) -> None:
         self.members, self.combination, self.settings, self.rows = members, combination, settings, rows
         self.coefficients, self.processors, self.device = coefficients, processors, rows.tokens.device
+        self.standing = standing
         self._unchecked: list[Finite] = []
 
     @property
     def is_plain(self) -> bool:
         """Whether the most likely token is chosen, whatever was chosen before."""
         greedy = not self.settings.do_sample and not self.settings.confidence
-        return greedy and not self.processors and not (self.coefficients is None and self.combination.scheduled)
+        varies = self.standing is not None or (self.coefficients is None and self.combination.scheduled)
+        return greedy and not self.processors and not varies
 
     def target(self, read: Mapping[str, torch.Tensor], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -62,7 +67,7 @@ class Scoring:
         # Draws from what is not finite end the process on an accelerator: that is looked at before. Otherwise with the next look.
         by_name = self.members.by_name(part, later=None if self._by_ratio else self._unchecked)
         logits = combine(by_name, self.combination, self._coefficients_at(start, stop))
-        logits = self.members.vocabulary.widen(logits, self.members.vocab_size)
+        logits = self._certainly(self.members.vocabulary.widen(logits, self.members.vocab_size), start, stop)
         return logits, self._processed_each(logits, start)
 
     def proposed(self, drafter: Drafter, read: Mapping[str, torch.Tensor], start: int, stop: int) -> torch.Tensor:
@@ -73,7 +78,7 @@ class Scoring:
         logits = vocabulary.cut(drafter.propose(read, self._coefficients_at(start, stop)))
         # A copy: what is never generated is ruled out of what is proposed, not of what the member says.
         logits = vocabulary.widen(logits.to(self.device, torch.float32, copy=True), self.members.vocab_size)
-        return self._processed_each(logits, start)
+        return self._processed_each(self._certainly(logits, start, stop), start)
 
     def processed(self, logits: torch.Tensor, ahead: int) -> torch.Tensor:
         """What processors and warpers make of the logits, `(rows, vocab)`, for the token `ahead` tokens behind each row."""
@@ -149,11 +154,17 @@ class Scoring:
         return torch.stack([self.processed(logits[:, i], start + i) for i in range(logits.shape[1])], dim=1)
 
     def _coefficients_at(self, start: int, stop: int) -> torch.Tensor | None:
-        """Those of the call, or the schedule's where every row has come to: `(rows, stop - start, members)`."""
+        """Those of the call, or those of the recipe where every row has come to: `(rows, stop - start, members)`."""
+        if self.coefficients is None and self.standing is not None:
+            return self.standing.coefficients(start, stop)
         if self.coefficients is not None or not self.combination.scheduled:
             return self.coefficients
         places = [n for row in zip(*(self.rows.generated(i) for i in range(start, stop)), strict=True) for n in row]
         return self.combination.at(places, self.members.names).view(len(self.rows.present), stop - start, -1)
+
+    def _certainly(self, logits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """With certainty where a phase must end, for draft and target alike."""
+        return certainly(logits, None if self.standing is None else self.standing.certain(start, stop))
 
     def keep(self, staying: torch.Tensor) -> None:
         """Go on with some of the rows only, `(staying,)`."""
