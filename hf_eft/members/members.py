@@ -197,7 +197,8 @@ class Members:
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): As in transformers; 0 keeps all.
             only (`Collection[str]`, *optional*): The distinct members to run; all by default.
             own (`Mapping[str, Mapping[str, Any]]`, *optional*):
-                By distinct member, `input_ids`, `attention_mask` and `position_ids` in place of the common ones.
+                By distinct member, `input_ids`, `attention_mask` and `position_ids` in place of the common ones, and whatever else its
+                model takes, such as pictures.
 
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
@@ -256,17 +257,21 @@ class Members:
                 "attention_mask": attention_mask.get(name) if per_member else attention_mask,
                 "position_ids": position_ids,
             }
+            mine = own.get(name, {})
             outputs[name] = member.forward(
-                **{**common, **own.get(name, {})},
+                **{key: mine.get(key, value) for key, value in common.items()},
                 inputs_embeds=inputs_embeds if is_main else None,
                 cache=caches.get(name),
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
-                extra=extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY},
+                extra={
+                    **(extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY}),
+                    **{key: value for key, value in mine.items() if key not in common},
+                },
             )
         if cache is not None:
             tokens = input_ids if input_ids is not None else inputs_embeds
-            if own:
+            if any("input_ids" in inputs for inputs in own.values()):
                 cache.apart = True
             cache.count(tokens.shape[1] if tokens is not None else 0)
         return outputs
