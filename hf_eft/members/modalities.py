@@ -18,6 +18,7 @@ _TEXT = {
 _PLACEHOLDER = re.compile(
     r"(image|video|audio|speech|vision|visual|frame|boi|eoi|boa|eoa|codec|tts)\w*_(token_id|token_index|token_ids)$"
 )
+_SOUND = re.compile(r"audio|speech|input_features|input_values")
 _REMEDY = "Members read text, pictures and films: leave it out, or use the model that takes it by itself."
 
 
@@ -29,6 +30,11 @@ def refuse_inputs(given: Mapping[str, Any]) -> None:
         if name == KINDS and not bool(torch.as_tensor(value).any()):
             continue
         raise ValueError(f"`{name}` is no text and no picture, so that not every member would take it. {_REMEDY}")
+
+
+def refuse_sounds(given: Mapping[str, Any]) -> None:
+    """Raise if a call lets its model hear what other members would not."""
+    refuse_inputs({name: value for name, value in given.items() if _SOUND.search(name)})
 
 
 def placeholders(configs: Iterable[Any]) -> dict[int, str]:

@@ -48,7 +48,7 @@ class Sight:
         expand: int = 1,
         ahead: bool = True,
     ) -> None:
-        self.member, self.length = member, input_ids.shape[1]
+        self.member, self.length, self.expand = member, input_ids.shape[1], expand
         self._model = apart(member.model)
         _check(member, given)
         device = member.device
@@ -56,7 +56,8 @@ class Sight:
         known = {"attention_mask": attention_mask, **{n: v for n, v in given.items() if n in member.accepts}}
         kwargs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in known.items()}
         if _POSITIONS in member.accepts:
-            kwargs[_POSITIONS] = self._model._prepare_position_ids_for_generation(ids, dict(kwargs))
+            mask = torch.ones_like(ids) if attention_mask is None else kwargs["attention_mask"]  # without one, no rows are made
+            kwargs[_POSITIONS] = self._model._prepare_position_ids_for_generation(ids, {**kwargs, "attention_mask": mask})
         if ahead:
             kwargs = self._model._maybe_prepare_encoder_kwargs_for_generation(ids, kwargs, "input_ids", None)
         if expand > 1 and "mm_encoder_outputs" not in kwargs:
@@ -71,7 +72,7 @@ class Sight:
     def continued(cls, member: Member, attention_mask: torch.Tensor | None, positions: Positions, length: int) -> Sight:
         """That of a text of `length` tokens, of whose beginning, pictures included, a cache holds the states."""
         sight = cls.__new__(cls)
-        sight.member, sight.length, sight._model = member, length, apart(member.model)
+        sight.member, sight.length, sight.expand, sight._model = member, length, 1, apart(member.model)
         sight._kwargs = {"attention_mask": attention_mask, _POSITIONS: positions.up_to(length, attention_mask)}
         return sight
 
