@@ -243,13 +243,15 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         tokens = cast(torch.Tensor, input_ids)
         if inputs_embeds is not None:
             tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
-        members = self._members.apart((member_inputs or {}).keys())
+        members, given = self._members, (member_inputs or {}).items()
+        # A model sees for all members that it serves as, apart from those with a prompt of their own.
+        members = members.apart([name for name, inputs in given if "input_ids" in inputs or name not in members.distinct])
         if member_inputs:
             logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
         check_rows(tokens, cache)
         check_mask(attention_mask, tokens, cache)
         cache = _cache_for(members, cache, use_cache)
-        pictures = take_pictures(kwargs)
+        pictures = {} if torch.compiler.is_compiling() else take_pictures(kwargs)
         if pictures and (inputs_embeds is not None or position_ids is not None):
             raise ValueError("With pictures, members look for their places among `input_ids`, and count their positions from them.")
         own = in_forward(members, tokens, attention_mask, pictures, member_inputs or {}, cache, bool(use_cache))
