@@ -79,7 +79,8 @@ class EFTLogitsProcessor(LogitsProcessor):
             The id that pads prompts on the left. Defaults to the tuned model's, unless that also is a begin or end token.
         member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
             By member, `input_ids` and `attention_mask` of shape `(batch, length)` and pictures: a prompt of its own in place of the call's,
-            for the next `generate` call. Needs that call's `attention_mask`, which says where its prompt ends. May be replaced between calls.
+            for the next `generate` call. Needs that call's `attention_mask`, which says where its prompt ends. May be replaced between
+            calls.
         assistant_vocab_size (`int`, *optional*):
             The width of an assistant's logits that has another vocabulary: its scores are returned as they are.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
@@ -223,7 +224,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         own = given.prompts.names
         common = [name for name in self._members.names if name not in own]
         begun = self._begun_with(input_ids, given, common)
-        answers = {}
+        answers: dict[str, torch.Tensor] = {}
         for names in ([common] if common else []) + [[name] for name in own]:
             if names == common:
                 ids, mask = input_ids, functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)

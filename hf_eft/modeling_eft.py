@@ -253,7 +253,9 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         cache = _cache_for(members, cache, use_cache)
         pictures = {} if torch.compiler.is_compiling() else take_pictures(kwargs)
         if pictures and (inputs_embeds is not None or position_ids is not None):
-            raise ValueError("With pictures, members look for their places among `input_ids`, and count their positions from them.")
+            raise ValueError(
+                "With pictures, members look for their places among `input_ids`, and count their positions from them."
+            )
         own = in_forward(members, tokens, attention_mask, pictures, member_inputs or {}, cache, bool(use_cache))
         if coefficients is None and self.combination.scheduled:
             start = int(cache.get_seq_length()) if cache is not None else 0

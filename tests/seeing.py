@@ -185,9 +185,7 @@ def shown(family: str, counts: Sequence[int] = (1, 2, 0), words: Sequence[int] =
     return Shown(family, counts, ids, mask, pictures)
 
 
-def _drawn(
-    family: str, counts: Sequence[int], generator: torch.Generator
-) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+def _drawn(family: str, counts: Sequence[int], generator: torch.Generator) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
     """The tokens of every picture, and the pictures as the family's processor would hand them over."""
     number = sum(counts)
 

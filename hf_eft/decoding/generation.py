@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
@@ -189,7 +189,9 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
     def _begin(self, input_ids: torch.Tensor, generation_config: Any) -> None:
         """A way of decoding says where the prompt ends and what fills rows that have ended."""
         if self._request.shown and generation_config.prefill_chunk_size is not None:
-            raise ValueError("`prefill_chunk_size` cuts a prompt into pieces, and its pictures are shown at once: leave one of them out.")
+            raise ValueError(
+                "`prefill_chunk_size` cuts a prompt into pieces, and its pictures are shown at once: leave one of them out."
+            )
         if (call := innermost(self)) is not None:
             pad = generation_config._pad_token_tensor
             call.request.prompt_length, call.pad = input_ids.shape[1], None if pad is None else int(pad)
@@ -237,7 +239,9 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, GenerationMixin):
                     f"{', '.join(map(repr, self._members.stateful))}. A member, a model with the same tokenizer or the prompt may draft."
                 )
             if self._request.prompts is not None or self._request.shown:
-                raise ValueError("With `member_inputs` or pictures, a member, a model with the same tokenizer or the prompt may draft.")
+                raise ValueError(
+                    "With `member_inputs` or pictures, a member, a model with the same tokenizer or the prompt may draft."
+                )
             if (cache := kwargs.get(CACHE)) is not None and (held := int(cache.get_seq_length())):
                 raise ValueError(
                     f"With this assistant, transformers reads the whole prompt again behind the {held} tokens that `{CACHE}` holds. Leave "

@@ -122,6 +122,7 @@ class Begun:
 
     def seen_by(self, members: Members, name: str) -> dict[str, Sight]:
         """What members see that read one prompt, of which `name` is the first."""
+        pictures: Mapping[str, Any]
         if name not in self.sights:
             rows, own = len(self.input_ids), self.given.prompts.by_name
             if name in own:

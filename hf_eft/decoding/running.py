@@ -40,8 +40,8 @@ class Running:
 
 def running(processor: Any) -> Running | None:
     r"""
-    The call of `generate` in this thread that a processor is one of, looked up among the calls that led here: transformers hands a processor
-    ids and scores only, and pictures are what its models would have to see.
+    The call of `generate` in this thread that a processor is one of, looked up among the calls that led here: transformers hands a
+    processor ids and scores only, and pictures are what its models would have to see.
 
     Args:
         processor (`Any`): The processor.

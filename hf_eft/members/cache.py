@@ -12,7 +12,6 @@ from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
     QuantizedCache,
     StaticCache,
     StaticLayer,

@@ -99,7 +99,9 @@ class Sight:
         more, kwargs = read + fresh - self.length, dict(self._kwargs)
         if more:
             kwargs = self._model._update_model_kwargs_for_generation({}, kwargs, num_new_tokens=more)
-        check_trial(self.member.name, self.member.model, self.member.device, kwargs.get("attention_mask"), cached=cache is not None)
+        check_trial(
+            self.member.name, self.member.model, self.member.device, kwargs.get("attention_mask"), cached=cache is not None
+        )
         prepared = self._model.prepare_inputs_for_generation(
             input_ids.to(self.member.device), next_sequence_length=fresh, is_first_iteration=first,
             use_cache=use_cache, **{CACHE: cache}, **kwargs,
@@ -164,7 +166,7 @@ def in_forward(
         input_ids (`torch.LongTensor` of shape `(rows, length)`): What all read.
         attention_mask (`torch.Tensor` of shape `(rows, cached + length)`, *optional*): 0 where a token is padding.
         pictures (`Mapping[str, Any]`): What all are shown.
-        given (`Mapping[str, Mapping[str, Any]]`): By member, what it is given instead. Where positions are among that, it is taken as it is.
+        given (`Mapping[str, Mapping[str, Any]]`): By member, what it is given instead; with positions among it, taken as it is.
         cache ([`EFTCache`], *optional*): The states of the tokens before.
         use_cache (`bool`): Whether states are kept.
     """
@@ -174,7 +176,7 @@ def in_forward(
         for name, inputs in own.items()
         if _POSITIONS not in inputs and "input_ids" in inputs
     }
-    plain = {name: (input_ids, None, {}) for name in own.keys() - shown.keys()}
+    plain: dict[str, Any] = {name: (input_ids, None, {}) for name in own.keys() - shown.keys()}
     if pictures or any(each[2] for each in shown.values()):
         refuse_behind(cache)
         sights = sights_of(members, input_ids, attention_mask, pictures, {**plain, **shown}, ahead=False)
@@ -195,8 +197,8 @@ def refuse_behind(cache: Cache | None) -> None:
     """Raise if pictures would be shown behind what a cache holds."""
     if cache is not None and (held := int(cache.get_seq_length())):
         raise ValueError(
-            f"Pictures are shown with a whole prompt, and `{CACHE}` holds {held} tokens before this one. Leave the cache out; or go on from "
-            "it with text alone, whose pictures it has."
+            f"Pictures are shown with a whole prompt, and `{CACHE}` holds {held} tokens before this one. Leave the cache out; or go on "
+            "from it with text alone: what was shown before is in it."
         )
 
 
@@ -230,8 +232,8 @@ def seen_before(
     for name, positions in cache.positions.items():
         if positions is None or cache.read_by(name, positions.length) < positions.length:
             raise ValueError(
-                f"`{CACHE}` does not hold the prompt with pictures of the member {name!r} as it was read: its rows were moved, by drafts that "
-                "not all rows kept, or it was cropped. Leave it out, and give the pictures again."
+                f"`{CACHE}` does not hold the prompt with pictures of the member {name!r} as it was read: its rows were moved, by drafts "
+                "that not all rows kept, or it was cropped. Leave it out, and give the pictures again."
             )
         mask, total = (own[name][1], own[name][0].shape[1]) if name in own else (attention_mask, length)
         sights[name] = Sight.continued(members.distinct[name], mask, positions, total)

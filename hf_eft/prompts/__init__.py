@@ -21,8 +21,8 @@ class MemberPrompts:
 
     Args:
         given (`Mapping[str, Mapping[str, torch.Tensor]]`):
-            By member, `input_ids` and, where rows are padded on the left, `attention_mask`, both of shape `(batch, length)`; and, for members
-            that see, pixels and what describes them, as the member's processor makes them.
+            By member, `input_ids` and, where rows are padded on the left, `attention_mask`, both of shape `(batch, length)`; for members
+            that see, pixels and what describes them as well, as the member's processor makes them.
         members (`Collection[str]`): The members that may have one.
 
     Raises:

@@ -155,30 +155,16 @@ def test_what_describes_text_is_taken() -> None:
     assert torch.equal(generated, model.generate(ids, max_new_tokens=4))
 
 
-class Hears:
-    """A base that is given a sound."""
-
-    @staticmethod
-    def generate(add_on: EFTLogitsProcessor) -> None:
-        base = multimodal("qwen2_vl", 1)
-        base._validate_model_kwargs = lambda given: None
-        try:
-            base.generate(
-                torch.tensor([[9, 10]]), input_features=torch.zeros(1, 2), logits_processor=[add_on], max_new_tokens=1
-            )
-        finally:
-            del base._validate_model_kwargs
-
-
-def test_the_add_on_refuses_prompts_with_placeholders() -> None:
+def test_the_add_on_refuses_prompts_with_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pictures cannot be looked up in a call that is running."""
     base, tuned, reference = (multimodal("qwen2_vl", seed) for seed in (1, 2, 3))
     add_on = EFTLogitsProcessor(tuned, reference)
     ids = torch.tensor([[9, START, IMAGE, IMAGE, IMAGE, IMAGE, STOP, 20]])
     with pytest.raises(ValueError, match=r"token \d \(`\w+_token_id`\), which holds the place of something that is no text"):
         base.generate(ids, max_new_tokens=2, logits_processor=[add_on])
+    monkeypatch.setattr(base, "_validate_model_kwargs", lambda given: None)  # as of a model that hears
     with pytest.raises(ValueError, match="`input_features` is no text and no picture"):
-        Hears.generate(add_on)
+        base.generate(ids[:, -1:], input_features=torch.zeros(1, 2), max_new_tokens=2, logits_processor=[add_on])
     # One that the base generates by itself stands for itself.
     scores = torch.zeros(1, VOCAB)
     prompt = torch.tensor([[20, 21]])

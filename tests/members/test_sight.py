@@ -122,9 +122,7 @@ def mixed() -> tuple[list[Any], dict[str, Shown], list[tuple[Any, ...]]]:
     models = [seeing(family, 5) for family in families.values()]
     given = {name: shown(family, (1, 2, 0), (2 + i, 3, 7), seed=i) for i, (name, family) in enumerate(families.items())}
     rows = [
-        tuple(
-            (c, model, each.family, *each.row(i)) for c, model, each in zip((1, 1, -1), models, given.values(), strict=True)
-        )
+        tuple((c, model, each.family, *each.row(i)) for c, model, each in zip((1, 1, -1), models, given.values(), strict=True))
         for i in range(3)
     ]
     return models, given, rows

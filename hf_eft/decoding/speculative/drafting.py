@@ -77,9 +77,7 @@ class MemberDrafter(Drafter):
 class OutsideDrafter(Drafter):
     """A model that is no member drafts, on a cache and in a line of its own."""
 
-    def __init__(
-        self, model: PreTrainedModel, vocab_size: int, line: Line, pictures: Mapping[str, Any], expand: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, vocab_size: int, line: Line, pictures: Mapping[str, Any], expand: int) -> None:
         super().__init__("another model")
         members = Members({"assistant": model})
         if members.vocab_size != vocab_size:

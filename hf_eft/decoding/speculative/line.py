@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -88,7 +88,7 @@ def lines_of(
     """
     lines = dict.fromkeys(members.distinct, common)
     for name in prompts.names if prompts is not None else ():
-        _, own = prompts.followed_by(name, prompt[:, :0])
+        _, own = cast(MemberPrompts, prompts).followed_by(name, prompt[:, :0])
         lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1, room)
     made: list[Line] = []
     for name, sight in sights.items():
