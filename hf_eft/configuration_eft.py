@@ -89,6 +89,11 @@ class EFTConfig(PreTrainedConfig):
         self.combination = {**self.combination, "coefficients": ordered}
         super().__post_init__(**kwargs)
 
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """As in transformers: what describes the text, of a main member that sees as well."""
+        found = super().get_text_config(*args, **kwargs)
+        return found if found is self else found.get_text_config(*args, **kwargs)
+
     def keys_of_members(self) -> dict[str, str]:
         """The attribute of each configuration and the name of its member, the main member's first."""
         names = dict.fromkeys([*self.member_names, *self.adapters.values()])  # some models are there for their adapters only

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import LogitsProcessor, PreTrainedModel
 
 from .bytes import in_vocabulary
 from .decoding.added import AddedVarying, prompt_length
-from .decoding.given import Given, GivenByThread, goes_on
+from .decoding.given import Begun, Given, GivenByThread
 from .decoding.reader import Reader
+from .decoding.running import running
 from .decoding.tokens_left import nothing_left
 from .members import prefix
 from .members.adapters import by_adapter
 from .members.call import Lock, PerThread
 from .members.learnt import recommended
 from .members.members import Members, named_members
-from .members.modalities import placeholders, refuse_placeholders
+from .members.modalities import placeholders, refuse_placeholders, refuse_sounds
 from .members.padding import filling, guessed
 from .members.vocabulary import Vocabulary, end_tokens
 from .prompts import MemberPrompts, warn_of_templates
@@ -57,9 +58,10 @@ class EFTLogitsProcessor(LogitsProcessor):
     - **`inputs_embeds`**: only with `input_ids`. Continuing from a returned cache: pass the full ids, not only the new ones.
     - **Continuous batching** (`generate_batch`, `cache_implementation="paged"`): not supported. **transformers drops logits processors
       there without a word**, and what you get is the base alone.
-    - **Images, sounds, films**: refused. A processor is not shown what else the model was given: prompts are refused that hold a
-      placeholder of a small model's configuration (`image_token_id` and its like), or a token that a small model has no row for. Small
-      models of text alone know no placeholders: do not give the base anything but text beside them.
+    - **Pictures and films**: the small models see what `generate` was given (`pixel_values` and its like, looked up in the call that is
+      running), each by its own encoder; or their own, with their own prompts, by `member_inputs`. One that takes no pictures is refused,
+      unless `member_inputs` has a text for it. In a loop of one's own, where no call can be looked up, prompts are refused that hold a
+      placeholder of a small model's configuration (`image_token_id` and its like). Sounds are refused.
     - **Forwards per token**: one of each distinct small model. **Memory**: a cache for each until [`EFTLogitsProcessor.reset`].
     - **Threads**: calls from several threads are taken one step after the other. What `attention_mask` and `member_inputs` were set to in a
       thread is for that thread's calls; a thread that set nothing takes what was set last, and refuses it where it may be another call's.
@@ -79,8 +81,9 @@ class EFTLogitsProcessor(LogitsProcessor):
         pad_token_id (`int`, *optional*):
             The id that pads prompts on the left. Defaults to the tuned model's, unless that also is a begin or end token.
         member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
-            By member, `input_ids` and `attention_mask` of shape `(batch, length)`: a prompt of its own in place of the call's, for the next
-            `generate` call. Needs that call's `attention_mask`, which says where its prompt ends. May be replaced between calls.
+            By member, `input_ids` and `attention_mask` of shape `(batch, length)` and pictures: a prompt of its own in place of the call's,
+            for the next `generate` call. Needs that call's `attention_mask`, which says where its prompt ends. May be replaced between
+            calls.
         assistant_vocab_size (`int`, *optional*):
             The width of an assistant's logits that has another vocabulary: its scores are returned as they are.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
@@ -180,6 +183,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         """Free the small models' states."""
         with self._lock:
             self._readers.clear()
+            self._begun = PerThread()
 
     def __getstate__(self) -> dict[str, Any]:
         own = {
@@ -231,12 +235,17 @@ class EFTLogitsProcessor(LogitsProcessor):
         """Every member's logits for the next token, each after its own prompt."""
         own = given.prompts.names
         common = [name for name in self._members.names if name not in own]
-        mask = self._mask(input_ids, given)
-        answers = self._reader(common).read(*_read_as(input_ids, mask, self._rows(common))) if common else {}
-        for name in own:
-            prompt = prompt_length(given, "A prompt of its own")
-            ids, mask = given.prompts.followed_by(name, input_ids[:, prompt:])
-            answers |= self._reader([name]).read(*_read_as(ids, mask, self._rows([name])))
+        begun = self._begun_with(input_ids, given, common)
+        answers: dict[str, torch.Tensor] = {}
+        for names in ([common] if common else []) + [[name] for name in own]:
+            if names == common:
+                ids, mask = input_ids, functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)
+            else:
+                prompt = prompt_length(given, "A prompt of its own")
+                ids, mask = given.prompts.followed_by(names[0], input_ids[:, prompt:])
+            reader = self._reader(names)
+            sights = begun.seen_by(reader.members, names[0])
+            answers |= reader.read(*_read_as(ids, mask, self._rows(names)), sights)
         return answers
 
     def _rows(self, names: list[str]) -> int:
@@ -273,15 +282,20 @@ class EFTLogitsProcessor(LogitsProcessor):
                 ) from error
         return self._vocabularies[width]
 
-    def _mask(self, input_ids: torch.Tensor, given: Given) -> torch.Tensor:
-        """0 where a token is padding on the left. Pads after a finished row are tokens like any other."""
-        begun = self._begun.value
-        if begun is None or not begun.leads_to(input_ids, given, self.pad_token_id):
-            refuse_placeholders(input_ids, self._placeholders)
+    def _begun_with(self, input_ids: torch.Tensor, given: Given, common: list[str]) -> Begun:
+        """How the call began that asks about these tokens, which the members `common` read."""
+        begun, call = self._begun.value, running(self)
+        if begun is None or not begun.leads_to(input_ids, given, self.pad_token_id, call):
+            pictures = {} if call is None else call.pictures
+            if common and call is not None:
+                refuse_sounds(call.given)
+            if common and not pictures:
+                refuse_placeholders(input_ids, self._placeholders)
+            # 0 where a token is padding on the left. Pads after a finished row are tokens like any other.
             mask = self._mask_of_prompts(input_ids, given)
-            begun = self._begun.value = Begun(input_ids.clone(), given, self.pad_token_id, mask)
+            begun = self._begun.value = Begun(input_ids.clone(), given, self.pad_token_id, mask, call, pictures)
         begun.longest = max(begun.longest, input_ids.shape[1])
-        return torch.nn.functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)
+        return begun
 
     def _mask_of_prompts(self, input_ids: torch.Tensor, given: Given) -> torch.Tensor:
         """The same as far as something is said of it, `(rows, length)` or shorter."""
@@ -298,26 +312,6 @@ class EFTLogitsProcessor(LogitsProcessor):
             return 1 - prefix.leading_run(input_ids, self.pad_token_id)
         config = self._members.models[self._members.main].generation_config
         return 1 - guessed(input_ids, config.pad_token_id, config.bos_token_id, end_tokens(config))
-
-
-@dataclass
-class Begun:
-    """The first tokens that a call asked about, what was given for it, where those tokens are padding, and how far it has come."""
-
-    input_ids: torch.Tensor
-    given: Given
-    pad: int | None
-    mask: torch.Tensor
-    longest: int = 0
-
-    def leads_to(self, input_ids: torch.Tensor, given: Given, pad: int | None) -> bool:
-        """Whether these tokens are of the same call: one step further at most. What follows a prompt is no padding, whatever it is."""
-        return (
-            given is self.given
-            and pad == self.pad
-            and input_ids.shape[1] <= self.longest + 1
-            and goes_on(input_ids, self.input_ids)
-        )
 
 
 def _read_as(input_ids: torch.Tensor, mask: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -29,9 +29,11 @@ from .members.members import Members, named_members
 from .members.membership import EFTMembersMixin, describe
 from .members.modalities import refuse_inputs
 from .members.releases import CACHE, takes_cache
+from .members.sight import in_forward
 from .members.vocabulary import end_tokens
 from .planning import HERE, Plan, plan_of
 from .prompts import positions_in_common
+from .prompts.pictures import take_pictures
 from .recipe.combination import BASE, REFERENCE, Coefficient, Combination
 from .recipe.combine import certainly, combine
 
@@ -57,7 +59,8 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
       this model moves and casts them.
     - **Threads**: any number may call at a time: what a call asks for is that call's alone. The recipe and the members cannot be replaced
       while one runs.
-    - **Images, sounds, films**: refused by name; multimodal models are members for text.
+    - **Pictures and films**: seen by every member, which encodes them itself: given to `generate` and `forward` as to a plain model where
+      members take the same, or by `member_inputs` where each has its own processor. Sounds are refused by name.
 
     Make it from live models with [`EFTForCausalLM.from_models`].
 
@@ -229,8 +232,11 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
             member_input_ids (`torch.LongTensor` of shape `(batch, positions)`, *optional*):
                 The tokens that `inputs_embeds` stand for.
             member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
-                By member, `input_ids`, `attention_mask` and `position_ids` that it reads in place of the common ones: another prompt, and
-                the same continuation. Logits are returned from the right, as many as the shortest has positions.
+                By member, `input_ids`, `attention_mask`, `position_ids` and pictures that it reads in place of the common ones: another
+                prompt, and the same continuation. Logits are returned from the right, as many as the shortest has positions.
+            **kwargs (*optional*):
+                Pictures and films, as the members' processor makes them (`pixel_values`, `image_grid_thw`, ...), which every member
+                without `member_inputs` sees.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: The combined logits at every requested position, float32,
@@ -241,12 +247,20 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         tokens = cast(torch.Tensor, input_ids)
         if inputs_embeds is not None:
             tokens = ids_from_embeds(self._main_model, inputs_embeds) if member_input_ids is None else member_input_ids
-        members = self._members.apart((member_inputs or {}).keys())
+        members, given = self._members, (member_inputs or {}).items()
+        # A model sees for all members that it serves as, apart from those with a prompt of their own.
+        members = members.apart([name for name, inputs in given if "input_ids" in inputs or name not in members.distinct])
         if member_inputs:
             logits_to_keep = positions_in_common(logits_to_keep, tokens, member_inputs)
         check_rows(tokens, cache)
         check_mask(attention_mask, tokens, cache)
         cache = _cache_for(members, cache, use_cache)
+        pictures = {} if torch.compiler.is_compiling() else take_pictures(kwargs)
+        if pictures and (inputs_embeds is not None or position_ids is not None):
+            raise ValueError(
+                "With pictures, members look for their places among `input_ids`, and count their positions from them."
+            )
+        own = in_forward(members, tokens, attention_mask, pictures, member_inputs or {}, cache, bool(use_cache))
         if coefficients is None and (self.combination.scheduled or self.combination.phased):
             start = int(cache.get_seq_length()) if cache is not None else 0
             made = self._varying_from(start, tokens, attention_mask)
@@ -257,7 +271,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
 
         outputs = members.step(
             tokens,
-            own=member_inputs,
+            own=own,
             inputs_embeds=inputs_embeds,
             attention_mask=split_masks(attention_mask),
             position_ids=position_ids,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
@@ -17,12 +17,13 @@ from ..members.cache import EFTCache, check_room
 from ..members.call import Call, PerThread, entered, innermost, refuse_while_running
 from ..members.checks import check_static
 from ..members.members import Members
-from ..members.modalities import KINDS, refuse_inputs
+from ..members.modalities import refuse_inputs
 from ..members.ragged import make_whole
 from ..members.releases import CACHE, cache_of, renamed
 from ..members.trial import check_moving
 from ..members.vocabulary import Vocabulary
-from ..prompts import MemberPrompts, positions_of, warn_of_templates
+from ..prompts import MemberPrompts, warn_of_templates
+from ..prompts.pictures import KINDS, take_pictures
 from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .grammars import keeps_grammars
@@ -30,9 +31,9 @@ from .inputs import EFTInputsMixin
 from .speculative import Speculation
 from .speculative.choice import drafters, ways
 from .speculative.graphs import Graphs
-from .speculative.line import Line
+from .speculative.line import Line, lines_of
 from .speculative.recurrent import check_within
-from .speculative.request import Request, refuse_what_cannot_be_speculated
+from .speculative.request import Request, refuse_beside_pictures, refuse_what_cannot_be_speculated
 from .speculative.rows import Rows
 from .speculative.schedule import Fixed, Report
 from .speculative.scoring import Scoring
@@ -177,14 +178,21 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
             ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
             self._warned_of_templates = warn_of_templates(self.tokenizers, ids)
         request, members = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs), self._members
+        request.pictures = take_pictures(kwargs)
         if member_inputs:
             request.prompts = MemberPrompts(member_inputs, members.names[1:])
             members = members.apart(request.prompts.names)
+        if request.shown:
+            refuse_beside_pictures(config, kwargs)
         with entered(Call(self, request, members)):
             return super().generate(*args, **renamed(kwargs))
 
     def _begin(self, input_ids: torch.Tensor, generation_config: Any) -> None:
         """A way of decoding says where the prompt ends and what fills rows that have ended."""
+        if self._request.shown and generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                "`prefill_chunk_size` cuts a prompt into pieces, and its pictures are shown at once: leave one of them out."
+            )
         if (call := innermost(self)) is not None:
             pad = generation_config._pad_token_tensor
             call.request.prompt_ids, call.pad = input_ids, None if pad is None else int(pad)
@@ -223,8 +231,10 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
                     "With this assistant, transformers rolls the members' states back itself, and recurrent ones cannot be: "
                     f"{', '.join(map(repr, self._members.stateful))}. A member, a model with the same tokenizer or the prompt may draft."
                 )
-            if self._request.prompts is not None:
-                raise ValueError("With `member_inputs`, a member, a model with the same tokenizer or the prompt may draft.")
+            if self._request.prompts is not None or self._request.shown:
+                raise ValueError(
+                    "With `member_inputs` or pictures, a member, a model with the same tokenizer or the prompt may draft."
+                )
             if (cache := kwargs.get(CACHE)) is not None and (held := int(cache.get_seq_length())):
                 raise ValueError(
                     f"With this assistant, transformers reads the whole prompt again behind the {held} tokens that `{CACHE}` holds. Leave "
@@ -270,12 +280,16 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         for name, member in self._called_members.distinct.items():
             check_within(member, cache.members[name])
         cache.activate_past_recording()
-        lines, coefficients = self._lines(input_ids, mask, positions, cache, room), model_kwargs.get("coefficients")
-        request, members = self._request, self._called_members
+        request, members, coefficients = self._request, self._called_members, model_kwargs.get("coefficients")
+        padded = mask is not None and not bool(mask.all())  # without padding, members need no masks made
+        following = positions[:, -1:].expand(input_ids.shape[0], 1) + 1
+        common = Line(mask if padded else None, int(cache.get_seq_length()), following, room)
+        lines = lines_of(common, members, request.prompts, request.sights or {}, input_ids, room)
         reading = reading_of(members, cache, lines, lambda: self._graphs(model_kwargs, generation_config))
         asked_to_draft = drafters(
             assistant, generation_config, reading=reading, combination=self.combination, chooses=request.chooses,
-            by_row=coefficients is not None or request.by_phase is not None, line=copy.copy(lines[members.main]), rows=rows,
+            by_row=coefficients is not None or request.by_phase is not None, line=copy.copy(common), rows=rows,
+            pictures=request.pictures, expand=request.expand,
         )  # fmt: skip
         for drafter in asked_to_draft:
             drafter.prefill(input_ids, mask, positions)
@@ -305,21 +319,6 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
             return None
         config = generation_config.compile_config or self._default_compile_config()
         return Graphs(config.to_dict(), self.device)
-
-    def _lines(
-        self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: EFTCache, room: int
-    ) -> dict[str, Line]:
-        """Where every member stands after the prompt, which `room` tokens at most will follow."""
-        padded = mask is not None and not bool(mask.all())  # without padding, members need no masks made
-        common = Line(
-            mask if padded else None, int(cache.get_seq_length()), positions[:, -1:].expand(input_ids.shape[0], 1) + 1, room
-        )
-        lines = dict.fromkeys(self._called_members.distinct, common)
-        prompts = self._request.prompts
-        for name in prompts.names if prompts is not None else ():
-            _, own = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, :0])
-            lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1, room)
-        return lines
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         assistant = kwargs.get("assistant_model")

@@ -1,16 +1,19 @@
-"""What an add-on is told for a call, beside the tokens: kept by thread, so that no call takes what was meant for another."""
+"""What an add-on is told or finds out of a call, beside the tokens: kept by thread, so that no call takes what was meant for another."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..members.call import PerThread
+from ..members.members import Members
+from ..members.sight import Sight, sights_of
 from ..prompts import MemberPrompts
+from .running import Running
 
 _APART = "Set them in the thread that calls `generate`, or give each thread an `EFTLogitsProcessor` of its own."
 
@@ -92,3 +95,43 @@ def goes_on(input_ids: torch.Tensor, prompt: torch.Tensor) -> bool:
     """Whether rows begin with those of `prompt`, one by one."""
     rows, length = prompt.shape
     return input_ids.shape[0] == rows and input_ids.shape[1] >= length and torch.equal(input_ids[:, :length], prompt)
+
+
+@dataclass
+class Begun:
+    """The first tokens that a call asked about, what was given for it, where those tokens are padding, and how far it has come."""
+
+    input_ids: torch.Tensor
+    given: Given
+    pad: int | None
+    mask: torch.Tensor
+    call: Running | None
+    pictures: Mapping[str, Any]  # of the call
+    longest: int = 0
+    sights: dict[str, dict[str, Sight]] = field(default_factory=dict)  # by the first of the members that read one prompt
+
+    def leads_to(self, input_ids: torch.Tensor, given: Given, pad: int | None, call: Running | None) -> bool:
+        """Whether these tokens are of the same call: one step further at most. What follows a prompt is no padding, whatever it is."""
+        return (
+            given is self.given
+            and pad == self.pad
+            and (call is None if self.call is None else self.call.is_the_same(call))
+            and input_ids.shape[1] <= self.longest + 1
+            and goes_on(input_ids, self.input_ids)
+        )
+
+    def seen_by(self, members: Members, name: str) -> dict[str, Sight]:
+        """What members see that read one prompt, of which `name` is the first."""
+        pictures: Mapping[str, Any]
+        if name not in self.sights:
+            rows, own = len(self.input_ids), self.given.prompts.by_name
+            if name in own:
+                ids, mask, pictures = own[name]
+                expand = rows // len(ids)
+            else:
+                prompts = self.call.prompts if self.call is not None else None
+                expand = rows // (prompts or rows)
+                ids, mask, pictures = self.input_ids[::expand], self.mask[::expand], self.pictures
+            every = None if mask is None or bool(mask.all()) else mask
+            self.sights[name] = sights_of(members, ids, every, pictures, {}, expand=expand)
+        return self.sights[name]

@@ -15,8 +15,9 @@ from ..members.devices import execution_device
 from ..members.members import Members
 from ..members.padding import readable, unfilled
 from ..members.releases import CACHE, takes_cache
+from ..members.sight import refuse_behind, remember, seen_before, sights_of
 from ..members.trial import check_trial
-from ..prompts import positions_of
+from ..prompts import MemberPrompts, positions_of
 from ..recipe.combination import Combination
 from .varying import EFTPhasesMixin
 
@@ -42,6 +43,8 @@ class EFTInputsMixin(EFTPhasesMixin):
         """A mask for every member (they differ in window, cache length and dtype), as one flat dictionary for `generate`."""
         flat = {}
         for name, own_cache in cache.members.items():
+            if name in (self._request.sights or {}):
+                continue  # its model has made its mask, which may depend on where pictures are
             model = self._members.models[name]
             make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = self._request.own.get(name, {})
@@ -76,7 +79,9 @@ class EFTInputsMixin(EFTPhasesMixin):
         fresh = input_ids.shape[1] if next_sequence_length is None else next_sequence_length
         written = self._written(input_ids, cache)
         input_ids = self._legible(input_ids, attention_mask, fresh)
-        self._request.own = own = self._own_inputs(input_ids, fresh, cache)
+        self._look(input_ids, fresh, attention_mask, cache)
+        step = {"first": bool(is_first_iteration), "use_cache": kwargs.get("use_cache") is not False}
+        self._request.own = own = self._own_inputs(input_ids, fresh, cache, step)
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -95,9 +100,11 @@ class EFTInputsMixin(EFTPhasesMixin):
                 )
             inputs["member_input_ids"] = input_ids[:, -embeds.shape[1] :]
         if own:
-            prepared = isinstance(inputs.get("attention_mask"), Mapping)  # masks for all members, these included
-            left_out = {"attention_mask"} if prepared else set()
-            inputs["member_inputs"] = {name: {k: v for k, v in x.items() if k not in left_out} for name, x in own.items()}
+            mask = inputs.get("attention_mask")
+            prepared = set(split_masks(mask)) if isinstance(mask, Mapping) else set()  # of members whose masks are in there
+            inputs["member_inputs"] = {
+                name: {k: v for k, v in x.items() if k != "attention_mask" or name not in prepared} for name, x in own.items()
+            }
         if self.combination.scheduled or self._phases:
             read = next(inputs[key] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None)
             made = self._varying(written, attention_mask, read.shape[1], given=inputs.get("coefficients") is not None)
@@ -118,25 +125,58 @@ class EFTInputsMixin(EFTPhasesMixin):
         clean = readable(read, attention_mask, rows)
         return input_ids if clean is read else torch.cat([input_ids[:, :start], clean], dim=1)
 
-    def _own_inputs(self, input_ids: torch.Tensor, fresh: int, cache: Cache | None) -> dict[str, dict[str, torch.Tensor]]:
-        """What members with a prompt of their own read next: all of prompt and continuation that their caches do not hold."""
-        prompts, start = self._request.prompts, self._request.prompt_length
-        if prompts is None:
-            return {}
-        if start is None:
+    def _own_inputs(
+        self, input_ids: torch.Tensor, fresh: int, cache: Cache | None, step: Mapping[str, bool]
+    ) -> dict[str, dict[str, Any]]:
+        """What members with a prompt of their own, or with pictures, read next: all of prompt and continuation that they have not read."""
+        prompts, start, sights = self._request.prompts, self._request.prompt_length, self._request.sights or {}
+        names = () if prompts is None else prompts.names
+        if names and start is None:
             raise ValueError("This way of decoding does not say where the prompt ends: it cannot have `member_inputs`.")
-        if input_ids.shape[1] < start:
+        if names and input_ids.shape[1] < cast(int, start):
             raise ValueError("`prefill_chunk_size` cuts one prompt into pieces: it cannot be used with `member_inputs`.")
         own = {}
-        for name in prompts.names:
-            ids, mask = prompts.followed_by(name, input_ids[:, start:])
+        for name in dict.fromkeys((*names, *sights)):
+            member = self._called_members.distinct[name]
+            ids, mask = input_ids, None
+            if name in names:
+                ids, mask = cast(MemberPrompts, prompts).followed_by(name, input_ids[:, start:])
             read = cache.read_by(name, ids.shape[1] - fresh) if isinstance(cache, EFTCache) else 0
-            own[name] = {
-                "input_ids": readable(ids[:, read:], mask, {name: self._called_members.distinct[name].rows}),
-                "attention_mask": mask,
-                "position_ids": positions_of(mask)[:, read:],
-            }
+            count = ids.shape[1] - read if name in names else fresh
+            if name in sights:
+                states = cache.members[name] if isinstance(cache, EFTCache) else None
+                own[name] = sights[name].inputs(ids, read, count, states, **step)
+                if name not in names:
+                    del own[name]["input_ids"]  # those of all
+            else:
+                own[name] = {
+                    "input_ids": readable(ids[:, read:], mask, {name: member.rows}),
+                    "attention_mask": mask,
+                    "position_ids": positions_of(cast(torch.Tensor, mask))[:, read:],
+                }
         return own
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
+        self._request.expand = expand_size
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+
+    def _look(self, input_ids: torch.Tensor, fresh: int, attention_mask: torch.Tensor | None, cache: Cache | None) -> None:
+        """Have members see what the call shows them, once its prompts are known; or what they were shown before, if a cache holds that."""
+        request, members = self._request, self._called_members
+        if request.sights is not None:
+            return
+        request.sights = {}
+        if request.shown:
+            refuse_behind(cache)
+            request.sights = sights_of(
+                members, input_ids[:: request.expand], None if attention_mask is None else attention_mask[:: request.expand],
+                request.pictures, {} if request.prompts is None else request.prompts.by_name, expand=request.expand,
+            )  # fmt: skip
+            remember(cache, request.sights)
+        elif isinstance(cache, EFTCache) and cache.positions:
+            own = {} if request.prompts is None else request.prompts.by_name
+            total = int(cache.get_seq_length()) + fresh
+            request.sights = seen_before(cache, members, own, attention_mask, total)
 
 
 def split_masks(attention_mask: Any) -> Any:

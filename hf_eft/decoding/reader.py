@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..members.cache import EFTCache
 from ..members.members import Members
 from ..members.recurrent import is_recurrent
 from ..members.roll_back import Mark
+from ..members.sight import Sight
 
 # How many (row, position) answers are kept for being asked again: assisted decoding asks for every drafted position twice.
 _REMEMBERED = 32
@@ -34,6 +36,7 @@ class Reader:
 
     def __init__(self, members: Members) -> None:
         self.members = members
+        self._sights: Mapping[str, Sight] = {}
         self._recording = False
         self.reset()
 
@@ -44,16 +47,35 @@ class Reader:
         self._answers: dict[int, dict[str, torch.Tensor]] = {}  # by length
         self._marks: list[tuple[int, dict[str, Mark]]] = []  # by how many tokens had been read; two at most
 
-    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def _look(self, sights: Mapping[str, Sight]) -> None:
+        """Go on with what was read only where it was seen with these pictures."""
+        known, self._sights = self._sights, sights
+        if sights is known:
+            return
+        if sights.keys() != known.keys() or not all(sight.shows(known[name]) for name, sight in sights.items()):
+            self.reset()
+
+    def _prompt_numbers(self, rows: int) -> torch.Tensor:
+        """By row, which prompt of the call it goes on from."""
+        return torch.arange(rows) // next(iter(self._sights.values())).expand
+
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, sights: Mapping[str, Sight] | None = None
+    ) -> dict[str, torch.Tensor]:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(rows, length)`): Every token so far.
             attention_mask (`torch.LongTensor` of shape `(rows, length)`, *optional*): 0 where a token is padding.
+            sights (`Mapping[str, Sight]`, *optional*): What the members see of the call that asks.
 
         Returns:
             `dict[str, torch.Tensor]`: Each member's logits for the next token, `(rows, 1, vocab)`. Not to be written to.
         """
         asked = prefix.keys(input_ids, attention_mask)
+        self._look(sights or {})
+        if self._sights:  # rows of the same ids may see different pictures: the number of its prompt stands for what a row sees
+            asked = asked.clone()
+            asked[:, 0] = prefix.PADDING - 1 - self._prompt_numbers(len(asked)).to(asked.device)
         try:
             return self._read(input_ids, attention_mask, asked)
         except BaseException:
@@ -66,6 +88,9 @@ class Reader:
         """The same, from tokens and what they are found by."""
         length = asked.shape[1]
         keep = self._reconcile(asked)
+        if 0 < keep < max((sight.length for sight in self._sights.values()), default=0):
+            self.reset()  # pictures are shown with the whole prompt
+            keep = 0
         if keep == length and length in self._answers:
             return self._answers[length]
         keep = min(keep, length - 1)
@@ -95,8 +120,14 @@ class Reader:
         else:
             attention_mask = attention_mask[:, :stop]
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        caches = self._cache.members if self._cache is not None else {}
+        own = {
+            name: sight.inputs(input_ids[:, :stop], start, stop - start, caches[name], first=start == 0)
+            for name, sight in self._sights.items()
+        }
         return self.members.step(
             input_ids[:, start:stop],
+            own={name: {key: value for key, value in inputs.items() if key != "input_ids"} for name, inputs in own.items()},
             attention_mask=attention_mask,
             position_ids=positions[:, start:],
             cache=self._cache,

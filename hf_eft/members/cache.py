@@ -12,7 +12,6 @@ from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
     QuantizedCache,
     StaticCache,
     StaticLayer,
@@ -21,9 +20,10 @@ from transformers.cache_utils import (
 )
 
 from .halfway import check_whole, together
+from .positions import Positions
 from .ragged import make_even
 from .recurrent import give_layers, is_recurrent, records
-from .roll_back import crop
+from .roll_back import crop, shift_rows, trim_left
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +51,7 @@ class EFTCache(Cache):
     broken: bool  # a change of it was cut off half way
     uneven: bool  # its rows ended at different tokens, and stand in line on the right
     apart: bool  # a member has read another prompt, so that its count is its own
+    positions: dict[str, Positions | None]  # of members that were shown pictures; `None` where its columns are others by now
     seen_tokens: int  # asked for only where no member's cache counts for all, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
 
@@ -95,6 +96,7 @@ class EFTCache(Cache):
         attached.main_member = main
         attached.sibling_caches = siblings
         attached.joints, attached.broken, attached.uneven, attached.apart = {}, False, False, False
+        attached.positions = {}
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
@@ -141,10 +143,12 @@ class EFTCache(Cache):
             for name, cache in self.members.items():
                 for layer in cache.layers:
                     if shift is not None:
-                        _shift_rows(layer, shift)
+                        shift_rows(layer, shift)
                     crop(layer, drops[name])
                     if trims[name]:
-                        _trim_left(layer, trims[name])
+                        trim_left(layer, trims[name])
+        if shift is not None or any(trims.values()):
+            self.positions = dict.fromkeys(self.positions)
         self.unsettled_tokens = 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -165,6 +169,7 @@ class EFTCache(Cache):
         super().reset()
         self.seen_tokens = self.unsettled_tokens = 0
         self.joints.clear()
+        self.positions.clear()
         for cache in self.sibling_caches.values():
             cache.reset()
         self.broken = self.uneven = self.apart = False
@@ -180,6 +185,9 @@ class EFTCache(Cache):
             getattr(super(), change)(how)
             for cache in self.sibling_caches.values():
                 getattr(cache, change)(how)
+            for name, each in self.positions.items():
+                if each is not None:
+                    self.positions[name] = each.repeat(how) if isinstance(how, int) else each.select(how)
 
     def activate_past_recording(self) -> None:
         # Recurrent layers are put back instead; some models take what a recording convolution holds for its last states only.
@@ -300,42 +308,6 @@ def _can_crop(layer: Any, tokens: int, recorded: int) -> bool:
     if records(layer):
         return layer.record_past and tokens <= recorded
     return isinstance(layer, DynamicLayer)
-
-
-def _shift_rows(layer: Any, shift: torch.Tensor) -> None:
-    """Move each row's states to the right by its shift. What falls in on the left is padding, or older than a window."""
-    if hasattr(layer, "indexer_keys"):
-        raise ValueError(
-            "Rows that keep different numbers of drafted tokens cannot be brought into line in a cache with an index of keys (sparse "
-            "attention). Speculate with one row at a time."
-        )
-    if isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer):
-        for i, states in layer.conv_states.items():
-            if states is not None:
-                layer.conv_states[i] = _shifted(states, shift, dim=-1)
-    if getattr(layer, "is_initialized", False) and layer.keys is not None:
-        layer.keys = _shifted(layer.keys, shift, dim=-2)
-        layer.values = _shifted(layer.values, shift, dim=-2)
-
-
-def _shifted(states: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
-    length = states.shape[dim]
-    places = torch.arange(length, device=states.device)[None]
-    source = (places - shift.to(states.device)[:, None]).clamp(min=0)  # (rows, length)
-    shape = [1] * states.dim()
-    shape[0], shape[dim] = source.shape
-    return states.gather(dim, source.view(shape).expand(states.shape))
-
-
-def _trim_left(layer: Any, columns: int) -> None:
-    """Forget the first columns. A sliding layer that does not hold them any more only counts them off."""
-    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
-        return
-    left = layer.get_seq_length() - columns
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        layer.cumulative_length = left
-    start = max(0, layer.keys.shape[-2] - left)
-    layer.keys, layer.values = layer.keys[..., start:, :], layer.values[..., start:, :]
 
 
 def check_room(name: str, cache: Cache, needed: int | None) -> None:

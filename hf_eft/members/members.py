@@ -198,7 +198,8 @@ class Members:
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): As in transformers; 0 keeps all.
             only (`Collection[str]`, *optional*): The distinct members to run; all by default.
             own (`Mapping[str, Mapping[str, Any]]`, *optional*):
-                By distinct member, `input_ids`, `attention_mask` and `position_ids` in place of the common ones.
+                By distinct member, `input_ids`, `attention_mask` and `position_ids` in place of the common ones, and whatever else its
+                model takes, such as pictures.
 
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
@@ -285,21 +286,25 @@ class Members:
                 "attention_mask": attention_mask.get(name) if per_member else attention_mask,
                 "position_ids": position_ids,
             }
+            mine = own.get(name, {})
             works.append(
                 member.reads(
-                    **{**common, **own.get(name, {})},
+                    **{key: mine.get(key, value) for key, value in common.items()},
                     inputs_embeds=inputs_embeds if is_main else None,
                     cache=caches.get(name),
                     use_cache=use_cache,
                     logits_to_keep=logits_to_keep,
-                    extra=extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY},
+                    extra={
+                        **(extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY}),
+                        **{key: value for key, value in mine.items() if key not in common},
+                    },
                 )
             )
         tokens = input_ids if input_ids is not None else inputs_embeds
 
         def count() -> None:
             if cache is not None:
-                cache.apart = cache.apart or bool(own)
+                cache.apart = cache.apart or any("input_ids" in inputs for inputs in own.values())
                 cache.count(tokens.shape[1] if tokens is not None else 0)
 
         return works, count

@@ -168,7 +168,8 @@ class EFTMembersMixin:
             )
         for name, model in self._members.distinct_models.items():
             model.resize_token_embeddings(new_num_tokens, *args, **kwargs)
-            self.config.member_configs[name].get_text_config(decoder=True).vocab_size = model.config.vocab_size
+            widened = model.config.get_text_config(decoder=True).vocab_size
+            self.config.member_configs[name].get_text_config(decoder=True).vocab_size = widened
         self._members = Members(self._members.models, tokenizers=self._members.vocabulary.tokenizers)
         return self.get_input_embeddings()
 

@@ -1,4 +1,4 @@
-"""Images, sounds and films: members read text, and what else a call is given is refused by name."""
+"""Pictures, films and sounds beside tokens: what members may be shown, and what is refused by name."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from typing import Any
 
 import torch
 
+from ..prompts.pictures import KINDS, holds_data
+
 # Tensors that describe text. Whatever else a model is given beside tokens stands for something that only it would see.
 _TEXT = {
     *("token_type_ids", "cache_position", "position_ids", "seq_idx"),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
 }
-KINDS = "mm_token_type_ids"  # 0 for text
 _PLACEHOLDER = re.compile(
     r"(image|video|audio|speech|vision|visual|frame|boi|eoi|boa|eoa|codec|tts)\w*_(token_id|token_index|token_ids)$"
 )
-_REMEDY = "Members read text alone: leave it out, or use the model that sees it by itself."
+_SOUND = re.compile(r"audio|speech|input_features|input_values")
+_REMEDY = "Members read text, pictures and films: leave it out, or use the model that takes it by itself."
 
 
 def refuse_inputs(given: Mapping[str, Any]) -> None:
-    """Raise if a call is given more than text."""
+    """Raise if a call is given more than text and pictures."""
     for name, value in given.items():
-        if name in _TEXT or not _holds_data(value):
+        if name in _TEXT or not holds_data(value):
             continue
         if name == KINDS and not bool(torch.as_tensor(value).any()):
             continue
-        raise ValueError(f"`{name}` is not text, and the other members of the combination would not see it. {_REMEDY}")
+        raise ValueError(f"`{name}` is no text and no picture, so that not every member would take it. {_REMEDY}")
 
 
-def _holds_data(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_data, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_data, value))
-    return isinstance(value, torch.Tensor) or hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+def refuse_sounds(given: Mapping[str, Any]) -> None:
+    """Raise if a call lets its model hear what other members would not."""
+    refuse_inputs({name: value for name, value in given.items() if _SOUND.search(name)})
 
 
 def placeholders(configs: Iterable[Any]) -> dict[int, str]:
@@ -61,5 +60,6 @@ def refuse_placeholders(input_ids: torch.Tensor, known: Mapping[int, str]) -> No
         token = int(input_ids[places][0])
         raise ValueError(
             f"The prompt has the token {token} (`{known[token]}`), which holds the place of something that is no text, and that the small "
-            f"models of the add-on would not see. {_REMEDY}"
+            "models of the add-on were not shown. Give each its own prompt and pictures: `EFTLogitsProcessor(..., member_inputs={name: "
+            "{'input_ids': ..., 'pixel_values': ..., ...}})`, or let `generate` be given them by name."
         )

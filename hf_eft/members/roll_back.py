@@ -141,3 +141,39 @@ def _as_wide(states: torch.Tensor, width: int) -> torch.Tensor:
     """The last `width` columns; what came before the first token is zero."""
     states = states[..., -width:]
     return torch.nn.functional.pad(states, (width - states.shape[-1], 0))
+
+
+def shift_rows(layer: Any, shift: torch.Tensor) -> None:
+    """Move each row's states to the right by its shift. What falls in on the left is padding, or older than a window."""
+    if hasattr(layer, "indexer_keys"):
+        raise ValueError(
+            "Rows that keep different numbers of drafted tokens cannot be brought into line in a cache with an index of keys (sparse "
+            "attention). Speculate with one row at a time."
+        )
+    if isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer):
+        for i, states in layer.conv_states.items():
+            if states is not None:
+                layer.conv_states[i] = _shifted(states, shift, dim=-1)
+    if getattr(layer, "is_initialized", False) and layer.keys is not None:
+        layer.keys = _shifted(layer.keys, shift, dim=-2)
+        layer.values = _shifted(layer.values, shift, dim=-2)
+
+
+def _shifted(states: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
+    length = states.shape[dim]
+    places = torch.arange(length, device=states.device)[None]
+    source = (places - shift.to(states.device)[:, None]).clamp(min=0)  # (rows, length)
+    shape = [1] * states.dim()
+    shape[0], shape[dim] = source.shape
+    return states.gather(dim, source.view(shape).expand(states.shape))
+
+
+def trim_left(layer: Any, columns: int) -> None:
+    """Forget the first columns. A sliding layer that does not hold them any more only counts them off."""
+    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
+        return
+    left = layer.get_seq_length() - columns
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = left
+    start = max(0, layer.keys.shape[-2] - left)
+    layer.keys, layer.values = layer.keys[..., start:, :], layer.values[..., start:, :]

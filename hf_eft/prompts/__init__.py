@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .messages import read_messages
+from .pictures import KINDS, take_pictures
 
 _ASKED = "Who?"
 _ENDING = 64  # tokens, more than any template writes before an answer
@@ -20,7 +21,8 @@ class MemberPrompts:
 
     Args:
         given (`Mapping[str, Mapping[str, torch.Tensor]]`):
-            By member, `input_ids` and, where rows are padded on the left, `attention_mask`, both of shape `(batch, length)`.
+            By member, `input_ids` and, where rows are padded on the left, `attention_mask`, both of shape `(batch, length)`; for members
+            that see, pixels and what describes them as well, as the member's processor makes them.
         members (`Collection[str]`): The members that may have one.
 
     Raises:
@@ -29,14 +31,19 @@ class MemberPrompts:
 
     def __init__(self, given: Mapping[str, Mapping[str, torch.Tensor]], members: Collection[str]) -> None:
         self._prompts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._pictures: dict[str, dict[str, Any]] = {}
         for name, inputs in given.items():
             if name not in members:
                 raise ValueError(
                     f"`member_inputs` has a prompt for {name!r}; members that can have one of their own are {list(members)}. "
                     "(The first member's prompt is `input_ids`.)"
                 )
-            if unknown := set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}:
-                raise ValueError(f"`member_inputs[{name!r}]` may have `input_ids` and `attention_mask`, got {sorted(unknown)}.")
+            rest = dict(inputs)
+            self._pictures[name] = take_pictures(rest)
+            if unknown := set(rest) - {"input_ids", "attention_mask", "token_type_ids", KINDS}:
+                raise ValueError(
+                    f"`member_inputs[{name!r}]` may have `input_ids`, `attention_mask` and pictures, got {sorted(unknown)}."
+                )
             ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
             if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.shape[1] == 0:
                 raise ValueError(f"`member_inputs[{name!r}]` needs `input_ids` of shape (batch, length), one token or more.")
@@ -56,6 +63,16 @@ class MemberPrompts:
     @property
     def longest(self) -> int:
         return max(ids.shape[1] for ids, _ in self._prompts.values())
+
+    @property
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """The pictures of those members that are shown any of their own."""
+        return {name: pictures for name, pictures in self._pictures.items() if pictures}
+
+    @property
+    def by_name(self) -> dict[str, tuple[torch.Tensor, torch.Tensor, dict[str, Any]]]:
+        """Every member's prompts, their mask and its pictures."""
+        return {name: (*prompt, self._pictures[name]) for name, prompt in self._prompts.items()}
 
     def followed_by(self, name: str, continuation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
@@ -79,7 +96,8 @@ def positions_in_common(
     Raises:
         `ValueError`: If they are more than all have, or not counted from the right.
     """
-    shortest = min(tokens.shape[1], *(inputs["input_ids"].shape[1] for inputs in member_inputs.values()))
+    own = (inputs["input_ids"].shape[1] for inputs in member_inputs.values() if "input_ids" in inputs)
+    shortest = min((tokens.shape[1], *own))
     if not isinstance(logits_to_keep, int) or logits_to_keep > shortest:
         raise ValueError(
             f"With prompts of their own, members have {shortest} positions in common, counted from the right: `logits_to_keep` must "

@@ -124,9 +124,9 @@ def test_every_step_of_a_multimodal_base_is_the_oracles(kind: str, small: str) -
 
 
 GIVEN: dict[str, dict[str, Any]] = {
-    "pixel_values": {"pixel_values": torch.randn(16, 96)},
     "image_grid_thw": {"image_grid_thw": torch.tensor([[1, 4, 4]])},
-    "pixel_values_videos": {"pixel_values_videos": [torch.randn(16, 96)]},
+    "image_embeds": {"image_embeds": torch.randn(4, 32)},
+    "mm_encoder_outputs": {"mm_encoder_outputs": {"image": torch.randn(4, 32)}},
     "input_features": {"input_features": torch.randn(1, 8, 4).numpy()},
     "mm_token_type_ids": {"mm_token_type_ids": torch.tensor([[0, 1, 1, 0]])},
     "speech": {"speech": {"values": torch.randn(1, 8)}},
@@ -134,13 +134,14 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_the_wrapper_refuses_whatever_is_not_text(name: str) -> None:
+def test_the_wrapper_refuses_whatever_is_no_text_and_no_picture(name: str) -> None:
+    """Pixels that are not there, what one model's encoder made of them, and sounds."""
     model = EFTForCausalLM.from_models(
         multimodal("qwen2_vl", 1), tuned=multimodal("qwen2_vl", 2), reference=multimodal("qwen2_vl", 3)
     )
     ids = torch.tensor([[9, IMAGE, IMAGE, 10]])
     for call in (lambda: model(ids, **GIVEN[name]), lambda: model.generate(ids, **GIVEN[name], max_new_tokens=1)):
-        with pytest.raises(ValueError, match=f"`{name}` is not text.*Members read text alone"):
+        with pytest.raises(ValueError, match=f"`{name}` is no text and no picture.*Members read text, pictures and films"):
             call()
 
 
@@ -154,13 +155,16 @@ def test_what_describes_text_is_taken() -> None:
     assert torch.equal(generated, model.generate(ids, max_new_tokens=4))
 
 
-def test_the_add_on_refuses_prompts_with_placeholders() -> None:
+def test_the_add_on_refuses_prompts_with_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pictures cannot be looked up in a call that is running."""
     base, tuned, reference = (multimodal("qwen2_vl", seed) for seed in (1, 2, 3))
     add_on = EFTLogitsProcessor(tuned, reference)
-    image = {"pixel_values": torch.randn(16, 96), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     ids = torch.tensor([[9, START, IMAGE, IMAGE, IMAGE, IMAGE, STOP, 20]])
     with pytest.raises(ValueError, match=r"token \d \(`\w+_token_id`\), which holds the place of something that is no text"):
-        base.generate(ids, **image, mm_token_type_ids=(ids == IMAGE).long(), max_new_tokens=2, logits_processor=[add_on])
+        base.generate(ids, max_new_tokens=2, logits_processor=[add_on])
+    monkeypatch.setattr(base, "_validate_model_kwargs", lambda given: None)  # as of a model that hears
+    with pytest.raises(ValueError, match="`input_features` is no text and no picture"):
+        base.generate(ids[:, -1:], input_features=torch.zeros(1, 2), max_new_tokens=2, logits_processor=[add_on])
     # One that the base generates by itself stands for itself.
     scores = torch.zeros(1, VOCAB)
     prompt = torch.tensor([[20, 21]])

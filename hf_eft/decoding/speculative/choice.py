@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...members.members import Members
@@ -25,6 +25,8 @@ def drafters(
     chooses: bool,
     line: Line,
     rows: Rows,
+    pictures: Mapping[str, Any],
+    expand: int,
 ) -> list[Drafter]:
     r"""
     Args:
@@ -36,6 +38,8 @@ def drafters(
         chooses (`bool`): Whether the small combination and a tuned member may stand in for each other.
         line ([`~hf_eft.decoding.speculative.line.Line`]): Where the rows stand that an outsider reads.
         rows ([`Rows`]): The rows.
+        pictures (`Mapping[str, Any]`): What the call shows beside its prompts.
+        expand (`int`): How many rows there are of each prompt.
 
     Returns:
         `list[Drafter]`: Who was asked comes first.
@@ -59,7 +63,7 @@ def drafters(
             return [asked]
         return [asked] if _alike(small, asked, combination, by_row) else [asked, small]
     if assistant is not None:
-        return [OutsideDrafter(assistant, members.vocab_size, line)]
+        return [OutsideDrafter(assistant, members.vocab_size, line, pictures, expand)]
     if generation_config.prompt_lookup_num_tokens is None:
         return [NoDrafter(rows)]
     return [LookupDrafter(rows, members.vocab_size, generation_config.max_matching_ngram_size or 2)]

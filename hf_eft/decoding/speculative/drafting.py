@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...members.members import Members
-from .line import Line
+from ...members.sight import sights_of
+from .line import Line, lines_of
 from .reading import Reading
 from .recurrent import check_within
 from .rows import Rows
@@ -77,7 +78,7 @@ class MemberDrafter(Drafter):
 class OutsideDrafter(Drafter):
     """A model that is no member drafts, on a cache and in a line of its own."""
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, line: Line) -> None:
+    def __init__(self, model: PreTrainedModel, vocab_size: int, line: Line, pictures: Mapping[str, Any], expand: int) -> None:
         super().__init__("another model")
         members = Members({"assistant": model})
         if members.vocab_size != vocab_size:
@@ -85,10 +86,20 @@ class OutsideDrafter(Drafter):
                 f"The assistant has {members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
             )
         self.reading: Reading = Reading(members, members.new_cache(), {"assistant": line})
+        self._pictures, self._expand = pictures, expand
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
-        members, cache = self.reading.members, self.reading.cache
-        members.step(tokens, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
+        reading = self.reading
+        members, cache, line = reading.members, reading.cache, reading.lines["assistant"]
+        before = None if mask is None else mask[:: self._expand]
+        sights = sights_of(members, tokens[:: self._expand], before, self._pictures, {}, expand=self._expand)
+        own = {
+            name: sight.inputs(tokens, 0, tokens.shape[1], cache.members[name], first=True) for name, sight in sights.items()
+        }
+        members.step(
+            tokens, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1, own=own
+        )
+        reading.lines = lines_of(line, members, None, sights, tokens, line.room)
         check_within(members.distinct["assistant"], cache)
         cache.activate_past_recording()
 

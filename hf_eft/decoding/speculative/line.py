@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
+
+from ...members.members import Members
+from ...members.sight import Sight
+from ...prompts import MemberPrompts, positions_of
 
 
 class Line:
@@ -15,13 +19,13 @@ class Line:
     Args:
         mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): 0 where a column of the caches is padding; `None` if nothing is.
         columns (`int`): How many columns the caches have.
-        positions (`torch.LongTensor` of shape `(rows, 1)`): Of the token that is read next.
+        positions (`torch.LongTensor` of shape `(..., rows, 1)`): Of the token that is read next.
         room (`int`): How many tokens are generated at most. What a row drafts beyond them is dropped, and must not leave the table of
             positions of a model that has one.
     """
 
     def __init__(self, mask: torch.Tensor | None, columns: int, positions: torch.Tensor, room: int) -> None:
-        self.mask, self.columns, self.positions = mask, columns, positions
+        self.mask, self.columns, self.positions, self.room = mask, columns, positions, room
         self.last = positions + max(0, room - 2)  # the last token that is generated is not read
 
     def seen(self, more: int) -> torch.Tensor | None:
@@ -37,7 +41,7 @@ class Line:
     def keep(self, staying: torch.Tensor) -> None:
         """Go on with some of the rows only, `(staying,)`."""
         self.mask = None if self.mask is None else self.mask[staying]
-        self.positions, self.last = self.positions[staying], self.last[staying]
+        self.positions, self.last = self.positions[..., staying, :], self.last[..., staying, :]
 
     def settle(self, kept: torch.Tensor) -> int:
         """
@@ -66,3 +70,39 @@ def apart(lines: Mapping[str, Line], names: Iterable[str], common: Line, start: 
         for name in names
         if lines[name] is not common
     }
+
+
+def lines_of(
+    common: Line, members: Members, prompts: MemberPrompts | None, sights: Mapping[str, Sight], prompt: torch.Tensor, room: int
+) -> dict[str, Line]:
+    r"""
+    Where every distinct member stands after its prompt.
+
+    Args:
+        common ([`Line`]): Where those stand that read the prompt of the call and no picture.
+        members ([`~hf_eft.members.members.Members`]): The members.
+        prompts ([`~hf_eft.prompts.MemberPrompts`], *optional*): Those of members that have their own.
+        sights (`Mapping[str, Sight]`): What members see, by name.
+        prompt (`torch.LongTensor` of shape `(rows, length)`): The prompt of the call.
+        room (`int`): How many tokens will follow at most.
+    """
+    lines = dict.fromkeys(members.distinct, common)
+    for name in prompts.names if prompts is not None else ():
+        _, own = cast(MemberPrompts, prompts).followed_by(name, prompt[:, :0])
+        lines[name] = Line(own, own.shape[1], positions_of(own)[:, -1:] + 1, room)
+    made: list[Line] = []
+    for name, sight in sights.items():
+        line = lines[name]
+        if (positions := sight.next_positions(len(prompt))) is not None:
+            positions = positions.to(prompt.device)
+            same = (
+                each for each in (line, *made)
+                if each.mask is line.mask and each.columns == line.columns and _equal(each.positions, positions)
+            )  # fmt: skip
+            lines[name] = next(same, None) or Line(line.mask, line.columns, positions, room)
+            made.append(lines[name])
+    return lines
+
+
+def _equal(mine: torch.Tensor, other: torch.Tensor) -> bool:
+    return mine.shape == other.shape and torch.equal(mine, other)

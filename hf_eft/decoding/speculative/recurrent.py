@@ -46,7 +46,7 @@ def read_again(member: Member, cache: Cache, mark: Mark, tokens: torch.Tensor, k
             input_ids=tokens[rows, :count],
             inputs_embeds=None,
             attention_mask=None if mask is None else mask[rows],
-            position_ids=line.at(0, count)[rows],
+            position_ids=line.at(0, count)[..., rows, :],
             cache=other,
             use_cache=True,
             logits_to_keep=1,

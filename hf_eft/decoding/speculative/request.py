@@ -11,11 +11,16 @@ from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.cache_utils import QuantizedCache
 
 from ...members.releases import CACHE
+from ...members.sight import Sight
 from ...prompts import MemberPrompts
 from ..tokens_left import BeamsLeft
 from .coupling import Noise
 from .schedule import Automatic, Fixed, Way
 
+_OF_TEXT = {
+    "position_ids": "every member counts its own positions from them",
+    "inputs_embeds": "members look for their places among `input_ids`",
+}
 _MOST = 16  # tokens in a block that the automatic schedule chooses
 
 
@@ -41,6 +46,9 @@ class Request:
     # Of the call that is running:
     prompt_ids: torch.Tensor | None = None
     prompts: MemberPrompts | None = None
+    pictures: dict[str, Any] = field(default_factory=dict)  # shown beside `input_ids`
+    expand: int = 1  # rows of each prompt
+    sights: dict[str, Sight] | None = None  # what these members see; not known before the prompt is read
     beams_left: BeamsLeft | None = None  # what a search looks at that may have no token left
     by_phase: torch.Tensor | None = None  # coefficients of its rows, (batch, phases, members)
     phases: Any = None  # what follows its rows through the phases of the recipe, once they are read
@@ -74,6 +82,11 @@ class Request:
     def prompt_length(self) -> int | None:
         """Where the prompt ends, once a way of decoding has begun that says so."""
         return None if self.prompt_ids is None else self.prompt_ids.shape[1]
+
+    @property
+    def shown(self) -> bool:
+        """Whether any member is shown a picture."""
+        return bool(self.pictures) or (self.prompts is not None and bool(self.prompts.shown))
 
     @property
     def chooses(self) -> bool:
@@ -115,3 +128,12 @@ def refuse_what_cannot_be_speculated(generation_config: Any, processors: Any, mo
         raise ValueError(
             "Hidden states and attentions of a block are not returned by token. Decode without an assistant for them."
         )
+
+
+def refuse_beside_pictures(generation_config: Any, options: Mapping[str, Any]) -> None:
+    """Raise if a call that shows pictures asks for what only a text has."""
+    for name, why in _OF_TEXT.items():
+        if options.get(name) is not None:
+            raise ValueError(f"`{name}` cannot be given with pictures: {why}. Leave it out.")
+    if "paged" in (options.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
+        raise NotImplementedError("Continuous batching reads text alone, and the prompts have pictures. Use another cache.")

@@ -32,7 +32,7 @@ class StaticLine:
     """
 
     def __init__(self, line: Line, rows: int, room: int) -> None:
-        self.last, self.positions = line.last.clone(), line.positions.clone()  # (rows, 1)
+        self.last, self.positions = line.last.clone(), line.positions.clone()  # (..., rows, 1)
         device = self.positions.device
         self.ends = torch.full((rows,), line.columns, device=device)
         self.valid: torch.Tensor | None = None
@@ -41,7 +41,7 @@ class StaticLine:
             self.valid[:, : line.columns] = line.mask.bool()
 
     def at(self, ahead: torch.Tensor, count: int) -> torch.Tensor:
-        """Positions, `(rows, count)`, of tokens that begin `ahead` tokens behind the rows' ends."""
+        """Positions, `(..., rows, count)`, of tokens that begin `ahead` tokens behind the rows' ends."""
         return torch.minimum(self.positions + ahead + torch.arange(count, device=ahead.device), self.last)
 
     def settle(self, steps: torch.Tensor) -> None:
@@ -71,7 +71,7 @@ class StaticReading(Reading):
         super().__init__(members, cache, {})
         for name, member in members.distinct.items():
             check_ragged(name, member.model, cache.members[name], member.device)
-        rows = len(lines[members.main].positions)
+        rows = lines[members.main].positions.shape[-2]
         self._room = {name: int(each.layers[0].max_cache_len) for name, each in cache.members.items()}
         by_line = {id(line): StaticLine(line, rows, max(self._room.values())) for line in lines.values()}
         self._lines = {name: by_line[id(line)] for name, line in lines.items()}

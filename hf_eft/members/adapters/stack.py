@@ -98,7 +98,7 @@ class Stack:
             input_ids=self._tiled(input_ids),
             inputs_embeds=None,
             attention_mask=self._tiled(attention_mask),
-            position_ids=position_ids if position_ids is None or position_ids.shape[0] == 1 else self._tiled(position_ids),
+            position_ids=position_ids if position_ids is None or position_ids.shape[-2] == 1 else self._tiled(position_ids, -2),
             cache=joint.cache if joint is not None else None,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
@@ -109,8 +109,9 @@ class Stack:
         parts = outputs.logits.chunk(len(self.names))
         return {name: CausalLMOutputWithPast(logits=part) for name, part in zip(self.names, parts, strict=True)}
 
-    def _tiled(self, values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values.repeat(len(self.names), *[1] * (values.dim() - 1))
+    def _tiled(self, values: torch.Tensor | None, rows: int = 0) -> torch.Tensor | None:
+        """Values as often as there are members, along the dimension of the rows."""
+        return None if values is None else torch.cat([values] * len(self.names), dim=rows)
 
 
 def stacked_model(trunk: PreTrainedModel, views: Mapping[str, PreTrainedModel]) -> PreTrainedModel | None:
