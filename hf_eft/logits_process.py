@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.nn import functional
 from transformers import LogitsProcessor, PreTrainedModel
 
 from .bytes import in_vocabulary
@@ -217,7 +216,7 @@ class EFTLogitsProcessor(LogitsProcessor):
             given = self._given.take(input_ids)
             small = self._read(input_ids, given)
             vocabulary, names = self._vocabulary(scores.shape[-1]), (BASE, *self._members.names)
-            mask = self._mask(input_ids, given)
+            mask = cast(Begun, self._begun.value).mask_of(input_ids)
             varying = self._varying.at(combination, given, input_ids, mask, names, self._tokenizers, vocabulary)
         logits = {BASE: scores.unsqueeze(1), **{name: small[name].to(scores.device) for name in self._members.names}}
         distinct = {id(x): vocabulary.cut(x) for x in logits.values()}  # members that share logits go on sharing them
@@ -239,7 +238,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         answers: dict[str, torch.Tensor] = {}
         for names in ([common] if common else []) + [[name] for name in own]:
             if names == common:
-                ids, mask = input_ids, functional.pad(begun.mask, (0, input_ids.shape[1] - begun.mask.shape[1]), value=1)
+                ids, mask = input_ids, begun.mask_of(input_ids)
             else:
                 prompt = prompt_length(given, "A prompt of its own")
                 ids, mask = given.prompts.followed_by(names[0], input_ids[:, prompt:])

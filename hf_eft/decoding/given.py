@@ -110,6 +110,10 @@ class Begun:
     longest: int = 0
     sights: dict[str, dict[str, Sight]] = field(default_factory=dict)  # by the first of the members that read one prompt
 
+    def mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """0 where tokens are padding: what follows the prompts is none."""
+        return torch.nn.functional.pad(self.mask, (0, input_ids.shape[1] - self.mask.shape[1]), value=1)
+
     def leads_to(self, input_ids: torch.Tensor, given: Given, pad: int | None, call: Running | None) -> bool:
         """Whether these tokens are of the same call: one step further at most. What follows a prompt is no padding, whatever it is."""
         return (
