@@ -67,9 +67,10 @@ def measured(members: dict[str, Any], batch: int, blocks: list[int], repeats: in
         )
 
     expected = [call(f"plain, {EAGER}", prompt, MANY)() for prompt in prompts]
-    for name in rows:
-        for tokens in (MANY, FEW, MANY):
-            print(f"  {name}: {seconds(call(name, prompts[0], tokens)):.1f} s", flush=True)
+    for warming in ("compiles", "with static caches as long as the longest of its model"):
+        for name in rows:
+            spent = [seconds(call(name, prompts[0], tokens)) for tokens in (MANY, FEW)]
+            print(f"  {name}, {warming}: {sum(spent):.1f} s", flush=True)
     times: dict[str, list[float]] = {name: [] for name in rows}
     worth: dict[str, list[float]] = {}
     for i in range(repeats):
