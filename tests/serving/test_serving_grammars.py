@@ -29,7 +29,7 @@ def test_drafts_and_beams_keep_to_a_schema(monkeypatch: pytest.MonkeyPatch) -> N
         return generate(*args, **kwargs)
 
     monkeypatch.setattr(model, "generate", watched)
-    with EFTServer(model, tokenizer, port=0, draft=True) as server, connect(server) as client:
+    with EFTServer(model, tokenizer, port=0, speculative=True) as server, connect(server) as client:
         for beams in (1, 3):
             options = {"generation_config": {"num_beams": beams}}
             answer = chat(client, max_tokens=60, response_format=WANTED, extra_body=options).choices[0]
@@ -47,12 +47,12 @@ def test_thoughts_go_before_a_schema(options: dict[str, Any]) -> None:
     )
     first, last = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     with EFTServer(model, tokenizer, port=0, **options) as server, connect(server) as client:
-        for bias in ({}, {str(first): 40, str(last): 80}):
+        for bias in ({str(first): -80}, {str(first): 40, str(last): 80}):
             made = chat(client, max_tokens=80, response_format=WANTED, logit_bias=bias, logprobs=True, messages=_messages())
             read = json.loads(made.choices[0].message.content)
             assert set(read) == {"hobby", "years"} and made.choices[0].finish_reason == "stop"
             tokens = [entry.token for entry in made.choices[0].logprobs.content]
-            assert ("</think>" in tokens) == bool(bias), tokens
+            assert ("</think>" in tokens) == (len(bias) == 2), tokens
 
 
 def _messages() -> list[dict[str, str]]:
