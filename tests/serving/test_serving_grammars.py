@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from served import QUESTION, chat, connect, family, ids_of, said
+from served import BOTH, QUESTION, chat, connect, family, ids_of, said
 from test_serving_json_and_tools import SCHEMA, qwen
 from transformers import AddedToken
 
@@ -38,7 +38,7 @@ def test_drafts_and_beams_keep_to_a_schema(monkeypatch: pytest.MonkeyPatch) -> N
     assert drafted[0] and not drafted[2]  # the others are the test's own
 
 
-@pytest.mark.parametrize("options", [{}, {"continuous_batching": True}], ids=["one_by_one", "batched"])
+@BOTH
 def test_thoughts_go_before_a_schema(options: dict[str, Any]) -> None:
     tokenizer = tiny.load().tokenizer
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
