@@ -89,7 +89,7 @@ def load() -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def learn(model: Any, tokenizer: Any, folder: Path, steps: int = 24, batch_size: int = 4) -> Any:
+def learn(model: Any, tokenizer: Any, folder: Path, steps: int = 16, batch_size: int = 4) -> Any:
     """The model with an adapter that has the manner, a `PeftModel`: learnt by TRL from prompts and completions, on a copy of the model."""
     from datasets import Dataset
     from peft import LoraConfig
