@@ -73,6 +73,16 @@ def combined(
     return plausible(guide, p, total) if rule == "plausible" else within(guide, p, total)
 
 
+def chi_square(counts: dict[Any, int], probabilities: dict[Any, float]) -> tuple[float, int]:
+    """The statistic and its degrees of freedom; outcomes expected less than 8 times are taken together."""
+    total = sum(counts.values())
+    cells = [(counts.get(k, 0), total * p) for k, p in probabilities.items() if total * p >= 8]
+    rest = total - sum(c for c, _ in cells), total - sum(e for _, e in cells)
+    if rest[1] >= 1:
+        cells.append(rest)
+    return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
+
+
 class Stateless(PreTrainedModel, GenerationMixin):
     """What transformers' own `generate` decodes without a cache: a function of whole rows `(rows, length)` to `(rows, vocab)`."""
 

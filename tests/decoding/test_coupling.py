@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import SEED, build, prompts
+from oracle import chi_square
 from random_cases import double
 
 from hf_eft import EFTForCausalLM
@@ -44,16 +45,6 @@ def exact(model: EFTForCausalLM, prompt: list[int]) -> dict[tuple[int, ...], flo
             for token in range(TINY)
         }
     return probabilities
-
-
-def chi_square(counts: dict[Any, int], probabilities: dict[Any, float]) -> tuple[float, int]:
-    """The statistic and its degrees of freedom; outcomes expected less than 8 times are taken together."""
-    total = sum(counts.values())
-    cells = [(counts.get(k, 0), total * p) for k, p in probabilities.items() if total * p >= 8]
-    rest = total - sum(c for c, _ in cells), total - sum(e for _, e in cells)
-    if rest[1] >= 1:
-        cells.append(rest)
-    return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
 
 
 def excess(rows: int, samples: int, block: int | None, who: str = "tuned") -> float:
