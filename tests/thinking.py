@@ -34,7 +34,7 @@ def model(recipe: Combination = RECIPE, **more: Any) -> EFTForCausalLM:
 
 
 def prompts(rows: int, longest: int = 9) -> dict[str, torch.Tensor]:
-    """Rows padded on the left, of any lengths; the first thinks, the second has begun to end that, the third plans, the fourth begins to."""
+    """Rows padded on the left, of any lengths. The first thinks, the second has begun to end that, the third plans, the fourth nearly."""
     generator = torch.Generator().manual_seed(11)
     ids, mask = torch.full((rows, longest), PAD), torch.zeros(rows, longest, dtype=torch.long)
     for row in range(rows):
