@@ -1,21 +1,22 @@
-"""Outputs of 32,768 tokens: time per token and memory over the position, and how many drafts are kept.
+"""Texts of 32,768 tokens: time per token and memory over the position, and how many drafts are kept.
 
     python examples/benchmarks/long.py            # about 10 minutes on one CPU core
-    python examples/benchmarks/long.py 4096       # shorter outputs
+    python examples/benchmarks/long.py 4096       # shorter texts
 
 A combination with phases (thoughts with a budget), one without, its base alone, and one whose small members have a sliding window. Each
-writes one long output in stretches that go on from each other's caches: by stretch, the median time of a token, and what the process
-holds beyond the caches. And drafts: of one more output, the share of drafted tokens that were kept in each stretch. Models are small
-and random. Writes `long.json` and `long.png` beside this file.
+reads one text, and at 16 positions goes on from there by 64 tokens: the time of a token (that of the fastest quarter, as the machine may be busy), and what the process holds beyond the
+caches. And drafts by the tuned member, of 192 tokens at each position: the share that was kept. Models are small and random, so that
+only whether a line is flat has a meaning. Writes `long.json` and `long.png` beside this file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from hf_eft import Combination, EFTForCausalLM, Phase
 from hf_eft.evaluation import plots
 from hf_eft.files import as_json
 
-WINDOW, VOCAB = 512, 512
+WINDOW, VOCAB, POSITIONS = 512, 512, 16
 LARGE = {
     "hidden_size": 128,
     "num_hidden_layers": 4,
@@ -48,7 +49,7 @@ def member(seed: int, size: dict[str, int], window: int | None = None, like: Any
     config = LlamaConfig(**common) if window is None else MistralConfig(**common, sliding_window=window)
     model = (LlamaForCausalLM if window is None else MistralForCausalLM)(config).eval()
     with torch.no_grad():
-        model.lm_head.weight.mul_(8)
+        model.lm_head.weight.mul_(4)
         if like is not None:
             for own, other in zip(model.parameters(), like.parameters(), strict=True):
                 own.copy_(other + 0.02 * other.std() * torch.randn_like(other))
@@ -78,50 +79,39 @@ def size_of(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for each in caches for layer in each.layers)
 
 
-@torch.no_grad()
-def along(model: Any, length: int, every: int) -> list[dict[str, float]]:
-    """One output of `length` tokens: by stretch of `every`, milliseconds per token and megabytes beyond the caches."""
-    cache: Any = None
-    ids, found, start = torch.tensor([[3, 9, 4, 5]]), [], resident()
-    while ids.shape[1] < length:
-        times = Times()
+def stretches(model: Any, length: int, new: int, **how: Any) -> Iterator[tuple[int, int, Any, list[float]]]:
+    """One text, read and gone on with in turn: the position, what was held before, the output, and when each token was there."""
+    generator = torch.Generator().manual_seed(3)
+    ids, cache, start = torch.zeros(1, 0, dtype=torch.long), None, resident()
+    for position in range(length // POSITIONS, length + 1, length // POSITIONS):
+        more = torch.randint(8, VOCAB, (1, position - new - ids.shape[1]), generator=generator)
+        ids, times = torch.cat([ids, more], dim=1), Times()
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=every, do_sample=True, top_k=0, stopping_criteria=[times],
-            cache=cache, return_dict_in_generate=True,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=True, top_k=0, stopping_criteria=[times],
+            cache=cache, return_dict_in_generate=True, **how,
         )  # fmt: skip
         ids, cache = out.sequences, out.cache
-        gaps = sorted(b - a for a, b in zip(times.at, times.at[1:], strict=False))
-        held = resident() - start - size_of(cache)
-        found.append(
-            {
-                "position": ids.shape[1],
-                "ms": 1e3 * gaps[len(gaps) // 2],
-                "cache_mb": size_of(cache) / 2**20,
-                "beyond_mb": held / 2**20,
-            }
-        )
+        yield position, start, cache, times.at
+
+
+def along(model: Any, length: int) -> list[dict[str, float]]:
+    """By position, milliseconds per token, megabytes of the caches, and megabytes beyond them."""
+    found = []
+    for position, start, cache, at in stretches(model, length, 64):
+        gaps = sorted(b - a for a, b in itertools.pairwise(at))
+        held = {"cache_mb": size_of(cache) / 2**20, "beyond_mb": (resident() - start - size_of(cache)) / 2**20}
+        found.append({"position": position, "ms": 1e3 * gaps[len(gaps) // 4], **held})
         print(f"{type(model).__name__} {found[-1]}", flush=True)
     return found
 
 
-@torch.no_grad()
-def kept(model: EFTForCausalLM, length: int, every: int) -> list[dict[str, float]]:
-    """One greedy output with drafts by the tuned member, in stretches that go on from each other: the share that was kept of each."""
-    ids, cache, found = torch.tensor([[3, 9, 4, 5]]), None, []
-    while ids.shape[1] < length:
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=every, do_sample=True, top_k=0, cache=cache,
-            return_dict_in_generate=True, assistant_model=model.members["tuned"], num_assistant_tokens=4,
-        )  # fmt: skip
-        ids, cache = out.sequences, out.cache
+def kept(model: EFTForCausalLM, length: int) -> list[dict[str, float]]:
+    """By position, the share of drafted tokens that were kept."""
+    found = []
+    for position, *_ in stretches(model, length, 192, assistant_model=model.members["tuned"], num_assistant_tokens=4):
         report = model.speculation
-        found.append(
-            {
-                "position": ids.shape[1],
-                "kept": sum(report.accepted) / max(1, sum(report.drafted)),
-                "per_round": report.tokens_per_round,
-            }
-        )
+        share = sum(report.accepted) / max(1, sum(report.drafted))
+        found.append({"position": position, "kept": share, "per_round": report.tokens_per_round})
         print(f"drafts {found[-1]}", flush=True)
     return found
 
@@ -152,16 +142,17 @@ def main() -> None:
     combined = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, combination=RECIPE)
     plain = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, alpha=0.5)
     cheap = EFTForCausalLM.from_models(base, tuned=narrow, reference=windowed, combination=RECIPE)
-    every = max(64, length // 16)
     runs: dict[str, Callable[[], Any]] = {
-        "base alone": lambda: along(base, length, every),
-        "combination": lambda: along(plain, length, every),
-        "with phases": lambda: along(combined, length, every),
-        f"phases, small members with a window of {WINDOW}": lambda: along(cheap, length, every),
+        "base alone": lambda: along(base, length),
+        "tuned alone": lambda: along(tuned, length),
+        "reference alone": lambda: along(reference, length),
+        "combination": lambda: along(plain, length),
+        "with phases": lambda: along(combined, length),
+        f"phases, small members with a window of {WINDOW}": lambda: along(cheap, length),
     }
     result: dict[str, Any] = {"machine": machine(), "date": date.today().isoformat(), "length": length}
     result["along"] = {name: run() for name, run in runs.items()}
-    result["drafts"] = kept(combined, length, every)
+    result["drafts"] = kept(combined, length)
     here = Path(__file__).parent
     (here / "long.json").write_text(as_json(result))
     draw(json.loads(as_json(result)), here / "long.png")
