@@ -3,10 +3,10 @@
     python examples/benchmarks/long.py            # about 10 minutes on one CPU core
     python examples/benchmarks/long.py 4096       # shorter texts
 
-A combination with phases (thoughts with a budget), one without, its base alone, and one whose small members have a sliding window. Each
-reads one text, and at 16 positions goes on from there by 64 tokens: the time of a token (that of the fastest quarter, as the machine may be busy), and what the process holds beyond the
-caches. And drafts by the tuned member, of 192 tokens at each position: the share that was kept. Models are small and random, so that
-only whether a line is flat has a meaning. Writes `long.json` and `long.png` beside this file.
+A combination with phases (thoughts with a budget), one without, its members alone, and one whose small members have a sliding window. Each
+reads one text, and at 16 positions goes on from there by 64 tokens: the time of a token (that of the fastest quarter, for the machine may
+be busy), and what the process holds beyond the caches. And drafts by the tuned member, of 192 tokens at each position: the share that was
+kept. Models are small and random, so that only whether a line is flat has a meaning. Writes `long.json` and `long.png` beside this file.
 """
 
 from __future__ import annotations
