@@ -33,12 +33,12 @@ from hf_eft.files import as_json
 WINDOW, VOCAB, POSITIONS = 512, 512, 16
 LARGE = {
     "hidden_size": 128,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "intermediate_size": 256,
 }
-SMALL = {**LARGE, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+SMALL = {**LARGE, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
 RECIPE = Combination.emulate(alpha={"think": 0.5, "answer": 0.3}, phases=[Phase("think", [5], [6, 7], budget=64)])
 
 
