@@ -27,6 +27,7 @@ class Drafter:
 
     costs = True  # whether a step takes time worth measuring
     members: tuple[str, ...] = ()  # the distinct members whose caches and logits these are
+    reading: Reading | None = None  # what it reads by
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,10 +68,10 @@ class MemberDrafter(Drafter):
     def __init__(self, name: str, reading: Reading) -> None:
         super().__init__(name)
         self.members: tuple[str, ...] = (name,)
-        self._reading = reading
+        self.reading: Reading = reading
 
     def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
-        return self._reading.read(token, self.members, ahead)
+        return self.reading.read(token, self.members, ahead)
 
 
 class OutsideDrafter(Drafter):
@@ -83,25 +84,25 @@ class OutsideDrafter(Drafter):
             raise ValueError(
                 f"The assistant has {members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
             )
-        self._reading = Reading(members, members.new_cache(), {"assistant": line})
+        self.reading: Reading = Reading(members, members.new_cache(), {"assistant": line})
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
-        members, cache = self._reading.members, self._reading.cache
+        members, cache = self.reading.members, self.reading.cache
         members.step(tokens, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
         check_within(members.distinct["assistant"], cache)
         cache.activate_past_recording()
 
     def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
-        return {self.name: self._reading.read(token, ("assistant",), ahead)["assistant"]}
+        return {self.name: self.reading.read(token, ("assistant",), ahead)["assistant"]}
 
     def mark(self) -> None:
-        self._reading.mark()
+        self.reading.mark()
 
     def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
-        self._reading.settle(kept, tokens, {"assistant": tokens.shape[1]})
+        self.reading.settle(kept, tokens, {"assistant": tokens.shape[1]})
 
     def keep(self, staying: torch.Tensor) -> None:
-        self._reading.keep(staying)
+        self.reading.keep(staying)
 
 
 class LookupDrafter(Drafter):
