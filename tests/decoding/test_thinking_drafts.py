@@ -9,6 +9,7 @@ import families
 import pytest
 import thinking
 import torch
+from elsewhere import put_elsewhere
 from families import PAD, SEED, build
 from oracle import chi_square
 from random_cases import double
@@ -146,3 +147,15 @@ def test_a_token_more_costs_as_much_as_the_first(monkeypatch: pytest.MonkeyPatch
         looked = 0
         combined.generate(**inputs, **how)
         assert looked <= most * 2 * 70, how
+
+
+def test_a_block_that_is_drafted_ahead_has_phases_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    combined, inputs = model(base=build("llama", 9, vocab_size=thinking.TOKENS).double()), prompts(8)
+    options: dict[str, Any] = {**inputs, "max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": PAD}
+    plain = combined.generate(**options)
+    put_elsewhere(monkeypatch, combined.members["base"])
+    assert combined.generate(**options, assistant_model=combined.tuned, num_assistant_tokens=2).tolist() == plain.tolist()
+    one = {name: tensor[:1] for name, tensor in inputs.items()}
+    options |= one
+    assert combined.generate(**options, assistant_model=combined.tuned, num_assistant_tokens=1).tolist() == plain[:1].tolist()
+    assert combined.speculation.ahead
