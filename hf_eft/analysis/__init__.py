@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..decoding.phases import Phases, Strengths, markers_of
-from ..members import prefix
 from ..modeling_eft import EFTForCausalLM
 from ..prompts import MemberPrompts
 from ..recipe.combination import BASE, REFERENCE, Combination
@@ -193,9 +192,8 @@ def _weights(
     certain = None
     if combination.phased:
         markers = markers_of(combination.phases, model.tokenizers, model._members.vocabulary)
-        own, whole = passage.own, torch.cat([passage.prompt, passage.continuation])[None]
-        prompts = [prefix.keys(*own.followed_by(name, whole[:, :0])) for name in own.names] if own is not None else []
-        states = [Phases(markers, prompts, len(passage.prompt)).after(whole, None, count + 1)[0][:-1]]
+        whole = torch.cat([passage.prompt, passage.continuation])[None]
+        states = [Phases.of(markers, passage.own, whole, len(passage.prompt)).after(whole, None, count + 1)[0][:-1]]
         strengths = Strengths(combination, names, markers)
         certain = strengths.certain(states)
         if coefficients is None:

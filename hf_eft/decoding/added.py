@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..members import prefix
 from ..members.vocabulary import Vocabulary
 from ..recipe.combination import Combination
 from .given import Given
@@ -53,11 +52,10 @@ class AddedVarying:
         if not combination.phased:
             return (combination.at(places, names)[None] if places else None), None
         if self._kept is None or self._kept[:2] != (combination, given) or self._kept[2] is not vocabulary:
-            own = given.prompts
-            prompts = [prefix.keys(*own.followed_by(name, input_ids[:, :0])) for name in own.names]
-            start = prompt_length(given, "A prompt of its own") if prompts else 0
+            start = prompt_length(given, "A prompt of its own") if given.prompts.names else 0
             markers = markers_of(combination.phases, tokenizers or {}, vocabulary)
-            self._kept = combination, given, vocabulary, Phases(markers, prompts, start), Strengths(combination, names, markers)
+            phases = Phases.of(markers, given.prompts, input_ids, start)
+            self._kept = combination, given, vocabulary, phases, Strengths(combination, names, markers)
         *_, phases, strengths = self._kept
         states = phases.after(input_ids, mask, 1)
         return strengths.coefficients(states, lambda: [places] * rows, range(rows), rows), strengths.certain(states)

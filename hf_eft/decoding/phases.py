@@ -9,6 +9,7 @@ import torch
 
 from ..members import prefix
 from ..members.vocabulary import Vocabulary
+from ..prompts import MemberPrompts
 from ..recipe.combination import Combination
 from ..recipe.phases import OUTSIDE, Markers, Phase, State, speller
 
@@ -58,6 +59,12 @@ class Phases:
         self._opened = self._by_row(prompts)
         self._keys: torch.Tensor | None = None  # (rows, length) of what was read for good
         self._states: list[State] = []
+
+    @classmethod
+    def of(cls, markers: Markers, own: MemberPrompts | None, input_ids: torch.Tensor, start: int) -> Phases:
+        """For rows, `(rows, length)`, some of whose members may read prompts of their own, while the call's ends at `start`."""
+        names = own.names if own is not None else ()
+        return cls(markers, [prefix.keys(*own.followed_by(name, input_ids[:, :0])) for name in names if own is not None], start)
 
     def _by_row(self, prompts: Sequence[torch.Tensor]) -> list[State]:
         ends = [[self._read(row, OUTSIDE, tokens, -1)[-1] for row, tokens in enumerate(prompt.tolist())] for prompt in prompts]

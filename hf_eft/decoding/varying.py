@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
-from ..members import prefix
 from ..members.call import innermost
 from ..members.members import Members
 from ..recipe.combination import Combination
@@ -68,10 +67,9 @@ class EFTPhasesMixin(GenerationMixin):
         """Who follows the rows of this call."""
         request = self._request
         if request.phases is None:
-            own, markers = request.prompts, markers_of(self._phases, self.tokenizers, self._members.vocabulary)
-            prompts = [prefix.keys(*own.followed_by(name, input_ids[:, :0])) for name in own.names] if own is not None else []
+            markers = markers_of(self._phases, self.tokenizers, self._members.vocabulary)
             request.phases = (
-                Phases(markers, prompts, request.prompt_length or 0),
+                Phases.of(markers, request.prompts, input_ids, request.prompt_length or 0),
                 Strengths(self.combination, self._members.names, markers, request.by_phase),
             )
         return request.phases

@@ -30,6 +30,8 @@ def match(old: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor | None, in
     old, new = old[:, :shared], new[:, :shared]
     if old.shape == new.shape and torch.equal(old, new):
         return None, shared
+    if (found := _whole(old, new)) is not None:
+        return found, shared
     rows, lengths = [], []
     for chunk in new.split(max(1, _CHUNK // max(1, old.numel()))):
         differs = chunk[:, None, :] != old[None, :, :]  # (rows, old rows, shared)
@@ -41,6 +43,22 @@ def match(old: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor | None, in
     if old.shape[0] == new.shape[0] and torch.equal(old[:, :keep], new[:, :keep]):
         return None, keep  # duplicates among the old rows: any of them would do, so none has to move
     return row, keep
+
+
+def _whole(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
+    """
+    The old row that is each new one, the first of several, where there is one for all: as when beams move. Candidates are found by a number
+    for each row and then compared, rather than each row with each, whose cost would be felt in long texts.
+    """
+    weights = torch.arange(1, old.shape[1] + 1, device=old.device) * 0x9E3779B97F4A7C1 | 1  # any odd numbers, which differ
+    first: dict[int, int] = {}
+    for row, number in enumerate((old * weights).sum(-1).tolist()):
+        first.setdefault(number, row)
+    rows = [first.get(number) for number in (new * weights).sum(-1).tolist()]
+    if None in rows:
+        return None
+    row = torch.tensor(rows, device=old.device)
+    return row if torch.equal(old[row], new) else None
 
 
 def leading_run(input_ids: torch.Tensor, token: int) -> torch.Tensor:

@@ -69,7 +69,7 @@ def mapped(value: Any, change: Callable[[float], float]) -> Any:
     if callable(value):
         return lambda position: change(value(position))
     if isinstance(value, Mapping):
-        return {phase: change(each) for phase, each in value.items()}
+        return {phase: mapped(each, change) for phase, each in value.items()}  # what is no number is refused later, by name
     return [change(each) for each in value] if isinstance(value, Sequence) else change(value)
 
 
