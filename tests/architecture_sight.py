@@ -91,7 +91,10 @@ def _candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, to
         return torch.rand(*shape, generator=generator)
 
     if "image_grid_thw" in takes:
-        grid, merge = torch.tensor([[1, 4, 4]]), {"image_merge_sizes": torch.tensor([2])} if "image_merge_sizes" in takes else {}
+        grid, merge = (
+            torch.tensor([[1, 4, 4]]),
+            {"image_merge_sizes": torch.tensor([2])} if "image_merge_sizes" in takes else {},
+        )
         for depth in (_attribute(vision, "temporal_patch_size") or 1, 1, 2):
             yield {"pixel_values": pixels(16, channels * depth * patch**2), "image_grid_thw": grid, **merge}
         yield {"pixel_values": pixels(16, channels, patch, patch), "image_grid_thw": grid, **merge}
@@ -252,11 +255,9 @@ def hold_type(name: str, note: Callable[[dict[str, Any]], Any] = lambda found: N
             found = verdict(run)
             if found["result"] not in ("exact", "refused"):
                 alone = Oracle([(1, base)], shown)
-                plain = "greedy" if "draft" in strategy else strategy
+                plain = "left padding" if "draft" in strategy else strategy
                 without = verdict(lambda plain=plain, alone=alone: hold(base.generate, alone, base, shown, count, plain))
                 found = _told_apart(found, without, ADD_ON)  # of both leaves: each model runs by its own methods
                 found["plain"] = " ".join(without.values())[:300]
             results["held"].append({**results.pop("now"), **found})
     return results
-
-
