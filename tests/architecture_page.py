@@ -44,9 +44,9 @@ and continuous batching are the wrapper's only. A number stands for a refusal, b
 SEEING = """## With a picture
 
 Every type that transformers maps to a model of images and text, made tiny, as base, tuned and reference member
-([members that see](vision.md)): rows with a picture of their own, against the formula from whole texts with the picture. The picture is made by what the configuration and
-the arguments are called; types for which none is known are below. **{fails}**: the model's own `generate` ends in the same error, or
-shows other scores than the model has.
+([members that see](vision.md)): rows with a picture of their own, against the formula from whole texts with the picture. A picture is
+made by what the configuration and the arguments are called; types for which none is known are below. **{fails}**: the model's own
+`generate` ends in the same error, or shows other scores than the model has.
 
 | | |
 |---|---|

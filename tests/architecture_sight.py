@@ -35,7 +35,11 @@ class NoPicture(Exception):
     """No picture is known that the type takes."""
 
 
-_FITTED = {"patch_size": 4, "image_size": 16, "mm_tokens_per_image": 4, "mrope_section": [2, 1, 1], "pooling_kernel_size": 2}
+# What fields of these names are, so that pictures have a few patches.
+_FITTED: dict[str, Any] = {
+    "patch_size": 4, "image_size": 16, "mm_tokens_per_image": 4, "mrope_section": [2, 1, 1], "pooling_kernel_size": 2,
+    "image_grid_pinpoints": [[16, 32], [32, 16]],
+}  # fmt: skip
 
 
 def _fitted(fields: dict[str, Any]) -> dict[str, Any]:
