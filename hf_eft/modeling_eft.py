@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -19,6 +19,7 @@ from .decoding.generation import EFTGenerationMixin
 from .decoding.inputs import split_masks
 from .folders.saving import EFTSavingMixin
 from .members.adapters import by_adapter
+from .members.auto import auto_class
 from .members.cache import EFTCache
 from .members.call import PerThread
 from .members.checks import check_coefficients, check_mask, check_rows
@@ -106,7 +107,9 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
                     "Adapters, and members that are referred to, are not made from a configuration: load the folder."
                 )
             built = {
-                name: AutoModelForCausalLM.from_config(member_config, attn_implementation=member_config._attn_implementation)
+                name: auto_class(member_config).from_config(
+                    member_config, attn_implementation=member_config._attn_implementation
+                )
                 for name, member_config in config.member_configs.items()
             }
             members = {name: built[config.shared_members.get(name, name)] for name in config.member_names}
@@ -314,4 +317,6 @@ def _cache_for(members: Members, cache: Cache | None, use_cache: bool | None) ->
     return EFTCache.attach(cache, members.distinct_models)
 
 
-AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # `pipeline` checks classes against this as well
+# `pipeline` checks classes against these as well.
+AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)
+AutoModelForImageTextToText.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # where members see

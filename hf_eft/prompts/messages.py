@@ -7,6 +7,7 @@ Messages of a chat as clients send them, checked and made what chat templates re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..files.json_lines import parsed, shown, without_nulls
@@ -20,7 +21,7 @@ _UNREAD = {
 }
 
 
-def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict[str, Any]]:
+def read_messages(given: Any, *, developer_as_system: bool = False, pictures: bool = False) -> list[dict[str, Any]]:
     r"""
     The messages of a chat, for `apply_chat_template` and its like.
 
@@ -38,9 +39,13 @@ def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict
         given (`Any`): A list of objects, as JSON has it. It stays as it is.
         developer_as_system (`bool`, *optional*, defaults to `False`):
             Whether the role `"developer"`, which is OpenAI's newer name for it, becomes `"system"`, the one that templates know.
+        pictures (`bool`, *optional*, defaults to `False`):
+            Whether whoever reads them can see: parts `{"type": "image", "image": ...}`, a picture of PIL or the path of a file, are then
+            taken as well.
 
     Returns:
-        `list[dict[str, Any]]`: New messages, each with a `role` and a `content` that are texts.
+        `list[dict[str, Any]]`: New messages, each with a `role` and a `content` that are texts; a `content` with pictures is a list of
+        parts.
 
     Raises:
         `ValueError`: If a message is none of these, naming its index and the field.
@@ -60,7 +65,7 @@ def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict
     """
     if not _is_list(given) or not given:
         raise ValueError(f'`messages` must be a list of {{"role": ..., "content": ...}}, got {shown(given)}')
-    return [_message(index, message, developer_as_system) for index, message in enumerate(given)]
+    return [_message(index, message, developer_as_system, pictures) for index, message in enumerate(given)]
 
 
 def with_system(messages: Sequence[Mapping[str, Any]], system: str | None) -> list[dict[str, Any]]:
@@ -84,7 +89,7 @@ def read_text(value: Any, where: str) -> str:
     return value
 
 
-def _message(index: int, message: Any, developer_as_system: bool) -> dict[str, Any]:
+def _message(index: int, message: Any, developer_as_system: bool, pictures: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f'messages[{index}] must be an object, {{"role": ..., "content": ...}}, got {shown(message)}')
     rest = without_nulls(message)
@@ -95,7 +100,7 @@ def _message(index: int, message: Any, developer_as_system: bool) -> dict[str, A
         for name, remedy in _UNREAD.items():
             if rest.pop(name, None):
                 raise ValueError(f"`{name}` is not read by chat templates: {remedy}")
-        content = _content(rest.pop("content", None), optional=role == "assistant")
+        content = _content(rest.pop("content", None), optional=role == "assistant", pictures=pictures)
         calls = _calls(rest.pop("tool_calls", None), role)
         for name in ("tool_call_id", "name"):
             if name in rest:
@@ -107,7 +112,7 @@ def _message(index: int, message: Any, developer_as_system: bool) -> dict[str, A
     return {"role": role, "content": content, **({"tool_calls": calls} if calls else {}), **rest}
 
 
-def _content(content: Any, optional: bool) -> str:
+def _content(content: Any, optional: bool, pictures: bool) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return read_text(content, "`content`")
     if content is None or (_is_list(content) and not content):
@@ -116,7 +121,29 @@ def _content(content: Any, optional: bool) -> str:
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
     if not _is_list(content):
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
+    if pictures and any(map(is_picture, content)):
+        return [
+            _picture(f"content[{i}]", part) if is_picture(part) else {"type": "text", "text": _part(f"content[{i}]", part)}
+            for i, part in enumerate(content)
+        ]
     return " ".join(_part(f"content[{i}]", part) for i, part in enumerate(content))
+
+
+def is_picture(part: Any) -> bool:
+    """Whether a part of a content is a picture."""
+    return isinstance(part, Mapping) and part.get("type") == "image"
+
+
+def _picture(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    given = part.get("image", part.get("path"))
+    if isinstance(given, (str, Path)) and not Path(given).is_file():
+        raise ValueError(
+            f"`{where}.image` must be a picture of PIL or the path of a file that is there, got {shown(str(given))}"
+        )
+    if given is None:
+        raise ValueError(f"`{where}` must have an `image`: a picture of PIL, or the path of a file; nothing is fetched")
+    # (As an absolute path, it cannot be taken for an address.)
+    return {"type": "image", "image": str(Path(given).resolve()) if isinstance(given, (str, Path)) else given}
 
 
 def _part(where: str, part: Any) -> str:
