@@ -20,7 +20,7 @@ _UNREAD = {
 }
 
 
-def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict[str, Any]]:
+def read_messages(given: Any, *, developer_as_system: bool = False, pictures: bool = False) -> list[dict[str, Any]]:
     r"""
     The messages of a chat, for `apply_chat_template` and its like.
 
@@ -38,6 +38,9 @@ def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict
         given (`Any`): A list of objects, as JSON has it. It stays as it is.
         developer_as_system (`bool`, *optional*, defaults to `False`):
             Whether the role `"developer"`, which is OpenAI's newer name for it, becomes `"system"`, the one that templates know.
+        pictures (`bool`, *optional*, defaults to `False`):
+            Whether parts may be pictures that are open: `{"type": "image", "image": PIL.Image.Image}`. Every `content` is then a list of
+            parts, as templates of models that see read it.
 
     Returns:
         `list[dict[str, Any]]`: New messages, each with a `role` and a `content` that are texts.
@@ -60,7 +63,7 @@ def read_messages(given: Any, *, developer_as_system: bool = False) -> list[dict
     """
     if not _is_list(given) or not given:
         raise ValueError(f'`messages` must be a list of {{"role": ..., "content": ...}}, got {shown(given)}')
-    return [_message(index, message, developer_as_system) for index, message in enumerate(given)]
+    return [_message(index, message, developer_as_system, pictures) for index, message in enumerate(given)]
 
 
 def with_system(messages: Sequence[Mapping[str, Any]], system: str | None) -> list[dict[str, Any]]:
@@ -84,7 +87,7 @@ def read_text(value: Any, where: str) -> str:
     return value
 
 
-def _message(index: int, message: Any, developer_as_system: bool) -> dict[str, Any]:
+def _message(index: int, message: Any, developer_as_system: bool, pictures: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f'messages[{index}] must be an object, {{"role": ..., "content": ...}}, got {shown(message)}')
     rest = without_nulls(message)
@@ -95,7 +98,7 @@ def _message(index: int, message: Any, developer_as_system: bool) -> dict[str, A
         for name, remedy in _UNREAD.items():
             if rest.pop(name, None):
                 raise ValueError(f"`{name}` is not read by chat templates: {remedy}")
-        content = _content(rest.pop("content", None), optional=role == "assistant")
+        content = (_parts if pictures else _content)(rest.pop("content", None), optional=role == "assistant")
         calls = _calls(rest.pop("tool_calls", None), role)
         for name in ("tool_call_id", "name"):
             if name in rest:
@@ -117,6 +120,21 @@ def _content(content: Any, optional: bool) -> str:
     if not _is_list(content):
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
     return " ".join(_part(f"content[{i}]", part) for i, part in enumerate(content))
+
+
+def _parts(content: Any, optional: bool) -> list[dict[str, Any]]:
+    """Texts and pictures, in their order."""
+    if not _is_list(content) or not content:
+        return [{"type": "text", "text": text}] if (text := _content(content, optional)) else []
+    return [_seen(f"content[{i}]", part) for i, part in enumerate(content)]
+
+
+def _seen(where: str, part: Any) -> dict[str, Any]:
+    if not isinstance(part, Mapping) or part.get("type") != "image":
+        return {"type": "text", "text": _part(where, part)}
+    if part.keys() != {"type", "image"} or isinstance(part["image"], str | bytes) or not hasattr(part["image"], "size"):
+        raise ValueError(f"`{where}` must be a picture that is open, {{\"type\": \"image\", \"image\": ...}}, got {_got(part)}")
+    return {"type": "image", "image": part["image"]}
 
 
 def _part(where: str, part: Any) -> str:

@@ -1,0 +1,110 @@
+"""A conversation with pictures for every member, as its own processor makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ..modeling_eft import EFTForCausalLM
+
+
+@dataclass(frozen=True)
+class Seen:
+    r"""
+    What members read and see of one conversation.
+
+    Args:
+        inputs (`Mapping[str, Any]`): The first member's `input_ids`, `attention_mask` and pictures.
+        own (`Mapping[str, Mapping[str, Any]]`): By member, those of each that has others, for `member_inputs`. Empty if all take the same.
+    """
+
+    inputs: Mapping[str, Any]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> list[int]:
+        """The first member's tokens."""
+        ids: list[int] = self.inputs["input_ids"][0].tolist()
+        return ids
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """How many tokens those members read that read a prompt of their own."""
+        return {name: inputs["input_ids"].shape[1] for name, inputs in self.own.items()}
+
+    @property
+    def pictures(self) -> dict[str, Any]:
+        """What is given to `generate` beside tokens and their mask."""
+        beside = {name: value for name, value in self.inputs.items() if name not in ("input_ids", "attention_mask")}
+        return {**beside, **({"member_inputs": self.own} if self.own else {})}
+
+    def of(self, name: str) -> Mapping[str, Any]:
+        """What a member alone is given."""
+        return self.own.get(name, self.inputs)
+
+
+class Processors:
+    r"""
+    The processors of members. Those of `model.tokenizers` are each member's own; where the tokenizer that prompts are written with is a
+    processor, it is that of the members that have none.
+
+    Args:
+        model ([`EFTForCausalLM`]): The combination.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): What prompts are written with.
+    """
+
+    def __init__(self, model: EFTForCausalLM, tokenizer: Any) -> None:
+        common = tokenizer if is_processor(tokenizer) else None
+        known = {name: each for name, each in (getattr(model, "tokenizers", None) or {}).items() if is_processor(each)}
+        self._by_name = {name: known.get(name, common) for name in model.members}
+
+    @property
+    def any(self) -> bool:
+        """Whether a member can be shown pictures."""
+        return any(each is not None for each in self._by_name.values())
+
+    def check(self) -> None:
+        """Raise a `ValueError` if not every member can be shown pictures."""
+        if blind := [name for name, each in self._by_name.items() if each is None]:
+            raise ValueError(
+                f"pictures cannot be shown to {', '.join(f'the member {name!r}' for name in blind)}, which has no processor, and all "
+                "members must read one conversation. Send text alone; or serve members that all have a processor beside their tokenizer."
+            )
+
+    def read(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Seen:
+        r"""
+        What members read and see of a conversation that is to be continued.
+
+        Args:
+            messages (`Sequence[Mapping[str, Any]]`): Checked messages, whose `content` are lists of parts: texts, and pictures that are opened.
+            **options: Of the chat template.
+
+        Raises:
+            `ValueError`: If a member has no processor, or its processor does not take the messages.
+        """
+        self.check()
+        first = next(iter(self._by_name.values()))
+        made: dict[int, dict[str, Any]] = {}
+        for name, processor in self._by_name.items():
+            if id(processor) not in made:
+                made[id(processor)] = _inputs(name, processor, messages, options)
+        return Seen(made[id(first)], {name: made[id(each)] for name, each in self._by_name.items() if each is not first})
+
+
+def is_processor(tokenizer: Any) -> bool:
+    """Whether this makes inputs of pictures too."""
+    return getattr(tokenizer, "image_processor", None) is not None
+
+
+def _inputs(name: str, processor: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    given = {"add_generation_prompt": True, **options, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    try:
+        return dict(processor.apply_chat_template([list(messages)], **given))
+    except ImportError:
+        raise
+    except Exception as error:  # a template is a program of somebody else's, and raises what it likes
+        raise ValueError(f"the processor of the member {name!r} does not take these messages: {error}") from error
