@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from families import PAD, VOCAB
@@ -15,7 +16,14 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from hf_eft import EFTForCausalLM
 
-_MARKS = {"<bos>": 1, "<eos>": 2, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO, "<|vision_start|>": START, "<|vision_end|>": STOP}
+_MARKS = {
+    "<bos>": 1,
+    "<eos>": 2,
+    "<|image_pad|>": IMAGE,
+    "<|video_pad|>": VIDEO,
+    "<|vision_start|>": START,
+    "<|vision_end|>": STOP,
+}
 #: A template of models that see: it goes through parts, and cannot read a text that is none.
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {% for part in m.content %}{% if part.type == 'image' %}PICTURE {% else %}{{ part.text }} "
@@ -67,7 +75,9 @@ def combination(*families: str) -> EFTForCausalLM:
 def picture(seed: int = 0, size: tuple[int, int] = (2 * SIDE, SIDE)) -> Image.Image:
     """Of many colours, another for each seed."""
     image = Image.new("RGB", size)
-    image.putdata([((37 * i + 91 * seed) % 256, (11 * i * i) % 256, (53 * i + 7 * seed) % 256) for i in range(size[0] * size[1])])
+    image.putdata(
+        [((37 * i + 91 * seed) % 256, (11 * i * i) % 256, (53 * i + 7 * seed) % 256) for i in range(size[0] * size[1])]
+    )
     return image
 
 
@@ -75,3 +85,19 @@ def data_url(image: Image.Image, kind: str = "png", **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def own_inputs(processors: Mapping[str, Any], *parts: Any) -> dict[str, Any]:
+    """What `generate` is given of a question of texts and pictures: the processor of each member, by name, makes its own inputs."""
+    content = [{"type": "text", "text": each} if isinstance(each, str) else {"type": "image", "image": each} for each in parts]
+    made = {
+        name: dict(
+            each.apply_chat_template(
+                [[{"role": "user", "content": content}]], add_generation_prompt=True, tokenize=True, return_dict=True,
+                return_tensors="pt",
+            )
+        )
+        for name, each in processors.items()
+    }  # fmt: skip
+    first = next(iter(made))
+    return {**made[first], "member_inputs": {name: inputs for name, inputs in made.items() if name != first}}

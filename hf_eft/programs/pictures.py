@@ -49,18 +49,29 @@ class Seen:
 
 class Processors:
     r"""
-    The processors of members. Those of `model.tokenizers` are each member's own; where the tokenizer that prompts are written with is a
-    processor, it is that of the members that have none.
+    The processors of members.
 
     Args:
         model ([`EFTForCausalLM`]): The combination.
-        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): What prompts are written with.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            What prompts are written with. A processor is that of all members for which no other is given.
+        own (`Mapping[str, ProcessorMixin]`, *optional*): By member, its own.
+
+    Raises:
+        `ValueError`: If there is a processor of no member, or one that makes nothing of pictures.
     """
 
-    def __init__(self, model: EFTForCausalLM, tokenizer: Any) -> None:
+    def __init__(self, model: EFTForCausalLM, tokenizer: Any, own: Mapping[str, Any] | None = None) -> None:
+        own = own or {}
+        if unknown := [name for name in own if name not in model.members]:
+            raise ValueError(f"`processors` has one of {unknown[0]!r}, but the members are {list(model.members)}.")
+        if wrong := [name for name, each in own.items() if not is_processor(each)]:
+            raise ValueError(
+                f"`processors[{wrong[0]!r}]` makes nothing of pictures: expected a processor with an image processor, as of "
+                f"`AutoProcessor.from_pretrained`, got {type(own[wrong[0]]).__name__}."
+            )
         common = tokenizer if is_processor(tokenizer) else None
-        known = {name: each for name, each in (getattr(model, "tokenizers", None) or {}).items() if is_processor(each)}
-        self._by_name = {name: known.get(name, common) for name in model.members}
+        self._by_name = {name: own.get(name, common) for name in model.members}
 
     @property
     def any(self) -> bool:
@@ -91,7 +102,7 @@ class Processors:
         made: dict[int, dict[str, Any]] = {}
         for name, processor in self._by_name.items():
             if id(processor) not in made:
-                made[id(processor)] = _inputs(name, processor, messages, options)
+                made[id(processor)] = inputs_of(f"the processor of the member {name!r}", processor, messages, options)
         return Seen(made[id(first)], {name: made[id(each)] for name, each in self._by_name.items() if each is not first})
 
 
@@ -100,11 +111,22 @@ def is_processor(tokenizer: Any) -> bool:
     return getattr(tokenizer, "image_processor", None) is not None
 
 
-def _inputs(name: str, processor: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def inputs_of(
+    who: str, processor: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    r"""
+    What a processor makes of a conversation that is to be continued.
+
+    Args:
+        who (`str`): How errors call it.
+        processor (`ProcessorMixin`): The processor.
+        messages (`Sequence[Mapping[str, Any]]`): As [`Processors.read`] takes them.
+        options (`Mapping[str, Any]`): Of the chat template.
+    """
     given = {"add_generation_prompt": True, **options, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     try:
         return dict(processor.apply_chat_template([list(messages)], **given))
     except ImportError:
         raise
     except Exception as error:  # a template is a program of somebody else's, and raises what it likes
-        raise ValueError(f"the processor of the member {name!r} does not take these messages: {error}") from error
+        raise ValueError(f"{who} does not take these messages: {error}") from error

@@ -133,7 +133,7 @@ def _seen(where: str, part: Any) -> dict[str, Any]:
     if not isinstance(part, Mapping) or part.get("type") != "image":
         return {"type": "text", "text": _part(where, part)}
     if part.keys() != {"type", "image"} or isinstance(part["image"], str | bytes) or not hasattr(part["image"], "size"):
-        raise ValueError(f"`{where}` must be a picture that is open, {{\"type\": \"image\", \"image\": ...}}, got {_got(part)}")
+        raise ValueError(f'`{where}` must be a picture that is open, {{"type": "image", "image": ...}}, got {_got(part)}')
     return {"type": "image", "image": part["image"]}
 
 

@@ -40,7 +40,7 @@ class EFTServer:
         model ([`EFTForCausalLM`]): The model.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
             The tokenizer of its members, with the chat template to use. With a processor, chats may have pictures, which it prepares for
-            all members that have no processor of their own in `model.tokenizers`.
+            all members that have none in `processors`.
         host (`str`, *optional*, defaults to `"127.0.0.1"`): The address to listen on.
         port (`int`, *optional*, defaults to 8000): The port; 0 for a free one, which `url` then names.
         model_name (`str`, *optional*, defaults to `"eft"`): What clients call the model.
@@ -54,6 +54,8 @@ class EFTServer:
         generation_config (`Mapping[str, Any]`, *optional*):
             Options of `generate` that hold where a request says nothing, before those of `model.generation_config`.
         api_key (`str`, *optional*): What clients must send as a bearer token, except to `/health`.
+        processors (`Mapping[str, ProcessorMixin]`, *optional*):
+            By member, the processor that makes its inputs of a chat with pictures, where it is another than `tokenizer`.
         image_hosts (`Sequence[str]`, *optional*):
             Hosts that pictures may be fetched from, as in `"pictures.example.com"`. By default there are none, and pictures are `data:` URLs.
         max_image_bytes (`int`, *optional*, defaults to 20 MiB): How many bytes the pictures of a request may have together.
@@ -95,6 +97,7 @@ class EFTServer:
         speculative: bool = False,
         generation_config: Mapping[str, Any] | None = None,
         api_key: str | None = None,
+        processors: Mapping[str, Any] | None = None,
         image_hosts: Sequence[str] = (),
         max_image_bytes: int | None = None,
         max_image_pixels: int | None = None,
@@ -120,7 +123,9 @@ class EFTServer:
         from .images import Limits
 
         warn_if_open(host, api_key, stacklevel=3)
-        reader = Reader(model, tokenizer, generation_config, Limits.of(max_image_bytes, max_image_pixels, image_hosts))
+        reader = Reader(
+            model, tokenizer, generation_config, processors, Limits.of(max_image_bytes, max_image_pixels, image_hosts)
+        )
         self._generator: Generator = (
             Batched(model, _batching(continuous_batching_config, max_batch))
             if continuous_batching

@@ -85,8 +85,9 @@ class Reader:
     Args:
         model ([`EFTForCausalLM`]): The model.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): What its members read.
-        limits ([`Limits`], *optional*): What pictures may be.
         defaults (`Mapping[str, Any]`, *optional*): Options of `generate` that hold where a request says nothing.
+        processors (`Mapping[str, ProcessorMixin]`, *optional*): By member, what makes its inputs of pictures.
+        limits ([`Limits`], *optional*): What pictures may be.
 
     Attributes:
         room (`int`, *optional*): How many tokens a prompt and its answer may have besides what members say: what a cache holds.
@@ -94,11 +95,16 @@ class Reader:
     """
 
     def __init__(
-        self, model: EFTForCausalLM, tokenizer: Any, defaults: Mapping[str, Any] | None = None, limits: Limits | None = None
+        self,
+        model: EFTForCausalLM,
+        tokenizer: Any,
+        defaults: Mapping[str, Any] | None = None,
+        processors: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer.tokenizer if is_processor(tokenizer) else tokenizer
         self.limits = limits or Limits()
-        self._chats = Chats(model, tokenizer)
+        self._chats = Chats(model, tokenizer, processors)
         self.room: int | None = None
         self.looks = True
         self._defaults = copy.deepcopy(model.generation_config)
@@ -148,7 +154,9 @@ class Reader:
         config.stop_strings = None  # they are looked for here
         config.max_new_tokens, config.max_length = self._new_tokens(len(prompt), config, wanted, own), None
         ends = end_tokens(config)
-        job = Job(list(prompt), config, [], stops, self.tokenizer, frozenset(own), seed=body.seed, top=wanted.top, seen=wanted.seen)
+        job = Job(
+            list(prompt), config, [], stops, self.tokenizer, frozenset(own), seed=body.seed, top=wanted.top, seen=wanted.seen
+        )
         job.coefficients = self._coefficients(body)
         if wanted.bias:
             job.processors.append(LogitBias(wanted.bias, self.model.vocab_size))
@@ -222,9 +230,7 @@ class Reader:
         if length == 0:
             raise ValueError("The prompt has no tokens: there is nothing to continue.")
         lengths = wanted.seen.lengths if wanted.seen is not None else {}
-        limits = [
-            (f"positions of the member {name!r}", lengths.get(name, length), most) for name, most in self._limits.items()
-        ]
+        limits = [(f"positions of the member {name!r}", lengths.get(name, length), most) for name, most in self._limits.items()]
         if self.room is not None:
             limits.append(("tokens of the cache", length, self.room))
         what, length, most = min(limits, key=lambda each: each[2] - each[1], default=("", length, length + _UNSAID))

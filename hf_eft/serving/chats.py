@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..programs.pictures import Processors, Seen, is_processor
+from ..programs.pictures import Processors, Seen, inputs_of, is_processor
 from ..prompts import chat_ids
 from ..prompts.messages import read_messages
 from .images import images_of
@@ -29,11 +30,12 @@ class Chats:
     Args:
         model ([`EFTForCausalLM`]): The model.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): With its template.
+        processors (`Mapping[str, ProcessorMixin]`, *optional*): See [`Processors`].
     """
 
-    def __init__(self, model: EFTForCausalLM, tokenizer: Any) -> None:
+    def __init__(self, model: EFTForCausalLM, tokenizer: Any, processors: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._processors = Processors(model, tokenizer)
+        self._processors = Processors(model, tokenizer, processors)
 
     def check_sight(self, where: str) -> None:
         """Raise a `ValueError` if not every member can be shown the picture that is `where`."""
@@ -66,10 +68,13 @@ class Chats:
             raise ValueError(f"`chat_template_kwargs` are for the template: {sorted(own)[0]!r} is not.")
 
         def made(**more: Any) -> tuple[list[int], Seen | None]:
-            if not looks:
-                return chat_ids(self._tokenizer, read, **more, **options), None
-            seen = self._processors.read(read, **more, **options)
-            return seen.prompt, seen
+            given = {**more, **options}
+            if looks:
+                seen = self._processors.read(read, **given)
+                return seen.prompt, seen
+            if parts:
+                return inputs_of("the chat template", self._tokenizer, read, given)["input_ids"][0].tolist(), None
+            return chat_ids(self._tokenizer, read, **given), None
 
         prompt, seen = made(tools=tools or None)
         if tools and prompt == made()[0]:

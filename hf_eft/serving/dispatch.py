@@ -127,7 +127,10 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> No
     if job.coefficients is not None:
         options["coefficients"] = job.coefficients.to(model.device)
     if job.seen is not None:
-        options |= {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in job.seen.pictures.items()}
+        options |= {
+            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in job.seen.pictures.items()
+        }
     steps = Steps(job, tell)
     if steps.possible:
         options["stopping_criteria"] = StoppingCriteriaList([steps])

@@ -7,8 +7,11 @@ import binascii
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, build_opener
 
 from ..files.json_lines import shown, without_nulls
 
@@ -48,7 +51,9 @@ class Limits:
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"`max_image_{name}` must be 1 or more, got {value}.")
         if wrong := [host for host in self.hosts if not host or urlsplit(f"//{host}").netloc != host or "@" in host]:
-            raise ValueError(f"`image_hosts` are names of hosts, as in 'pictures.example.com' or 'localhost:8001', got {wrong[0]!r}.")
+            raise ValueError(
+                f"`image_hosts` are names of hosts, as in 'pictures.example.com' or 'localhost:8001', got {wrong[0]!r}."
+            )
 
 
 def first_image(items: Any, name: str) -> str | None:
@@ -94,7 +99,19 @@ def with_images(items: Sequence[Any], name: str, limits: Limits) -> list[Any]:
 
 def images_of(messages: Sequence[Any]) -> list[Any]:
     """The pictures of messages that [`with_images`] opened, in their order."""
-    return [part.get("image") for message in messages for part in _parts(message) if isinstance(part, Mapping) and part.get("type") == "image"]
+    return [
+        part.get("image")
+        for message in messages
+        for part in _parts(message)
+        if isinstance(part, Mapping) and part.get("type") == "image"
+    ]
+
+
+class _Straight(HTTPRedirectHandler):
+    """Follows no redirect: it would lead to a host that nobody named."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
 
 
 class _Opener:
@@ -129,27 +146,21 @@ class _Opener:
                 f"{where}: pictures are not fetched from{place or ' there'}: send a `data:` URL of base64, as in {_FORM}. (The operator of "
                 "the server may name hosts that pictures are fetched from: `image_hosts`, `--image-host`.)"
             )
-        import httpx
-
-        data = b""
         try:
-            # Redirects would lead to hosts that nobody named.
-            with httpx.stream("GET", address, timeout=_SECONDS, follow_redirects=False) as answer:
-                if answer.status_code != 200:
-                    raise ValueError(f"{where}: {url.netloc} answered {answer.status_code} in place of a picture.")
-                for chunk in answer.iter_bytes():
-                    data += chunk
-                    if len(data) > room:
-                        return None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ValueError(f"{where}: the picture could not be fetched from {url.netloc}: {error}") from error
-        return data
+            with build_opener(_Straight).open(address, timeout=_SECONDS) as answer:
+                data: bytes = answer.read(room + 1)
+        except HTTPError as error:
+            error.close()
+            raise ValueError(f"{where}: {url.netloc} answered {error.code} in place of a picture.") from None
+        except (OSError, HTTPException, ValueError) as error:
+            raise ValueError(f"{where}: the picture could not be fetched from {url.netloc}: {error}") from None
+        return data if len(data) <= room else None
 
     def _decoded(self, data: bytes, where: str) -> Any:
         try:
             from PIL import Image
         except ImportError as error:
-            raise NotImplementedError("Pictures need Pillow on the server: pip install pillow") from error
+            raise NotImplementedError("Pictures need Pillow on the server: pip install 'hf-eft[serve]'") from error
         from transformers.image_utils import load_image
 
         broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -163,7 +174,9 @@ class _Opener:
         except broken as error:
             raise ValueError(f"{where}: this is no picture in {', '.join(_FORMATS)} that can be read: {error}") from None
         if frames != 1:
-            raise ValueError(f"{where}: the picture moves, in {frames} frames. Send those that matter, each as a picture of its own.")
+            raise ValueError(
+                f"{where}: the picture moves, in {frames} frames. Send those that matter, each as a picture of its own."
+            )
         raise ValueError(
             f"{where}: the pictures of a request may have {self._limits.pixels} pixels together, and with the {width} x {height} of this one "
             "they have more. Send smaller ones."
@@ -179,7 +192,9 @@ def _address(part: Mapping[str, Any], where: str) -> str:
         rest |= without_nulls(given)
         given = rest.pop("url", None)
     if (detail := rest.pop("detail", "auto")) != "auto":
-        raise ValueError(f"{where}: `detail` {shown(detail)} is not heeded: each member's processor chooses its sizes. Leave it out.")
+        raise ValueError(
+            f"{where}: `detail` {shown(detail)} is not heeded: each member's processor chooses its sizes. Leave it out."
+        )
     if "file_id" in rest:
         raise ValueError(f"{where}: `file_id` is not heeded, as no files are kept here: send a `data:` URL.")
     if rest:
