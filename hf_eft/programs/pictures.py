@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..prompts import chat_ids
+from ..prompts.messages import read_messages
+
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
 
@@ -42,9 +45,9 @@ class Seen:
         beside = {name: value for name, value in self.inputs.items() if name not in ("input_ids", "attention_mask")}
         return {**beside, **({"member_inputs": self.own} if self.own else {})}
 
-    def of(self, name: str) -> Mapping[str, Any]:
-        """What a member alone is given."""
-        return self.own.get(name, self.inputs)
+    def alone(self, name: str) -> dict[str, Any]:
+        """What a member is given that answers alone, without the mask."""
+        return {key: value for key, value in self.own.get(name, self.inputs).items() if key != "attention_mask"}
 
 
 class Processors:
@@ -70,6 +73,7 @@ class Processors:
                 f"`processors[{wrong[0]!r}]` makes nothing of pictures: expected a processor with an image processor, as of "
                 f"`AutoProcessor.from_pretrained`, got {type(own[wrong[0]]).__name__}."
             )
+        self._tokenizer = tokenizer
         common = tokenizer if is_processor(tokenizer) else None
         self._by_name = {name: own.get(name, common) for name in model.members}
 
@@ -86,17 +90,34 @@ class Processors:
                 "members must read one conversation. Send text alone; or serve members that all have a processor beside their tokenizer."
             )
 
-    def read(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Seen:
+    def read(self, messages: Any, developer_as_system: bool = False, **options: Any) -> tuple[list[int], Seen | None]:
         r"""
-        What members read and see of a conversation that is to be continued.
+        The prompt of a chat that is to be continued.
 
         Args:
-            messages (`Sequence[Mapping[str, Any]]`): Checked messages, whose `content` are lists of parts: texts, and pictures that are opened.
+            messages (`Any`): As [`~hf_eft.prompts.messages.read_messages`] takes them, pictures opened.
+            developer_as_system (`bool`, *optional*, defaults to `False`): As there.
             **options: Of the chat template.
 
+        Returns:
+            `tuple[list[int], Seen or None]`: The first member's tokens, and what members read and see; without pictures, the tokens that all
+            read.
+
         Raises:
-            `ValueError`: If a member has no processor, or its processor does not take the messages.
+            `ValueError`: If the messages are none, a template does not take them, or a member cannot be shown pictures.
         """
+        sees = is_processor(self._tokenizer)
+        looks = bool(images_of(messages))
+        # Templates of models that see go through parts; those of others join no list.
+        read = read_messages(messages, developer_as_system=developer_as_system, pictures=looks or sees)
+        if looks:
+            seen = self._seen(read, options)
+            return seen.prompt, seen
+        if sees:
+            return inputs_of("the chat template", self._tokenizer, read, options)["input_ids"][0].tolist(), None
+        return chat_ids(self._tokenizer, read, **options), None
+
+    def _seen(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Seen:
         self.check()
         first = next(iter(self._by_name.values()))
         made: dict[int, dict[str, Any]] = {}
@@ -106,9 +127,23 @@ class Processors:
         return Seen(made[id(first)], {name: made[id(each)] for name, each in self._by_name.items() if each is not first})
 
 
+def images_of(messages: Any) -> list[Any]:
+    """The pictures of messages, in their order."""
+    contents = (
+        [message.get("content") for message in messages if isinstance(message, Mapping)] if isinstance(messages, list) else []
+    )
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+    return [part.get("image") for part in parts if part.get("type") == "image"]
+
+
 def is_processor(tokenizer: Any) -> bool:
     """Whether this makes inputs of pictures too."""
     return getattr(tokenizer, "image_processor", None) is not None
+
+
+def tokenizer_of(tokenizer: Any) -> Any:
+    """The tokenizer itself, where it may be in a processor."""
+    return tokenizer.tokenizer if is_processor(tokenizer) else tokenizer
 
 
 def inputs_of(
@@ -120,7 +155,7 @@ def inputs_of(
     Args:
         who (`str`): How errors call it.
         processor (`ProcessorMixin`): The processor.
-        messages (`Sequence[Mapping[str, Any]]`): As [`Processors.read`] takes them.
+        messages (`Sequence[Mapping[str, Any]]`): Checked ones, whose `content` are lists of parts.
         options (`Mapping[str, Any]`): Of the chat template.
     """
     given = {"add_generation_prompt": True, **options, "tokenize": True, "return_dict": True, "return_tensors": "pt"}

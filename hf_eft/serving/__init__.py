@@ -57,7 +57,7 @@ class EFTServer:
         processors (`Mapping[str, ProcessorMixin]`, *optional*):
             By member, the processor that makes its inputs of a chat with pictures, where it is another than `tokenizer`.
         image_hosts (`Sequence[str]`, *optional*):
-            Hosts that pictures may be fetched from, as in `"pictures.example.com"`. By default there are none, and pictures are `data:` URLs.
+            Hosts that pictures may be fetched from, as in `"pictures.example.com"`. Without any, pictures are `data:` URLs.
         max_image_bytes (`int`, *optional*, defaults to 20 MiB): How many bytes the pictures of a request may have together.
         max_image_pixels (`int`, *optional*, defaults to 2^25): How many pixels.
         log_level (`str`, *optional*, defaults to `"warning"`): Of the web server.

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from ..files.json_lines import parsed
 from ..members.vocabulary import end_tokens
 from ..programs.option_values import check_tokens
-from ..programs.pictures import Seen, is_processor
 from ..programs.options import check_name, check_together, read_options
+from ..programs.pictures import Seen, tokenizer_of
 from ..recipe.shorthands import recipe
 from .answers import Answer
 from .bodies import MOST, Body
@@ -102,7 +102,7 @@ class Reader:
         processors: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer.tokenizer if is_processor(tokenizer) else tokenizer
+        self.model, self.tokenizer = model, tokenizer_of(tokenizer)
         self.limits = limits or Limits()
         self._chats = Chats(model, tokenizer, processors)
         self.room: int | None = None

@@ -6,10 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..programs.pictures import Processors, Seen, inputs_of, is_processor
-from ..prompts import chat_ids
-from ..prompts.messages import read_messages
-from .images import images_of
+from ..programs.pictures import Processors, Seen
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -18,7 +15,7 @@ logger = logging.getLogger("hf_eft.serving")
 
 # What `apply_chat_template` is told and no template reads, what the server writes, and the template itself, which is a program.
 _NOT_THE_TEMPLATES = frozenset(
-    "chat_template conversation load_audio_from_video max_length messages padding processor_kwargs return_assistant_tokens_mask "
+    "chat_template conversation developer_as_system load_audio_from_video max_length messages padding processor_kwargs return_assistant_tokens_mask "
     "return_dict return_tensors sanitize_control_tokens tokenize tokenizer tokenizer_kwargs tools truncation".split()
 )
 
@@ -60,23 +57,10 @@ class Chats:
             `ValueError`: If there is no template, or it has no place for what it is to write; if a member cannot see.
         """
         template = str(getattr(self._tokenizer, "chat_template", ""))
-        looks = bool(images_of(messages))
-        # Templates of models that see go through parts, and those of others join no list.
-        parts = looks or is_processor(self._tokenizer)
-        read = read_messages(messages, developer_as_system="developer" not in template, pictures=parts)
         if own := _NOT_THE_TEMPLATES & options.keys():
             raise ValueError(f"`chat_template_kwargs` are for the template: {sorted(own)[0]!r} is not.")
-
-        def made(**more: Any) -> tuple[list[int], Seen | None]:
-            given = {**more, **options}
-            if looks:
-                seen = self._processors.read(read, **given)
-                return seen.prompt, seen
-            if parts:
-                return inputs_of("the chat template", self._tokenizer, read, given)["input_ids"][0].tolist(), None
-            return chat_ids(self._tokenizer, read, **given), None
-
-        prompt, seen = made(tools=tools or None)
-        if tools and prompt == made()[0]:
+        given = {"developer_as_system": "developer" not in template, **options}
+        prompt, seen = self._processors.read(messages, tools=tools or None, **given)
+        if tools and prompt == self._processors.read(messages, **given)[0]:
             logger.warning("The chat template has no place for `tools`: the models do not see them.")
         return prompt, seen

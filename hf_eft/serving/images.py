@@ -97,16 +97,6 @@ def with_images(items: Sequence[Any], name: str, limits: Limits) -> list[Any]:
     return opened
 
 
-def images_of(messages: Sequence[Any]) -> list[Any]:
-    """The pictures of messages that [`with_images`] opened, in their order."""
-    return [
-        part.get("image")
-        for message in messages
-        for part in _parts(message)
-        if isinstance(part, Mapping) and part.get("type") == "image"
-    ]
-
-
 class _Straight(HTTPRedirectHandler):
     """Follows no redirect: it would lead to a host that nobody named."""
 
@@ -126,10 +116,7 @@ class _Opener:
 
     def _data(self, address: str, where: str) -> bytes:
         room = self._limits.bytes - self._bytes
-        if address[:5].lower() == "data:":
-            data = _inline(address, where, room)
-        else:
-            data = self._fetched(address, where, room)
+        data = _inline(address, where, room) if address[:5].lower() == "data:" else self._fetched(address, where, room)
         if data is None:
             raise ValueError(
                 f"{where}: the pictures of a request may have {self._limits.bytes} bytes together, and with this one they have more. Send "
@@ -178,8 +165,8 @@ class _Opener:
                 f"{where}: the picture moves, in {frames} frames. Send those that matter, each as a picture of its own."
             )
         raise ValueError(
-            f"{where}: the pictures of a request may have {self._limits.pixels} pixels together, and with the {width} x {height} of this one "
-            "they have more. Send smaller ones."
+            f"{where}: the pictures of a request may have {self._limits.pixels} pixels together, and with the {width} x {height} of this "
+            "one they have more. Send smaller ones."
         )
 
 

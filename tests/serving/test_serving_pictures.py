@@ -254,9 +254,13 @@ def test_drafts_see() -> None:
 def test_members_that_do_not_see_are_named() -> None:
     model = combination(*FAMILIES["each_its_own"])
     processors = {"base": processor("qwen2_vl"), "tuned": processor("llava")}
-    with EFTServer(model, processors["base"].tokenizer, port=0, processors=processors) as server, connect(server) as client:
-        with pytest.raises(openai.BadRequestError, match=r"messages\[0\]: content\[1\]: .*'reference', which has no processor"):
-            ask(client, asks("w20", part(picture())))
+    blind = r"messages\[0\]: content\[1\]: .*'reference', which has no processor"
+    with (
+        EFTServer(model, processors["base"].tokenizer, port=0, processors=processors) as server,
+        connect(server) as client,
+        pytest.raises(openai.BadRequestError, match=blind),
+    ):
+        ask(client, asks("w20", part(picture())))
     for wrong, expected in (({"draft": processors["base"]}, "the members are"), ({"base": 1}, "makes nothing of pictures")):
         with pytest.raises(ValueError, match=expected):
             EFTServer(model, processors["base"].tokenizer, port=0, processors=wrong)
@@ -266,9 +270,12 @@ def test_a_batch_refuses_pictures() -> None:
     from served import family
 
     model, tokenizer = family()
-    with EFTServer(model, tokenizer, port=0, **BATCHED) as server, connect(server) as client:
-        with pytest.raises(openai.BadRequestError, match=r"messages\[0\]: content\[0\]: .* not batched continuously"):
-            ask(client, asks(part(picture())), extra_body={"generation_config": {}})
+    with (
+        EFTServer(model, tokenizer, port=0, **BATCHED) as server,
+        connect(server) as client,
+        pytest.raises(openai.BadRequestError, match=r"messages\[0\]: content\[0\]: .* not batched continuously"),
+    ):
+        ask(client, asks(part(picture())), extra_body={"generation_config": {}})
 
 
 def test_every_member_has_room_for_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
