@@ -101,7 +101,12 @@ def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any
             def answers(
                 text: str, as_chat: bool, chosen: str, longest: int, heat: float, number: int, *values: Any
             ) -> Iterator[Any]:
-                picture, said, turned = values[0], values[1 : len(panels) + 1], values[len(panels) + 1 :]
+                said, turned, rest = (
+                    values[: len(panels)],
+                    values[len(panels) :][: len(sliders)],
+                    values[len(panels) + len(sliders) :],
+                )
+                picture = rest[0] if rest else None
                 try:
                     coefficients = _coefficients(model, ways, chosen, turned)
                     options = read_options({"max_new_tokens": longest, "temperature": heat})
@@ -122,7 +127,7 @@ def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any
 
             return answers
 
-        given = [prompt, chat, way, length, temperature, seed, shown, *texts, *sliders]
+        given = [prompt, chat, way, length, temperature, seed, *texts, *sliders, shown]
         settings: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         running = [
             gr.on([ask.click, prompt.submit], respond(panels), given, [*texts, heatmap], **settings),

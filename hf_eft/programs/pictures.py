@@ -100,8 +100,8 @@ class Processors:
             **options: Of the chat template.
 
         Returns:
-            `tuple[list[int], Seen or None]`: The first member's tokens, and what members read and see; without pictures, the tokens that all
-            read.
+            `tuple[list[int], Seen or None]`: The first member's tokens, and what members read and see; without pictures, the
+            tokens that all read.
 
         Raises:
             `ValueError`: If the messages are none, a template does not take them, or a member cannot be shown pictures.

@@ -15,8 +15,9 @@ logger = logging.getLogger("hf_eft.serving")
 
 # What `apply_chat_template` is told and no template reads, what the server writes, and the template itself, which is a program.
 _NOT_THE_TEMPLATES = frozenset(
-    "chat_template conversation developer_as_system load_audio_from_video max_length messages padding processor_kwargs return_assistant_tokens_mask "
-    "return_dict return_tensors sanitize_control_tokens tokenize tokenizer tokenizer_kwargs tools truncation".split()
+    "chat_template conversation developer_as_system load_audio_from_video max_length messages padding processor_kwargs "
+    "return_assistant_tokens_mask return_dict return_tensors sanitize_control_tokens tokenize tokenizer tokenizer_kwargs tools "
+    "truncation".split()
 )
 
 
