@@ -19,6 +19,7 @@ from .decoding.generation import EFTGenerationMixin
 from .decoding.inputs import split_masks
 from .folders.saving import EFTSavingMixin
 from .members.adapters import by_adapter
+from .members.auto import auto_class
 from .members.cache import EFTCache
 from .members.call import PerThread
 from .members.checks import check_coefficients, check_mask, check_rows
@@ -106,7 +107,9 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
                     "Adapters, and members that are referred to, are not made from a configuration: load the folder."
                 )
             built = {
-                name: AutoModelForCausalLM.from_config(member_config, attn_implementation=member_config._attn_implementation)
+                name: auto_class(member_config).from_config(
+                    member_config, attn_implementation=member_config._attn_implementation
+                )
                 for name, member_config in config.member_configs.items()
             }
             members = {name: built[config.shared_members.get(name, name)] for name in config.member_names}

@@ -14,6 +14,9 @@ import torch
 import transformers
 from architecture_checks import ADD_ON, LEAVES, NEW, STRATEGIES, TOLERANCE, WRAPPER_ONLY
 from architecture_models import SET_ASIDE
+from architecture_sight import STRATEGIES as SEEN
+from architecture_sight import SUFFIX
+from architecture_sight import WRAPPER_ONLY as SEEN_BY_WRAPPER
 
 RESULTS = ("exact", "refused", "theirs", "wrong", "foreign", "not reached")  # the worst of several is the last of these
 FAILS = "fails in transformers alone"
@@ -36,6 +39,23 @@ A cell says what both leaves do, or [`EFTForCausalLM`](strategies.md) / `EFTLogi
 is called by the base's own `generate`, which without it, too, ends in an error or shows other scores than the model has. Batches of drafts
 and continuous batching are the wrapper's only. A number stands for a refusal, below.
 """
+
+
+SEEING = """## With a picture
+
+Every type that transformers maps to a model of images and text, made tiny, as base, tuned and reference member
+([members that see](vision.md)): rows with a picture of their own, against the formula from whole texts with the picture. A picture is
+made by what the configuration and the arguments are called; types for which none is known are below. **{fails}**: the model's own
+`generate` ends in the same error, or shows other scores than the model has.
+
+| | |
+|---|---|
+| types | {types} |
+| held with a picture | {made} |
+| exact in everything | {exact} |
+| results that are wrong | {wrong} |
+| results that are another library's error | {foreign} |
+""".replace("{fails}", FAILS)
 
 
 def results(found: dict[str, Any], strategy: str, leaf: str) -> list[dict[str, str]]:
@@ -80,7 +100,7 @@ class Notes:
         """What the leaves do with a strategy."""
         said = []
         for leaf in LEAVES:
-            if leaf == ADD_ON and strategy in WRAPPER_ONLY:
+            if leaf == ADD_ON and strategy in (SEEN_BY_WRAPPER if found["type"].endswith(SUFFIX) else WRAPPER_ONLY):
                 continue
             held = worst(results(found, strategy, leaf) or [{"result": "not reached"}])
             if held["result"] == "refused":
@@ -133,9 +153,28 @@ def summary(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+def pictures(seen: list[dict[str, Any]], notes: Notes) -> list[str]:
+    """What was found of types of images and text, with a picture."""
+    made = [each for each in seen if "held" in each]
+    counts = totals(seen)
+    rows = [
+        f"| `{each['type'].removesuffix(SUFFIX)}` | " + " | ".join(notes.cell(each, strategy) for strategy in SEEN) + " |"
+        for each in made
+    ]
+    exact = sum({held["result"] for held in each["held"]} == {"exact"} for each in made)
+    unmade = [f"- `{each['type'].removesuffix(SUFFIX)}`: {each['unmade'][:160]}" for each in seen if "unmade" in each]
+    return [
+        SEEING.format(types=len(seen), made=len(made), exact=exact, wrong=counts["wrong"], foreign=counts["foreign"]),
+        f"| type | {' | '.join(SEEN)} |\n|{'---|' * (len(SEEN) + 1)}\n" + "\n".join(rows) + "\n",
+        "### Not held with a picture\n\n" + "\n".join(unmade) + "\n",
+    ]
+
+
 def page(found: list[dict[str, Any]]) -> str:
     """The whole page."""
     notes = Notes()
+    seen = [each for each in found if each["type"].endswith(SUFFIX)]
+    found = [each for each in found if each not in seen]
     rows = [
         f"| `{each['type']}` | " + " | ".join(notes.cell(each, strategy) for strategy in STRATEGIES) + " |"
         for each in found
@@ -152,6 +191,7 @@ def page(found: list[dict[str, Any]]) -> str:
         fails=FAILS,
     )
     parts = [head, f"| type | {' | '.join(STRATEGIES)} |\n|{'---|' * (len(STRATEGIES) + 1)}\n" + "\n".join(rows) + "\n"]
+    parts += pictures(seen, notes)
     parts.append("## Refusals\n\n" + "\n".join(f"{number}. {text}." for text, number in notes.numbers.items()) + "\n")
     parts.append("## Set aside\n\n" + "\n".join(f"- `{name}`: {text}" for name, text in SET_ASIDE.items()) + "\n")
     unmade = [f"- `{each['type']}`: {each['unmade'][:200]}" for each in found if "unmade" in each]

@@ -1,8 +1,9 @@
 """
-Every type that transformers maps to a causal language model, in both leaves and under every strategy, against the stateless formula.
+Every type that transformers maps to a causal language model, or to one of images and text, in both leaves and under every strategy, against
+the stateless formula.
 
     python tests/architectures.py                        # what is not known yet, then docs/architectures.md
-    python tests/architectures.py --types llama mamba    # these, shown here; the page is left as it is
+    python tests/architectures.py --types llama gemma3+picture    # these, shown here; the page is left as it is
     python tests/architectures.py --jobs 2 --fresh       # everything anew, two at a time
 
 Each type is held in a process of its own, with a limit on time and memory. Results are kept by type in build/architectures/, and taken from
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import architecture_page
+import architecture_sight
 import torch
 import transformers
 from architecture_checks import hold_type
@@ -41,7 +43,7 @@ BYTES = 4 << 30  # what a type may add to what is loaded already
 def fingerprint() -> str:
     """Of everything that a result depends on."""
     digest = hashlib.sha256(f"{transformers.__version__} {torch.__version__}".encode())
-    own = [Path(__file__).with_name(f"architecture_{part}.py") for part in ("models", "checks")]
+    own = [Path(__file__).with_name(f"architecture_{part}.py") for part in ("models", "checks", "sight")]
     for path in sorted(Path(hf_eft.__file__).parent.rglob("*.py")) + own:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -72,7 +74,8 @@ def start(model_type: str, mark: str) -> int:
         signal.alarm(SECONDS)
         begun = time.monotonic()
         try:
-            found = hold_type(model_type, note=lambda found: write(model_type, found))
+            hold = architecture_sight.hold_type if model_type.endswith(architecture_sight.SUFFIX) else hold_type
+            found = hold(model_type, note=lambda found: write(model_type, found))
         except Exception as error:  # the model cannot be made
             found = {"unmade": f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]}
         write(model_type, {**found, "mark": mark, "seconds": round(time.monotonic() - begun, 1)})
@@ -117,10 +120,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stale", action="store_true", help="take what was found with other code as well")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "architectures.md", help="where the table goes")
     options = parser.parse_args(arguments)
-    if unknown := set(options.types or ()) - set(TYPES):
+    every = [*TYPES, *architecture_sight.TYPES]
+    if unknown := set(options.types or ()) - set(every):
         parser.error(f"transformers {transformers.__version__} maps no {sorted(unknown)} to a causal language model")
     KEPT.mkdir(parents=True, exist_ok=True)
-    types, mark = options.types or TYPES, fingerprint()
+    types, mark = options.types or every, fingerprint()
     wanted = None if options.stale else mark
     todo = [name for name in types if options.fresh or kept(name, wanted) is None]
     torch.set_num_threads(1)

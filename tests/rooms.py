@@ -110,6 +110,7 @@ TESTS: dict[str, str] = {
     "members/membership.py": "models/test_errors.py::test_bad_members_and_recipes",
     "prompts/messages.py": "programs/test_answers.py::test_standard_input_to_standard_output",
     "members/positions.py": "members/test_sight.py::test_a_step_of_forward_goes_on_where_the_picture_ended",
+    "members/auto.py": "members/test_sight.py::test_members_that_see_come_back_from_a_folder",
     "members/sight.py": "members/test_sight.py::test_own_pictures_in_forward",
     "prompts/pictures.py": "members/test_sight.py::test_own_pictures_in_forward",
     "decoding/running.py": "members/test_sight.py::test_a_member_of_text_is_told_a_text_in_its_place_or_refused",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_eft import EFTConfig
@@ -28,6 +28,7 @@ from ..files import folder_for
 from ..files.trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
 from ..members.adapters import Adapted, own_weights
 from ..members.adapters.checks import checked_folder
+from ..members.auto import classes_of
 from ..members.checks import check_model
 from ..members.combined import Combined
 from ..members.learnt import learnt_of
@@ -327,11 +328,11 @@ def check_target(folder: Path) -> None:
 
 
 def _check_class(name: str, model: PreTrainedModel) -> None:
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
-    if model.is_remote_code() or type(model) is not expected:
+    expected = classes_of(model.config)
+    if model.is_remote_code() or type(model).__name__ not in expected:
         raise ValueError(
             f"The member {name!r} is a {type(model).__name__}, and `AutoModelForCausalLM` makes "
-            f"{'nothing' if expected is None else f'a {expected.__name__}'} of its configuration: a folder could not bring it back. A "
+            f"{' or '.join(f'a {each}' for each in expected) or 'nothing'} of its configuration: a folder could not bring it back. A "
             "recipe folder refers to it where it is: `hf_eft.hub.compose(..., references=True)`."
         )
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from ..members.auto import auto_class
 from ..members.quantised import QUANTISE_WHILE_LOADING, check_kept, is_wrapped, method_of
 
 
@@ -53,7 +54,7 @@ def _described(name: str, config: PreTrainedConfig, where: str = "") -> Any:
     """What a member's configuration describes, without values."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            return auto_class(config).from_config(copy.deepcopy(config))
     except Exception as error:  # sizes that do not go together are noticed wherever they meet
         raise ValueError(f"No model can be made by the configuration of the member {name!r}{where}: {error}") from error
 
@@ -103,7 +104,7 @@ def load_model(
         place (`str` or `Path`): A folder, or a repository.
         config (`PreTrainedConfig`): Its configuration, already looked through.
         trust_remote_code (`bool`, *optional*, defaults to `False`): What the caller said, never what a file says.
-        **options: Passed on to `AutoModelForCausalLM.from_pretrained`.
+        **options: Passed on to `from_pretrained` of `AutoModelForCausalLM`, or of `AutoModelForImageTextToText` for a member that sees.
 
     Returns:
         `tuple`: The model, in evaluation mode, and what transformers reports about its loading.
@@ -118,7 +119,7 @@ def load_model(
     if Path(place).is_dir() and not trust_remote_code:
         check_size(name, Path(place), config)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             place, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
     except Exception as error:  # what is in a file decides what is raised, and by which library

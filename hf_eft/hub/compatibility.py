@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..bytes.tokens import token_bytes
+from ..members.auto import auto_class
 from ..members.vocabulary import Vocabulary, end_tokens
 
 Level = Literal["ok", "note", "refused"]
@@ -177,7 +178,7 @@ def _numbers(cards: Mapping[str, _Card]) -> list[Finding]:
 
 def _parameters(config: Any) -> int:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto_class(config).from_config(config)
     return int(sum(parameter.numel() for parameter in model.parameters()))
 
 

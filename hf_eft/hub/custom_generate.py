@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from .._version import __version__
 from ..files import folder_for, replacing
 from ..files.repositories import check_repository, is_commit, is_repo_id
+from ..members.auto import auto_class
 from ..members.devices import execution_device
 from ..modeling_eft import EFTForCausalLM
 from ..recipe.combination import REFERENCE, TUNED, Coefficient, Combination
@@ -162,7 +163,8 @@ def _member(model: PreTrainedModel, name: str, place: Place) -> Any:
         folder = where if commit is None else snapshot_download(where, revision=commit, allow_patterns=_READ)
         if (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / "config.json").is_file():
             return folder  # transformers would load whatever repository the adapter names
-        kept[key] = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).to(device)
+        made = auto_class(AutoConfig.from_pretrained(folder))
+        kept[key] = made.from_pretrained(folder, use_safetensors=True).to(device)
     return kept[key]
 
 

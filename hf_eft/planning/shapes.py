@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
+from ..members.auto import auto_class
 from ..members.releases import cache_argument
 
 _STATES = ("keys", "values", "conv_states", "recurrent_states")
@@ -58,7 +59,7 @@ class Shape:
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype  # of a configuration that was made of a dictionary
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+                model = auto_class(config).from_config(config, dtype=dtype).eval()
             if getattr(config, "num_experts", getattr(config, "num_local_experts", None)):
                 model.set_experts_implementation("batched_mm")  # grouped products need values, or one dtype
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..prompts import chat_ids
 from ..prompts.messages import read_messages
+from ..prompts.pictures import pictures_in, seen_by
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -106,15 +105,13 @@ class Processors:
         Raises:
             `ValueError`: If the messages are none, a template does not take them, or a member cannot be shown pictures.
         """
-        sees = is_processor(self._tokenizer)
-        looks = bool(images_of(messages))
-        # Templates of models that see go through parts; those of others join no list.
-        read = read_messages(messages, developer_as_system=developer_as_system, pictures=looks or sees)
-        if looks:
+        read = read_messages(messages, developer_as_system=developer_as_system, pictures=True)
+        if pictures_in(read):
             seen = self._seen(read, options)
             return seen.prompt, seen
-        if sees:
-            return inputs_of("the chat template", self._tokenizer, read, options)["input_ids"][0].tolist(), None
+        if is_processor(self._tokenizer):
+            made = seen_by(next(iter(self._by_name)), self._tokenizer, [read], [[]], **options)
+            return made["input_ids"][0].tolist(), None
         return chat_ids(self._tokenizer, read, **options), None
 
     def _seen(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Seen:
@@ -122,18 +119,9 @@ class Processors:
         first = next(iter(self._by_name.values()))
         made: dict[int, dict[str, Any]] = {}
         for name, processor in self._by_name.items():
-            if id(processor) not in made:
-                made[id(processor)] = inputs_of(f"the processor of the member {name!r}", processor, messages, options)
+            if id(processor) not in made:  # one that serves several members is asked once
+                made[id(processor)] = seen_by(name, processor, [messages], [pictures_in(messages)], **options)
         return Seen(made[id(first)], {name: made[id(each)] for name, each in self._by_name.items() if each is not first})
-
-
-def images_of(messages: Any) -> list[Any]:
-    """The pictures of messages, in their order."""
-    contents = (
-        [message.get("content") for message in messages if isinstance(message, Mapping)] if isinstance(messages, list) else []
-    )
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
-    return [part.get("image") for part in parts if part.get("type") == "image"]
 
 
 def is_processor(tokenizer: Any) -> bool:
@@ -144,24 +132,3 @@ def is_processor(tokenizer: Any) -> bool:
 def tokenizer_of(tokenizer: Any) -> Any:
     """The tokenizer itself, where it may be in a processor."""
     return tokenizer.tokenizer if is_processor(tokenizer) else tokenizer
-
-
-def inputs_of(
-    who: str, processor: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> dict[str, torch.Tensor]:
-    r"""
-    What a processor makes of a conversation that is to be continued.
-
-    Args:
-        who (`str`): How errors call it.
-        processor (`ProcessorMixin`): The processor.
-        messages (`Sequence[Mapping[str, Any]]`): Checked ones, whose `content` are lists of parts.
-        options (`Mapping[str, Any]`): Of the chat template.
-    """
-    given = {"add_generation_prompt": True, **options, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    try:
-        return dict(processor.apply_chat_template([list(messages)], **given))
-    except ImportError:
-        raise
-    except Exception as error:  # a template is a program of somebody else's, and raises what it likes
-        raise ValueError(f"{who} does not take these messages: {error}") from error

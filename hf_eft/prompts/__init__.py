@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .messages import read_messages
-from .pictures import KINDS, take_pictures
+from .pictures import KINDS, pictures_in, seen_by, take_pictures
 
 _ASKED = "Who?"
 _ENDING = 64  # tokens, more than any template writes before an answer
@@ -133,13 +133,17 @@ def member_inputs(
     Args:
         conversations (`Sequence[Sequence[Mapping[str, Any]]]`):
             Messages as [`~hf_eft.prompts.messages.read_messages`] takes them, a list for each row.
-        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The tokenizer of each member. A tokenizer whose `chat_template` is `None`
-            writes plain text.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`): The tokenizer of each member. A tokenizer whose
+            `chat_template` is `None` writes plain text. The processor of a member that sees makes its own of pictures in the messages.
         plain (`Callable`, *optional*): What makes a text of a conversation.
         **options: Passed on to `apply_chat_template`.
 
     Returns:
-        `dict[str, dict[str, torch.Tensor]]`: By member, `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the left.
+        `dict[str, dict[str, torch.Tensor]]`: By member, `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the left;
+        and whatever else its processor makes of pictures.
+
+    Raises:
+        `ValueError`: If messages are none, or show pictures to a member that has no processor.
 
     Example:
 
@@ -155,9 +159,19 @@ def member_inputs(
     """
     if not conversations:
         raise ValueError("There are no conversations: give a list of messages for each row.")
-    conversations = [read_messages(messages) for messages in conversations]
+    seeing = [name for name, tokenizer in tokenizers.items() if hasattr(tokenizer, "image_processor")]
+    conversations = [read_messages(messages, pictures=bool(seeing)) for messages in conversations]
+    shown = [pictures_in(messages) for messages in conversations]
     built = {}
     for name, tokenizer in tokenizers.items():
+        if name in seeing:
+            built[name] = seen_by(name, tokenizer, conversations, shown, **options)
+            continue
+        if any(shown):
+            raise ValueError(
+                f"The messages show pictures, and the member {name!r} has a tokenizer, which reads text alone. Give its processor; or "
+                "make its prompts of messages that say in words what the pictures show."
+            )
         if getattr(tokenizer, "chat_template", None):
             rows = [chat_ids(tokenizer, messages, **options) for messages in conversations]
         else:

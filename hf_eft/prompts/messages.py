@@ -7,6 +7,7 @@ Messages of a chat as clients send them, checked and made what chat templates re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..files.json_lines import parsed, shown, without_nulls
@@ -39,11 +40,12 @@ def read_messages(given: Any, *, developer_as_system: bool = False, pictures: bo
         developer_as_system (`bool`, *optional*, defaults to `False`):
             Whether the role `"developer"`, which is OpenAI's newer name for it, becomes `"system"`, the one that templates know.
         pictures (`bool`, *optional*, defaults to `False`):
-            Whether parts may be pictures that are open: `{"type": "image", "image": PIL.Image.Image}`. Every `content` is then a list of
-            parts, as templates of models that see read it.
+            Whether whoever reads them can see: parts `{"type": "image", "image": ...}`, a picture of PIL or the path of a file, are then
+            taken as well.
 
     Returns:
-        `list[dict[str, Any]]`: New messages, each with a `role` and a `content` that are texts.
+        `list[dict[str, Any]]`: New messages, each with a `role` and a `content` that are texts; a `content` with pictures is a list of
+        parts.
 
     Raises:
         `ValueError`: If a message is none of these, naming its index and the field.
@@ -98,7 +100,7 @@ def _message(index: int, message: Any, developer_as_system: bool, pictures: bool
         for name, remedy in _UNREAD.items():
             if rest.pop(name, None):
                 raise ValueError(f"`{name}` is not read by chat templates: {remedy}")
-        content = (_parts if pictures else _content)(rest.pop("content", None), optional=role == "assistant")
+        content = _content(rest.pop("content", None), optional=role == "assistant", pictures=pictures)
         calls = _calls(rest.pop("tool_calls", None), role)
         for name in ("tool_call_id", "name"):
             if name in rest:
@@ -110,7 +112,7 @@ def _message(index: int, message: Any, developer_as_system: bool, pictures: bool
     return {"role": role, "content": content, **({"tool_calls": calls} if calls else {}), **rest}
 
 
-def _content(content: Any, optional: bool) -> str:
+def _content(content: Any, optional: bool, pictures: bool) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return read_text(content, "`content`")
     if content is None or (_is_list(content) and not content):
@@ -119,22 +121,29 @@ def _content(content: Any, optional: bool) -> str:
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
     if not _is_list(content):
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
+    if pictures and any(map(is_picture, content)):
+        return [
+            _picture(f"content[{i}]", part) if is_picture(part) else {"type": "text", "text": _part(f"content[{i}]", part)}
+            for i, part in enumerate(content)
+        ]
     return " ".join(_part(f"content[{i}]", part) for i, part in enumerate(content))
 
 
-def _parts(content: Any, optional: bool) -> list[dict[str, Any]]:
-    """Texts and pictures, in their order."""
-    if not _is_list(content) or not content:
-        return [{"type": "text", "text": text}] if (text := _content(content, optional)) else []
-    return [_seen(f"content[{i}]", part) for i, part in enumerate(content)]
+def is_picture(part: Any) -> bool:
+    """Whether a part of a content is a picture."""
+    return isinstance(part, Mapping) and part.get("type") == "image"
 
 
-def _seen(where: str, part: Any) -> dict[str, Any]:
-    if not isinstance(part, Mapping) or part.get("type") != "image":
-        return {"type": "text", "text": _part(where, part)}
-    if part.keys() != {"type", "image"} or isinstance(part["image"], str | bytes) or not hasattr(part["image"], "size"):
-        raise ValueError(f'`{where}` must be a picture that is open, {{"type": "image", "image": ...}}, got {_got(part)}')
-    return {"type": "image", "image": part["image"]}
+def _picture(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    given = part.get("image", part.get("path"))
+    if isinstance(given, (str, Path)) and not Path(given).is_file():
+        raise ValueError(
+            f"`{where}.image` must be a picture of PIL or the path of a file that is there, got {shown(str(given))}"
+        )
+    if given is None:
+        raise ValueError(f"`{where}` must have an `image`: a picture of PIL, or the path of a file; nothing is fetched")
+    # (As an absolute path, it cannot be taken for an address.)
+    return {"type": "image", "image": str(Path(given).resolve()) if isinstance(given, (str, Path)) else given}
 
 
 def _part(where: str, part: Any) -> str:

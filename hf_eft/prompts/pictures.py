@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers.image_utils import load_image
+
+from .messages import is_picture
 
 KINDS = "mm_token_type_ids"  # 0 for text
 #: By token, whether it stands for a picture: given with pictures, they say where these are.
@@ -46,3 +49,55 @@ def holds_data(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(holds_data, value))
     return isinstance(value, torch.Tensor) or hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+
+
+def pictures_in(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The pictures of a conversation, in order, as [`~hf_eft.prompts.messages.read_messages`] leaves them."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return [part["image"] for part in parts if is_picture(part)]
+
+
+def seen_by(
+    name: str,
+    processor: Any,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    shown: Sequence[Sequence[Any]],
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    r"""
+    What a member's processor makes of conversations that are to be continued.
+
+    Args:
+        name (`str`): The member.
+        processor (`ProcessorMixin`): With a chat template.
+        conversations (`Sequence[Sequence[Mapping[str, Any]]]`): As [`~hf_eft.prompts.messages.read_messages`] makes them.
+        shown (`Sequence[Sequence[Any]]`): The pictures of each.
+        **options: Passed on to `apply_chat_template`.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(
+            f"The processor of the member {name!r} has no chat template, which says where a picture goes. Set one."
+        )
+    given = {"add_generation_prompt": True, **options, "tokenize": False}
+    try:
+        texts = [processor.apply_chat_template([_in_parts(each) for each in messages], **given) for messages in conversations]
+    except ImportError:  # of what templates run with
+        raise
+    except Exception as error:  # a template is a program of somebody else's, and raises what it likes
+        raise ValueError(f"the chat template does not take these messages: {error}") from error
+    rows = [[load_image(picture) for picture in pictures] for pictures in shown]
+    # (Rows without any are not what every processor takes, and which picture is whose the placeholders say.)
+    images = rows if all(rows) else [picture for row in rows for picture in row]
+    first = getattr(processor.tokenizer, "bos_token", None)
+    made = processor(
+        text=texts, **({"images": images} if images else {}), padding=True, padding_side="left", return_tensors="pt",
+        # Most templates write the token that begins a text; it must not stand there twice.
+        **({"add_special_tokens": False} if first and texts[0].startswith(first) else {}),
+    )  # fmt: skip
+    return dict(made)
+
+
+def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose content is a list of parts, which templates of processors iterate over."""
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}

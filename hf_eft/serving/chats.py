@@ -6,7 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..files.json_lines import shown
 from ..programs.pictures import Processors, Seen
+from ..prompts.messages import is_picture
+from .images import FORM
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -57,6 +60,11 @@ class Chats:
         Raises:
             `ValueError`: If there is no template, or it has no place for what it is to write; if a member cannot see.
         """
+        for i, message in enumerate(messages if isinstance(messages, list) else []):
+            content = message.get("content") if isinstance(message, dict) else None
+            for j, part in enumerate(content if isinstance(content, list) else []):
+                if is_picture(part) and not hasattr(part.get("image"), "convert"):  # the path of a file of this machine
+                    raise ValueError(f"messages[{i}]: content[{j}]: a picture is {FORM}, got {shown(part)}.")
         template = str(getattr(self._tokenizer, "chat_template", ""))
         if own := _NOT_THE_TEMPLATES & options.keys():
             raise ValueError(f"`chat_template_kwargs` are for the template: {sorted(own)[0]!r} is not.")

@@ -15,9 +15,9 @@ from urllib.request import HTTPRedirectHandler, build_opener
 
 from ..files.json_lines import shown, without_nulls
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # OpenAI's; every other decoder is one more that strangers' bytes could reach
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # OpenAI's; every other decoder is one more that strangers' bytes could reach
 _KINDS = ("image_url", "input_image")  # of chat completions; of responses
-_FORM = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
+FORM = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
 _SECONDS = 10.0  # for which another host may be silent
 
 
@@ -130,7 +130,7 @@ class _Opener:
         if url.scheme not in ("http", "https") or url.netloc.lower() not in {host.lower() for host in self._limits.hosts}:
             place = f" {url.netloc!r}" if url.scheme in ("http", "https") else ""
             raise ValueError(
-                f"{where}: pictures are not fetched from{place or ' there'}: send a `data:` URL of base64, as in {_FORM}. (The operator of "
+                f"{where}: pictures are not fetched from{place or ' there'}: send a `data:` URL of base64, as in {FORM}. (The operator of "
                 "the server may name hosts that pictures are fetched from: `image_hosts`, `--image-host`.)"
             )
         try:
@@ -152,14 +152,14 @@ class _Opener:
 
         broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:  # reads the head, which tells the size
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the head, which tells the size
                 width, height = image.size
                 frames = getattr(image, "n_frames", 1)
                 if (more := self._pixels + width * height) <= self._limits.pixels and frames == 1:
                     self._pixels = more
                     return load_image(image)  # the way in which processors' own pictures are loaded
         except broken as error:
-            raise ValueError(f"{where}: this is no picture in {', '.join(_FORMATS)} that can be read: {error}") from None
+            raise ValueError(f"{where}: this is no picture in {', '.join(FORMATS)} that can be read: {error}") from None
         if frames != 1:
             raise ValueError(
                 f"{where}: the picture moves, in {frames} frames. Send those that matter, each as a picture of its own."
@@ -185,9 +185,9 @@ def _address(part: Mapping[str, Any], where: str) -> str:
     if "file_id" in rest:
         raise ValueError(f"{where}: `file_id` is not heeded, as no files are kept here: send a `data:` URL.")
     if rest:
-        raise ValueError(f"{where}: `{next(iter(rest))}` is not read in a part of the type {kind!r}: {_FORM}.")
+        raise ValueError(f"{where}: `{next(iter(rest))}` is not read in a part of the type {kind!r}: {FORM}.")
     if not isinstance(given, str) or not given:
-        raise ValueError(f"{where}: a picture is {_FORM}, got {shown(given) if given is not None else 'no URL'}.")
+        raise ValueError(f"{where}: a picture is {FORM}, got {shown(given) if given is not None else 'no URL'}.")
     return given
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import PAD, VOCAB, lora, shared
 from seeing import KINDS, PLACES, Shown, emulated, kinds, log_probs, make, seeing, shown
+from transformers import AutoModelForCausalLM
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 
@@ -323,3 +325,19 @@ def test_a_head_that_is_wider_beside_one_of_text() -> None:
         got = torch.stack([step[i] for step in out.logits])
         assert bool((got[:, VOCAB:] == -torch.inf).all())
         torch.testing.assert_close(got[:, :VOCAB].double().log_softmax(-1), total.log_softmax(-1), atol=5e-4, rtol=0)
+
+
+# Saved and loaded ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
+def test_members_that_see_come_back_from_a_folder(family: str, tmp_path: Path) -> None:
+    """Of one family whose configuration makes a model of text as well, and of one whose does not."""
+    model, _ = wrapper(family)
+    given = shown(family)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again.base) is type(model.base)
+    assert torch.equal(again.generate(**given.inputs, **GREEDY), model.generate(**given.inputs, **GREEDY))
+    made = EFTForCausalLM(again.config)  # of new weights
+    assert type(made.tuned) is type(model.tuned)

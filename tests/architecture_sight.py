@@ -1,0 +1,267 @@
+"""Every type that transformers maps to a model of images and text, held in both leaves against the stateless formula with a picture."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, Wrong, _told_apart, verdict
+from architecture_models import BOS, PAD, VOCAB, config_of
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+
+SUFFIX = "+picture"
+TYPES = sorted(f"{name}{SUFFIX}" for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+# By strategy, words behind the picture of each row, and the options of `generate`.
+STRATEGIES: dict[str, tuple[list[int], dict[str, Any]]] = {
+    "greedy": ([3], {}),
+    "left padding": ([2, 5], {}),
+    "beams": ([3, 3], {"num_beams": 2}),
+    "sampling": ([3], {"do_sample": True, "top_k": 0, "num_return_sequences": 2}),
+    "static cache": ([3, 3], {"cache_implementation": "static"}),
+    "member drafts": ([2, 5], {"num_assistant_tokens": 3}),
+}
+WRAPPER_ONLY = {"member drafts"}
+_KINDS = ("token_type_ids", "mm_token_type_ids")
+
+
+class NoPicture(Exception):
+    """No picture is known that the type takes."""
+
+
+# What fields of these names are, so that pictures have a few patches.
+_FITTED: dict[str, Any] = {
+    "patch_size": 4, "image_size": 16, "mm_tokens_per_image": 4, "mrope_section": [2, 1, 1], "pooling_kernel_size": 2,
+    "image_grid_pinpoints": [[16, 32], [32, 16]],
+}  # fmt: skip
+
+
+def _fitted(fields: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's fields, what is nested in them as well, with pictures of a few patches."""
+    fields = {
+        name: _fitted(value) if isinstance(value, dict) else _FITTED[name] if _is_fitted(name, value) else value
+        for name, value in fields.items()
+    }
+    if "rope_type" in fields:
+        fields.setdefault("mrope_section", _FITTED["mrope_section"])
+    return {name: value for name, value in fields.items() if name not in ("transformers_version", "architectures", "dtype")}
+
+
+def _is_fitted(name: str, value: Any) -> bool:
+    return name in _FITTED and bool(value) and isinstance(value, type(_FITTED[name]))
+
+
+def build(model_type: str, seed: int) -> Any:
+    """A model whose distribution is far from uniform, and far from that of another seed."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
+        config = config_of(model_type)
+        model = made(type(config)(**_fitted(config.to_dict()))).eval().float()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2 and "A_log" not in name:
+                parameter.normal_(0, 0.5 if "emb" in name or "wte" in name else 0.3, generator=generator)
+    model.generation_config = transformers.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS)
+    return model
+
+
+def _attribute(config: Any, *names: str) -> Any:
+    """The first of these that a configuration has; a pair becomes its first."""
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return value[0] if isinstance(value, (list, tuple)) else value
+    return None
+
+
+def _candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
+    """Pictures in the forms that processors make, as far as a model's names say which."""
+    takes = inspect.signature(model.forward).parameters
+    vision = getattr(model.config, "vision_config", model.config)
+    patch = _attribute(vision, "patch_size") or 14
+    size = _attribute(vision, "image_size") or 4 * patch
+    channels = _attribute(vision, "num_channels", "in_channels", "in_chans") or 3
+
+    def pixels(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    if "image_grid_thw" in takes:
+        grid, merge = (
+            torch.tensor([[1, 4, 4]]),
+            {"image_merge_sizes": torch.tensor([2])} if "image_merge_sizes" in takes else {},
+        )
+        for depth in (_attribute(vision, "temporal_patch_size") or 1, 1, 2):
+            yield {"pixel_values": pixels(16, channels * depth * patch**2), "image_grid_thw": grid, **merge}
+        yield {"pixel_values": pixels(16, channels, patch, patch), "image_grid_thw": grid, **merge}
+    if "image_position_ids" in takes:
+        places = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flip(-1)[None]
+        yield {"pixel_values": pixels(1, 36, channels * patch**2), "image_position_ids": places}
+    sizes: dict[str, torch.Tensor] = {"image_sizes": torch.tensor([[size, size]])} if "image_sizes" in takes else {}
+    if "pixel_attention_mask" in takes:
+        mask = torch.ones(1, 1, size, size, dtype=torch.bool)
+        yield {"pixel_values": pixels(1, 1, channels, size, size), "pixel_attention_mask": mask}
+    if "spatial_shapes" in takes:
+        shapes = {"spatial_shapes": torch.tensor([[4, 4]]), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long)}
+        yield {"pixel_values": pixels(1, 16, channels * patch**2), **shapes}
+    for tiles, known in itertools.product(((), (1,), (3,)), (sizes, {}) if sizes else ({},)):
+        yield {"pixel_values": pixels(1, *tiles, channels, size, size), **known}
+    yield {"pixel_values": pixels(1, channels, size, size), "high_res_pixel_values": pixels(1, channels, 1024, 1024)}
+
+
+def picture(model: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """A picture that a model takes, and how many tokens hold its place."""
+    takes, errors = inspect.signature(model.forward).parameters, []
+    for candidate in _candidates(model, torch.Generator().manual_seed(3)):
+        if not candidate.keys() <= takes.keys():
+            continue
+        try:
+            with torch.no_grad():
+                encode = (model if hasattr(model, "get_image_features") else model.base_model).get_image_features
+                described = inspect.signature(encode).parameters
+                known = {name: value for name, value in candidate.items() if name in described or "pixel" in name}
+                found = encode(**known, return_dict=True).pooler_output
+            count = sum(each.shape[-2] if each.dim() > 1 else 1 for each in found) if found[0].dim() < 3 else found.shape[-2]
+            tokens = prompts(model, [3], candidate, count)
+            read = along(model, tokens["input_ids"][0], candidate)
+            blank = {n: torch.full_like(v, 0.5) if n == "pixel_values" else v for n, v in candidate.items()}
+            if float((read - along(model, tokens["input_ids"][0], blank)).abs().max()) > 1e-3:
+                return candidate, count
+            errors.append("it says the same of a blank one")
+        except Exception as error:  # not its form
+            errors.append(f"{type(error).__name__}: {error}")
+    raise NoPicture(" ".join((errors or ["it has no pixel values"])[0].split())[:150])
+
+
+def placeholder(model: Any) -> int:
+    token = _attribute(model.config, "image_token_id", "image_token_index")
+    if token is None:
+        raise NoPicture("its configuration names no placeholder")
+    return int(token)
+
+
+def prompts(model: Any, words: list[int], shown: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """Rows of three words, a picture, and more words, padded on the left."""
+    generator = torch.Generator().manual_seed(7)
+    rows = [
+        [*torch.randint(3, VOCAB - 3, (3,), generator=generator).tolist(), *[placeholder(model)] * count,
+         *torch.randint(3, VOCAB - 3, (more,), generator=generator).tolist()]
+        for more in words
+    ]  # fmt: skip
+    longest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    pictures = {name: torch.cat([value * (1 + i) if "pixel_values" in name else value for i in range(len(words))])
+                for name, value in shown.items()}  # fmt: skip
+    return {"input_ids": ids, "attention_mask": mask, **pictures, **_kinds(model, ids)}
+
+
+def _kinds(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    takes = inspect.signature(model.forward).parameters
+    return {name: (ids == placeholder(model)).long() for name in _KINDS if name in takes}
+
+
+@torch.no_grad()
+def along(model: Any, ids: torch.Tensor, shown: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-probs after every token of a row, `(length, vocab)`."""
+    for module in (model, getattr(model, "model", None)):
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None  # type: ignore[union-attr]
+    return model(input_ids=ids[None], use_cache=False, **shown, **_kinds(model, ids[None])).logits[0].double().log_softmax(-1)
+
+
+class Oracle:
+    """The formula from whole texts with their picture."""
+
+    def __init__(self, terms: list[tuple[int, Any]], shown: dict[str, torch.Tensor]) -> None:
+        self._terms, self._shown = terms, shown
+
+    def check(self, row: int, prompt: torch.Tensor, text: torch.Tensor, steps: list[torch.Tensor], ruled: list[int]) -> None:
+        """Raise [`Wrong`] unless these are its values for every token of a text, `(length,)`, behind a prompt."""
+        shown = {name: value * (1 + row) if "pixel_values" in name else value for name, value in self._shown.items()}
+        ids = torch.cat([prompt, text[:-1]])
+        expected: Any = sum(c * along(model, ids, shown)[len(prompt) - 1 :] for c, model in self._terms)
+        for n, (step, values) in enumerate(itertools.zip_longest(steps, expected)):
+            values[ruled] = -torch.inf
+            got = step.double().clone()
+            got[ruled] = -torch.inf
+            off = float((got.log_softmax(-1) - values.log_softmax(-1)).nan_to_num(0.0).abs().max())
+            if not off <= TOLERANCE:
+                raise Wrong(f"log-probs off by {off:.2g} after {n} tokens")
+
+
+def hold(generate: Callable[..., Any], oracle: Oracle, model: Any, shown: Any, count: int, strategy: str, **more: Any) -> None:
+    """Run `generate` with a strategy. Raise [`Wrong`] unless all values are the oracle's."""
+    words, options = STRATEGIES[strategy]
+    inputs, ruled = prompts(model, words, shown, count), [placeholder(model)]
+    torch.manual_seed(5)
+    scored = "logits_processor" in more
+    out = generate(
+        **inputs, **options, **more, max_new_tokens=NEW, suppress_tokens=ruled, return_dict_in_generate=True, output_scores=True,
+        output_logits=not scored,
+    )  # fmt: skip
+    each = len(out.sequences) // len(words)
+    for i, sequence in enumerate(out.sequences):
+        text, row = sequence[-NEW:], i // each
+        prompt = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+        if "num_beams" in options:
+            each_step = range(NEW)
+            values = _scores(oracle, row, prompt, text, ruled if scored else [])
+            off = abs(float(values[each_step, text].sum()) / NEW - float(out.sequences_scores[i]))
+            if not off <= TOLERANCE:
+                raise Wrong(f"the score of a beam is off by {off:.2g}")
+        else:
+            oracle.check(row, prompt, text, [step[i] for step in (out.scores if scored else out.logits)], ruled)
+
+
+def _scores(oracle: Oracle, row: int, prompt: torch.Tensor, text: torch.Tensor, ruled: list[int]) -> torch.Tensor:
+    shown = {name: value * (1 + row) if "pixel_values" in name else value for name, value in oracle._shown.items()}
+    ids = torch.cat([prompt, text[:-1]])
+    total: Any = sum(c * along(model, ids, shown)[len(prompt) - 1 :] for c, model in oracle._terms)
+    total = total.log_softmax(-1)
+    total[:, ruled] = -torch.inf
+    return total.log_softmax(-1) if ruled else total
+
+
+def hold_type(name: str, note: Callable[[dict[str, Any]], Any] = lambda found: None) -> dict[str, Any]:
+    """Every strategy of a type in both leaves: base, tuned and reference of the type, all of which see the picture."""
+    models = [build(name.removesuffix(SUFFIX), seed) for seed in (1, 2, 3)]
+    results: dict[str, Any] = {"class": type(models[0]).__name__, "held": []}
+    try:
+        shown, count = picture(models[0])
+    except NoPicture as error:
+        return {"unmade": f"no picture is known for it: {error}"}
+    base, tuned, reference = models
+    oracle = Oracle([(1, base), (1, tuned), (-1, reference)], shown)
+    for leaf in LEAVES:
+        for strategy in STRATEGIES:
+            if leaf == ADD_ON and strategy in WRAPPER_ONLY:
+                continue
+            results["now"] = {"place": "formula", "leaf": leaf, "strategy": strategy}
+            note(results)
+
+            def run(leaf: str = leaf, strategy: str = strategy) -> None:
+                if leaf == ADD_ON:
+                    processors = [EFTLogitsProcessor(tuned, reference, pad_token_id=PAD)]
+                    return hold(base.generate, oracle, base, shown, count, strategy, logits_processor=processors)
+                model = EFTForCausalLM.from_models(base, tuned=tuned, reference=reference)
+                drafts = {"assistant_model": tuned} if "draft" in strategy else {}
+                return hold(model.generate, oracle, base, shown, count, strategy, **drafts)
+
+            found = verdict(run)
+            if found["result"] not in ("exact", "refused"):
+                alone = Oracle([(1, base)], shown)
+                plain = "left padding" if "draft" in strategy else strategy
+                without = verdict(lambda plain=plain, alone=alone: hold(base.generate, alone, base, shown, count, plain))
+                found = _told_apart(found, without, ADD_ON)  # of both leaves: each model runs by its own methods
+                found["plain"] = " ".join(without.values())[:300]
+            results["held"].append({**results.pop("now"), **found})
+    return results
