@@ -25,7 +25,11 @@ def expected(image: Any) -> dict[str, str]:
     inputs = own_inputs(dict(zip(NAMES, (first, others["tuned"], others["reference"]), strict=True)), image, QUESTION)
     own = inputs["member_inputs"]
     alone = {name: value for name, value in inputs.items() if name != "member_inputs"}
-    given = {"base": (model.members["base"], alone), "tuned": (model.members["tuned"], own["tuned"]), "combined": (model, inputs)}
+    given = {
+        "base": (model.members["base"], alone),
+        "tuned": (model.members["tuned"], own["tuned"]),
+        "combined": (model, inputs),
+    }
     said = {}
     for name, (system, each) in given.items():
         ids = system.generate(**each, max_new_tokens=128, do_sample=False)[0, each["input_ids"].shape[1] :]
@@ -47,7 +51,10 @@ def test_the_page_shows_a_picture_and_what_was_made_of_it(tmp_path: Path) -> Non
         for name, text in said.items():
             assert tab.input_value(f"#says-{name} textarea") == text
         assert frame.locator(".pictures img").evaluate("image => image.naturalWidth") == 64
-        assert [each for each in watch.complaints if not each.startswith(("data:image/jpeg", "blob:"))] == []
+        # Gradio says that of the stream in which it follows an upload, when it is over.
+        assert {each for each in watch.complaints if not each.startswith(("data:image/jpeg", "blob:"))} <= {
+            "Method not implemented."
+        }
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
