@@ -1,7 +1,7 @@
 """
 Playgrounds in a process of their own, so that Gradio's threads and warnings stay out of the tests.
 
-    python tests/serve_playground.py PORT PORT PORT
+    python tests/serve_playground.py PORT PORT PORT PORT
 
 Serves every scenario at a port, says `ready` once they are there, and ends when the standard input does.
 """
@@ -13,6 +13,8 @@ import threading
 from typing import Any
 
 import torch
+from lookers import combination, processor
+from seeing import PLACES
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, playground, tiny
 
@@ -46,15 +48,27 @@ def model_of(scenario: str, family: Any) -> EFTForCausalLM:
     return model
 
 
-SCENARIOS = ("three", "several", "endless")
+def page_of(scenario: str, family: Any) -> tuple[EFTForCausalLM, Any, Any]:
+    """The combination, its tokenizer, and the processors of members that have their own."""
+    if scenario != "pictures":
+        return model_of(scenario, family), family.tokenizer, None
+    model = combination("qwen2_vl", "llava", "llava")
+    model.generation_config.suppress_tokens = PLACES
+    for member in model.members.values():
+        member.generation_config.suppress_tokens = PLACES
+    other = processor("llava")
+    return model, processor("qwen2_vl"), {"tuned": other, "reference": other}
+
+
+SCENARIOS = ("three", "several", "endless", "pictures")
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     made = tiny.load()
-    pages = [
-        playground.launch(model_of(scenario, made), made.tokenizer, port=int(port), prevent_thread_lock=True)
-        for scenario, port in zip(SCENARIOS, sys.argv[1:], strict=True)
-    ]
+    pages = []
+    for scenario, port in zip(SCENARIOS, sys.argv[1:], strict=True):
+        model, tokenizer, processors = page_of(scenario, made)
+        pages.append(playground.launch(model, tokenizer, processors=processors, port=int(port), prevent_thread_lock=True))
     print("ready", flush=True)
     sys.stdin.read()
     for blocks in pages:

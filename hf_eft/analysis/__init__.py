@@ -10,6 +10,7 @@ import torch
 from ..decoding.phases import Phases, Strengths, markers_of
 from ..modeling_eft import EFTForCausalLM
 from ..prompts import MemberPrompts
+from ..prompts.pictures import take_pictures
 from ..recipe.combination import BASE, REFERENCE, Combination
 from ..recipe.combine import certainly, combine
 from .effects import Effects
@@ -55,7 +56,8 @@ def analyse(
         coefficients (`torch.FloatTensor` of shape `(1, members)`, *optional*): See [`EFTForCausalLM.forward`].
         member_inputs (`Mapping[str, Mapping[str, torch.Tensor]]`, *optional*):
             Prompts of their own, one row each, see [`EFTForCausalLM.generate`].
-        **generation_options: Passed on to `generate`; of no use with a given continuation.
+        **generation_options: Pictures of the prompt, as the members' processor makes them (`pixel_values`, `image_grid_thw`, ...), which
+            every member without `member_inputs` sees. The rest is passed on to `generate`, and of no use with a given continuation.
 
     Returns:
         [`Analysis`]: The records, one for each token, and their summary.
@@ -80,12 +82,13 @@ def analyse(
     """
     texts, members = TokenTexts(tokenizer), model._members
     given = {"coefficients": coefficients, "member_inputs": member_inputs}
+    pictures = take_pictures(generation_options)
     if continuation is None:
         options = {**generation_options, **{name: value for name, value in given.items() if value is not None}}
-        passage = Passage.generated(model, tokenizer, prompt, options)
+        passage = Passage.generated(model, tokenizer, prompt, options, pictures)
     else:
         own = MemberPrompts(member_inputs, members.names[1:]) if member_inputs else None
-        passage = Passage.of(tokenizer, prompt, continuation, own)
+        passage = Passage.of(tokenizer, prompt, continuation, own, pictures)
     passage.check(members)
     pairs = _pairs(members.names, references)
     against = next((name for name in (BASE, REFERENCE) if name in members.names), members.names[0])

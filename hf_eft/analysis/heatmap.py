@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .records import Analysis, Shift, finite
+from .thumbnails import figures
 
 _FOLDER = Path(__file__).parent
 _DIGITS = 5  # significant ones of the numbers in the page
@@ -42,7 +43,7 @@ _PAGE = """<!doctype html>
 <div class="legend" id="about"></div>
 </header>
 <div class="columns">
-<main id="analyses"></main>
+<main>{figures}<div id="analyses"></div></main>
 <aside aria-label="Details of the token">
 <div id="details"></div>
 <p class="help">Point at a token or at the chart. Keys: arrows, Home, End; n and p for the next and the previous change.</p>
@@ -56,7 +57,7 @@ _PAGE = """<!doctype html>
 """
 
 
-def page(analyses: Sequence[Analysis], title: str = "What the delta did") -> str:
+def page(analyses: Sequence[Analysis], title: str = "What the delta did", images: Sequence[Any] = ()) -> str:
     r"""
     The heat-map of one or several texts: every token coloured by a quantity of choice, its details where it is pointed at or focused, a
     chart over the sequence.
@@ -67,6 +68,7 @@ def page(analyses: Sequence[Analysis], title: str = "What the delta did") -> str
     Args:
         analyses (`Sequence[Analysis]`): One or more, below one another under common colours: strengths, or continuations, to compare.
         title (`str`, *optional*, defaults to `"What the delta did"`): The heading.
+        images (`Sequence[PIL.Image.Image]`, *optional*): Those of the prompt, shown above the texts, made smaller where they are large.
 
     Returns:
         `str`: HTML, to be written as UTF-8.
@@ -95,8 +97,11 @@ def page(analyses: Sequence[Analysis], title: str = "What the delta did") -> str
     columns = [_columns(analysis, words) for analysis in analyses]
     data = {"words": list(words), "quantities": _quantities(analyses, columns), "analyses": columns}
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    policy += "; img-src data:" if images else ""
     shown = "".join(character if character.isprintable() else " " for character in title)
-    return _PAGE.format(policy=policy, title=html.escape(shown), style=style, script=script, data=_island(data))
+    return _PAGE.format(
+        policy=policy, title=html.escape(shown), style=style, script=script, data=_island(data), figures=figures(images)
+    )
 
 
 def _island(data: Any) -> str:

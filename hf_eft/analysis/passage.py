@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..members.members import Members
+from ..members.sight import in_forward
 from ..members.vocabulary import end_tokens
 from ..prompts import MemberPrompts
+from ..prompts.pictures import DESCRIBING
 
 _CELLS = 2**23  # logits of a member that are looked at together: 32 MB of float32, whatever the text and the vocabulary
 
@@ -26,15 +28,22 @@ class Passage:
         prompt (`torch.LongTensor` of shape `(length,)`): What comes before it.
         continuation (`torch.LongTensor` of shape `(length,)`): The tokens that are looked at.
         own ([`MemberPrompts`], *optional*): The prompts of members that have one of their own.
+        pictures (`Mapping[str, Any]`, *optional*): What the other members see beside `prompt`.
     """
 
     prompt: torch.Tensor
     continuation: torch.Tensor
     own: MemberPrompts | None = None
+    pictures: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, tokenizer: Any, prompt: str | torch.Tensor, continuation: str | torch.Tensor, own: MemberPrompts | None = None
+        cls,
+        tokenizer: Any,
+        prompt: str | torch.Tensor,
+        continuation: str | torch.Tensor,
+        own: MemberPrompts | None = None,
+        pictures: Mapping[str, Any] | None = None,
     ) -> Passage:
         """
         From texts or tokens. Two texts are written as one, where that leaves the prompt's tokens as they are, so that a word has the tokens
@@ -49,15 +58,17 @@ class Passage:
             after = _row(tokenizer(continuation, add_special_tokens=False)["input_ids"] if ids is None else ids, "continuation")
         else:
             after = _row(continuation, "continuation")
-        return cls(before, after, own)
+        return cls(before, after, own, pictures or {})
 
     @classmethod
-    def generated(cls, model: Any, tokenizer: Any, prompt: str | torch.Tensor, options: dict[str, Any]) -> Passage:
+    def generated(
+        cls, model: Any, tokenizer: Any, prompt: str | torch.Tensor, options: dict[str, Any], pictures: Mapping[str, Any]
+    ) -> Passage:
         """From what `generate` says to a prompt; padding behind its end is left out, the end token is kept."""
         before = prompt_ids(tokenizer, prompt)
         _check_tokens("prompt", before, model._members)
         out = model.generate(
-            before[None].to(model.device), attention_mask=torch.ones_like(before[None]).to(model.device), **options
+            before[None].to(model.device), attention_mask=torch.ones_like(before[None]).to(model.device), **options, **pictures
         )
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
         if sequences.shape[0] != 1:
@@ -70,7 +81,7 @@ class Passage:
         ended = torch.isin(after, torch.tensor(ends if isinstance(ends, list) else [ends], dtype=torch.long)).nonzero()
         own = options.get("member_inputs")
         prompts = MemberPrompts(own, model._members.names[1:]) if own else None
-        return cls(before, after[: int(ended[0]) + 1] if len(ended) else after, prompts)
+        return cls(before, after[: int(ended[0]) + 1] if len(ended) else after, prompts, pictures)
 
     def check(self, members: Members) -> None:
         """Raise a `ValueError` if there is nothing to look at, or nothing before it, or a token that not all members have."""
@@ -97,20 +108,31 @@ class Passage:
         for start in range(0, len(after), step):
             stop = min(start + step, len(after))
             said = after[: stop - 1] if start == 0 else after[start - 1 : stop - 1]
-            prompts: dict[str, dict[str, torch.Tensor]] = {}
+            ids = (torch.cat([self.prompt, said]) if start == 0 else said)[None]
+            given: dict[str, dict[str, Any]] = {}
             if start == 0 and own is not None:
-                for name in own.names:
-                    ids, mask = own.followed_by(name, said[None])
-                    prompts[name] = {"input_ids": ids[mask.bool()][None]}
+                for name, (prompt, mask, seen) in own.by_name.items():
+                    read = prompt.cpu()[mask.cpu().bool()]  # one row, without its padding
+                    beside = {key: value[mask.bool()][None] if key in DESCRIBING else value for key, value in seen.items()}
+                    given[name] = {"input_ids": torch.cat([read, said])[None], **_lengthened(beside, len(said))}
+            pictures = _lengthened(self.pictures, len(said)) if start == 0 else {}
             outputs = members.step(
-                (torch.cat([self.prompt, said]) if start == 0 else said)[None],
-                own=prompts,
+                ids,
+                own=in_forward(members, ids, None, pictures, given, cache, cache is not None),
                 cache=cache,
                 use_cache=cache is not None,
                 logits_to_keep=stop - start,
                 only=asked,
             )
             yield slice(start, stop), members.logits(outputs)
+
+
+def _lengthened(pictures: Mapping[str, Any], more: int) -> dict[str, Any]:
+    """What a row is shown, with `more` tokens of text behind it."""
+    return {
+        name: torch.cat([value, value.new_zeros(1, more)], dim=1) if name in DESCRIBING else value
+        for name, value in pictures.items()
+    }
 
 
 def prompt_ids(tokenizer: Any, prompt: str | torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from .app import Failure, app, notes, said
 from .models import Models
 from .options import option, with_groups
 
+_PICTURES = "Pictures in requests"
 _VLLM = "With --engine vllm"
 
 Host = Annotated[str, typer.Option(help="The address to listen at; the default is reached from this machine only.")]
@@ -64,20 +65,38 @@ def serve(
             envvar="HF_EFT_API_KEY", help="What clients must show; better in the environment than here.", show_default=False
         ),
     ] = None,
+    image_host: Annotated[
+        list[str] | None,
+        option(_PICTURES, "A host that pictures may be fetched from, for each; without, they are data: URLs.", metavar="HOST"),
+    ] = None,
+    max_image_bytes: Annotated[
+        int | None, option(_PICTURES, "How many bytes the pictures of a request may have together; 20 MiB by default.")
+    ] = None,
+    max_image_pixels: Annotated[
+        int | None, option(_PICTURES, "How many pixels the pictures of a request may have together; 2^25 by default.")
+    ] = None,
 ) -> None:
     """Serve the combination to OpenAI clients. Whoever reaches it may choose coefficients, which can undo safety training."""
     from .. import serving
+    from ..serving.images import Limits
 
     try:
         given = serving.read_options(generation_config)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--generation-config") from None
+    try:
+        Limits.of(max_image_bytes, max_image_pixels, image_host or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--image-host, --max-image-...") from None
     if speculative and (continuous_batching or engine == "vllm"):
         raise typer.BadParameter(
             "drafts are for requests that transformers serves one by one; vLLM's are said behind --, as --speculative-config",
             param_hint="--speculative",
         )
+    pictures = {"image_hosts": image_host or [], "max_image_bytes": max_image_bytes, "max_image_pixels": max_image_pixels}
     if engine == "vllm":
+        if any(value not in (None, []) for value in pictures.values()):
+            raise typer.BadParameter("vLLM's plugin serves text alone", param_hint="--image-host, --max-image-...")
         _by_vllm(models, host, port, model_name, python or sys.executable, given, api_key, context.args)
         return
     if context.args:
@@ -90,6 +109,7 @@ def serve(
         "speculative": speculative,
         "generation_config": given,
         "api_key": api_key,
+        **pictures,
     }
     _run(models, host, port, serving.check_installed, serving.serve, options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ..analysis import analyse
 from ..analysis.heatmap import page
 from ..modeling_eft import EFTForCausalLM
 from ..programs.options import read_options
-from ..prompts import chat_ids
+from ..programs.pictures import Processors, Seen, tokenizer_of
 from ..prompts.messages import read_text
 from ..recipe.combination import REFERENCE
 from .dials import Dials, dials_of
@@ -38,7 +38,7 @@ _CSS = ".heatmap iframe { width: 100%; height: 760px; border: 0; border-radius: 
 _FRAME = '<iframe sandbox="allow-scripts" referrerpolicy="no-referrer" title="What the delta did" srcdoc="{page}"></iframe>'
 
 
-def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.Blocks:
+def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any] | None = None) -> gradio.Blocks:
     r"""
     The page as Gradio blocks. Show it with [`launch`], whose settings keep it from loading anything from elsewhere.
 
@@ -47,12 +47,21 @@ def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.B
 
     Args:
         model ([`EFTForCausalLM`]): The combination, of any recipe: the sliders are those of its members.
-        tokenizer (`PreTrainedTokenizerBase`): What prompts are written with; with its chat template, if it has one and the user wants it.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            What prompts are written with; with its chat template, if it has one and the user wants it. With a processor, a picture may be
+            asked about.
+        processors (`Mapping[str, ProcessorMixin]`, *optional*):
+            By member, the processor that makes its inputs of a picture, where it is another than `tokenizer`.
 
     Raises:
         `ImportError`: If Gradio is not installed.
+        `ValueError`: If there is a processor for some members, and none for others.
     """
     gr = _gradio()
+    viewers = Processors(model, tokenizer, processors)
+    if viewers.any:
+        viewers.check()
+    template, tokenizer = bool(tokenizer.chat_template), tokenizer_of(tokenizer)
     ways = dials_of(model._members.names, model.combination)
     panels = [name for name in model.members if name != REFERENCE] + [_COMBINED]
     with gr.Blocks(analytics_enabled=False, title=_TITLE) as blocks:
@@ -60,9 +69,11 @@ def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.B
         with gr.Row():
             with gr.Column(scale=3):
                 prompt = gr.Textbox(label="Prompt", lines=4, autofocus=True, elem_id="prompt")
-                chat = gr.Checkbox(
-                    label="as a chat message", value=bool(tokenizer.chat_template), visible=bool(tokenizer.chat_template)
-                )
+                chat = gr.Checkbox(label="as a chat message", value=template, visible=template)
+                shown = gr.Image(
+                    label="Picture", type="pil", image_mode="RGB", sources=["upload", "clipboard"], height=220, visible=viewers.any,
+                    elem_id="picture",
+                )  # fmt: skip
                 with gr.Row():
                     ask = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Stop", elem_id="stop")
@@ -90,27 +101,33 @@ def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.B
             def answers(
                 text: str, as_chat: bool, chosen: str, longest: int, heat: float, number: int, *values: Any
             ) -> Iterator[Any]:
-                said, turned = values[: len(panels)], values[len(panels) :]
+                said, turned, rest = (
+                    values[: len(panels)],
+                    values[len(panels) :][: len(sliders)],
+                    values[len(panels) + len(sliders) :],
+                )
+                picture = rest[0] if rest else None
                 try:
                     coefficients = _coefficients(model, ways, chosen, turned)
                     options = read_options({"max_new_tokens": longest, "temperature": heat})
-                    ids = _prompt(tokenizer, text, as_chat)
+                    prompt = _prompt(tokenizer, viewers, text, as_chat, picture)
                     yield from _answers(
                         model,
                         tokenizer,
-                        ids,
+                        prompt,
                         coefficients,
                         dict(zip(panels, said, strict=True)),
                         only,
                         int(number or 0),
                         options,
+                        picture,
                     )
                 except Exception as error:  # templates and models are others', and raise what they like
                     raise gr.Error(str(error) or type(error).__name__, print_exception=False) from error
 
             return answers
 
-        given = [prompt, chat, way, length, temperature, seed, *texts, *sliders]
+        given = [prompt, chat, way, length, temperature, seed, *texts, *sliders, shown]
         settings: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         running = [
             gr.on([ask.click, prompt.submit], respond(panels), given, [*texts, heatmap], **settings),
@@ -129,8 +146,9 @@ def build(model: EFTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> gradio.B
 
 def launch(
     model: EFTForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     *,
+    processors: Mapping[str, Any] | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     prevent_thread_lock: bool = False,
@@ -140,7 +158,8 @@ def launch(
 
     Args:
         model ([`EFTForCausalLM`]): The combination.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Its tokenizer; see [`build`].
+        processors (`Mapping[str, ProcessorMixin]`, *optional*): By member, its processor; see [`build`].
         host (`str`, *optional*, defaults to `"127.0.0.1"`): The address to listen at. With another than this machine's own, everybody who
             reaches it can use the models.
         port (`int`, *optional*, defaults to 7860): The port.
@@ -153,7 +172,7 @@ def launch(
         `OSError`: If the port is taken; `ImportError`: If Gradio is not installed.
     """
     gr = _gradio()
-    blocks = build(model, tokenizer)
+    blocks = build(model, tokenizer, processors=processors)
     blocks.queue().launch(
         server_name=host,
         server_port=port,
@@ -166,6 +185,7 @@ def launch(
         theme=gr.themes.Default(**_FONTS),
         css=_CSS,
         footer_links=[],
+        max_file_size="20mb",  # of a picture: as the server's limit
     )
     return blocks
 
@@ -204,29 +224,37 @@ def _coefficients(model: EFTForCausalLM, ways: Sequence[Dials], chosen: str, val
     raise ValueError(f"The recipe {chosen!r} is none of {[way.label for way in ways]}.")
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, text: str, as_chat: bool) -> torch.Tensor:
+def _prompt(tokenizer: Any, viewers: Processors, text: str, as_chat: bool, picture: Any) -> Seen:
+    """What members read, and see if there is a picture."""
     if not text.strip():
         raise ValueError("The prompt is empty: write something to answer.")
     read_text(text, "the prompt")
-    ids = chat_ids(tokenizer, [{"role": "user", "content": text}]) if as_chat else tokenizer(text)["input_ids"]
-    return torch.tensor(ids)
+    if picture is not None and not as_chat:
+        raise ValueError("A picture is asked about in a chat, whose template says where it stands: choose `as a chat message`.")
+    if not as_chat:
+        return Seen({"input_ids": torch.tensor([tokenizer(text)["input_ids"]])})
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
+    ids, seen = viewers.read([{"role": "user", "content": text if picture is None else parts}])
+    return Seen({"input_ids": torch.tensor([ids])}) if seen is None else seen
 
 
 def _answers(
     model: EFTForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: torch.Tensor,
+    prompt: Seen,
     coefficients: torch.Tensor,
     said: dict[str, str],
     only: Sequence[str],
     seed: int,
     options: dict[str, Any],
+    picture: Any,
 ) -> Iterator[list[str]]:
     """The texts of all panels and the heat-map, again and again while they are made: the members' answers, then the combination's."""
     texts = {name: "" if name in only else text for name, text in said.items()}
     for name in only:
-        own = {"coefficients": coefficients} if name == _COMBINED else {}
-        answer = Answer(model if name == _COMBINED else model.members[name], tokenizer, prompt, seed, **own, **options)
+        own = {"coefficients": coefficients, **prompt.pictures} if name == _COMBINED else prompt.alone(name)
+        ids = prompt.inputs["input_ids"] if name == _COMBINED else own.pop("input_ids")
+        answer = Answer(model if name == _COMBINED else model.members[name], tokenizer, ids[0], seed, **own, **options)
         with closing(iter(answer)) as pieces:  # whoever stops the page stops the generation
             shown = 0.0
             for texts[name] in pieces:
@@ -237,5 +265,6 @@ def _answers(
     tokens = answer.tokens
     if tokens is None or len(tokens) == 0:
         return
-    found = analyse(model, tokenizer, prompt, tokens, coefficients=coefficients)
-    yield [*texts.values(), _FRAME.format(page=html.escape(page([found])))]
+    found = analyse(model, tokenizer, prompt.inputs["input_ids"], tokens, coefficients=coefficients, **prompt.pictures)
+    images = [] if picture is None else [picture]
+    yield [*texts.values(), _FRAME.format(page=html.escape(page([found], images=images)))]

@@ -34,7 +34,7 @@ class Answer:
         tokenizer (`PreTrainedTokenizerBase`): What the text is written with.
         prompt (`torch.LongTensor` of shape `(length,)`): The tokens of the prompt.
         seed (`int`): For sampling.
-        **options: Passed on to `generate`.
+        **options: Passed on to `generate`, tensors on the model's device.
     """
 
     def __init__(self, model: Any, tokenizer: Any, prompt: torch.Tensor, seed: int, **options: Any) -> None:
@@ -65,13 +65,17 @@ class Answer:
     def _generate(self) -> None:
         try:
             torch.manual_seed(self._seed)
-            ids = self._prompt[None].to(execution_device(self._model))
+            device = execution_device(self._model)
+            ids = self._prompt[None].to(device)
+            options = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self._options.items()
+            }
             out = self._model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 streamer=self._streamer,
                 stopping_criteria=StoppingCriteriaList([self._stopped]),
-                **self._options,
+                **options,
             )
             self.tokens = out[0, len(self._prompt) :].cpu()
         except BaseException as error:  # raised anew where the text is read: half of it is not the whole

@@ -88,9 +88,12 @@ def seen_by(
     rows = [[load_image(picture) for picture in pictures] for pictures in shown]
     # (Rows without any are not what every processor takes, and which picture is whose the placeholders say.)
     images = rows if all(rows) else [picture for row in rows for picture in row]
+    first = getattr(processor.tokenizer, "bos_token", None)
     made = processor(
-        text=texts, **({"images": images} if images else {}), padding=True, padding_side="left", return_tensors="pt"
-    )
+        text=texts, **({"images": images} if images else {}), padding=True, padding_side="left", return_tensors="pt",
+        # Most templates write the token that begins a text; it must not stand there twice.
+        **({"add_special_tokens": False} if first and texts[0].startswith(first) else {}),
+    )  # fmt: skip
     return dict(made)
 
 

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils.import_utils import is_serve_available
@@ -38,7 +38,9 @@ class EFTServer:
 
     Args:
         model ([`EFTForCausalLM`]): The model.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of its members, with the chat template to use.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            The tokenizer of its members, with the chat template to use. With a processor, chats may have pictures, which it prepares for
+            all members that have none in `processors`.
         host (`str`, *optional*, defaults to `"127.0.0.1"`): The address to listen on.
         port (`int`, *optional*, defaults to 8000): The port; 0 for a free one, which `url` then names.
         model_name (`str`, *optional*, defaults to `"eft"`): What clients call the model.
@@ -52,6 +54,12 @@ class EFTServer:
         generation_config (`Mapping[str, Any]`, *optional*):
             Options of `generate` that hold where a request says nothing, before those of `model.generation_config`.
         api_key (`str`, *optional*): What clients must send as a bearer token, except to `/health`.
+        processors (`Mapping[str, ProcessorMixin]`, *optional*):
+            By member, the processor that makes its inputs of a chat with pictures, where it is another than `tokenizer`.
+        image_hosts (`Sequence[str]`, *optional*):
+            Hosts that pictures may be fetched from, as in `"pictures.example.com"`. Without any, pictures are `data:` URLs.
+        max_image_bytes (`int`, *optional*, defaults to 20 MiB): How many bytes the pictures of a request may have together.
+        max_image_pixels (`int`, *optional*, defaults to 2^25): How many pixels.
         log_level (`str`, *optional*, defaults to `"warning"`): Of the web server.
 
     Raises:
@@ -89,6 +97,10 @@ class EFTServer:
         speculative: bool = False,
         generation_config: Mapping[str, Any] | None = None,
         api_key: str | None = None,
+        processors: Mapping[str, Any] | None = None,
+        image_hosts: Sequence[str] = (),
+        max_image_bytes: int | None = None,
+        max_image_pixels: int | None = None,
         log_level: str = "warning",
     ) -> None:
         if max_batch is not None and max_batch < 1:
@@ -108,15 +120,18 @@ class EFTServer:
         from .asked import Reader
         from .batched import Batched
         from .dispatch import Generator, OneByOne
+        from .images import Limits
 
         warn_if_open(host, api_key, stacklevel=3)
-        reader = Reader(model, tokenizer, generation_config)
+        reader = Reader(
+            model, tokenizer, generation_config, processors, Limits.of(max_image_bytes, max_image_pixels, image_hosts)
+        )
         self._generator: Generator = (
             Batched(model, _batching(continuous_batching_config, max_batch))
             if continuous_batching
             else OneByOne(model, speculative)
         )
-        reader.room = self._generator.room
+        reader.room, reader.looks = self._generator.room, not continuous_batching
         self.model_name = model_name
         app = build_app(reader, self._generator, model_name, api_key)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level=log_level))

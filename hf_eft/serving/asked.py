@@ -17,9 +17,12 @@ from ..grammar.calls import response_format
 from ..members.vocabulary import end_tokens
 from ..programs.option_values import check_tokens
 from ..programs.options import check_name, check_together, read_options
+from ..programs.pictures import Seen, tokenizer_of
 from ..recipe.shorthands import recipe
 from .answers import Answer
 from .bodies import MOST, Body
+from .chats import Chats
+from .images import Limits
 from .logprobs import Spelling
 from .penalties import LogitBias, Penalties
 from .tools import Choice, Parser
@@ -44,6 +47,7 @@ class Job:
     coefficients: torch.Tensor | dict[str, torch.Tensor] | None = None  # (1, members), or by phase
     seed: int | None = None
     top: int | None = None  # how many of the likeliest tokens are wanted with each; None: no log-probabilities
+    seen: Seen | None = None  # what members read and see, where there are pictures
     cancelled: bool = False
 
     @property
@@ -77,6 +81,7 @@ class Wanted:
     tools: Choice | None = None
     one_call: bool = False
     parsed: bool = False  # whether thoughts and calls are told from the text
+    seen: Seen | None = None
 
 
 class Reader:
@@ -85,21 +90,34 @@ class Reader:
 
     Args:
         model ([`EFTForCausalLM`]): The model.
-        tokenizer (`PreTrainedTokenizerBase`): What its members read.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): What its members read.
         defaults (`Mapping[str, Any]`, *optional*): Options of `generate` that hold where a request says nothing.
+        processors (`Mapping[str, ProcessorMixin]`, *optional*): By member, what makes its inputs of pictures.
+        limits ([`Limits`], *optional*): What pictures may be.
 
     Attributes:
         room (`int`, *optional*): How many tokens a prompt and its answer may have besides what members say: what a cache holds.
+        looks (`bool`): Whether requests may have pictures.
     """
 
-    def __init__(self, model: EFTForCausalLM, tokenizer: Any, defaults: Mapping[str, Any] | None = None) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: EFTForCausalLM,
+        tokenizer: Any,
+        defaults: Mapping[str, Any] | None = None,
+        processors: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer_of(tokenizer)
+        self.limits = limits or Limits()
+        self._chats = Chats(model, tokenizer, processors)
         self.room: int | None = None
+        self.looks = True
         self._defaults = copy.deepcopy(model.generation_config)
         self._defaults.update(**options_of(defaults))
         self.format = response_format(model, tokenizer)
         self._limits = {
-            f"positions of the member {name!r}": int(limit)
+            name: int(limit)
             for name, member in model.members.items()
             if (limit := getattr(member.config.get_text_config(decoder=True), "max_position_embeddings", None)) is not None
         }
@@ -113,6 +131,18 @@ class Reader:
     def grammars(self) -> Grammars:
         """Grammars over the tokens of answers."""
         return Grammars(self.tokenizer)
+
+    def check_sight(self, where: str) -> None:
+        """Raise if there is a member that cannot be shown the picture that is `where`, or nobody who generates from it."""
+        if not self.looks:
+            raise NotImplementedError(
+                f"{where}: requests with pictures are not batched continuously: send text alone, or serve without `continuous_batching`."
+            )
+        self._chats.check_sight(where)
+
+    def chat(self, messages: Any, tools: list[dict[str, Any]], options: dict[str, Any]) -> tuple[list[int], Seen | None]:
+        """The tokens of a chat that is to be continued, and what members see, if there are pictures; see [`Chats`]."""
+        return self._chats.read(messages, tools, options)
 
     def job(self, body: Body, prompt: Sequence[int], wanted: Wanted) -> Job:
         r"""
@@ -134,7 +164,9 @@ class Reader:
         config.stop_strings = None  # they are looked for here
         config.max_new_tokens, config.max_length = self._new_tokens(len(prompt), config, wanted, own), None
         ends = end_tokens(config)
-        job = Job(list(prompt), config, [], stops, self.tokenizer, frozenset(own), seed=body.seed, top=wanted.top)
+        job = Job(
+            list(prompt), config, [], stops, self.tokenizer, frozenset(own), seed=body.seed, top=wanted.top, seen=wanted.seen
+        )
         job.coefficients = self._coefficients(body)
         if wanted.bias:
             job.processors.append(LogitBias(wanted.bias, self.model.vocab_size))
@@ -208,8 +240,11 @@ class Reader:
         """How many tokens an answer may have: as many as are asked for, or what is left of the context."""
         if length == 0:
             raise ValueError("The prompt has no tokens: there is nothing to continue.")
-        limits = self._limits if self.room is None else {**self._limits, "tokens of the cache": self.room}
-        what, most = min(limits.items(), key=lambda each: each[1], default=("", length + _UNSAID))
+        lengths = wanted.seen.lengths if wanted.seen is not None else {}
+        limits = [(f"positions of the member {name!r}", lengths.get(name, length), most) for name, most in self._limits.items()]
+        if self.room is not None:
+            limits.append(("tokens of the cache", length, self.room))
+        what, length, most = min(limits, key=lambda each: each[2] - each[1], default=("", length, length + _UNSAID))
         if length >= most:
             raise ValueError(
                 f"The prompt is too long: its {length} tokens leave none of the {most} {what} for an answer. Shorten it."

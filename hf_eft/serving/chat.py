@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from ..prompts import chat_ids
-from ..prompts.messages import read_messages
 from .answers import Piece
 from .asked import Job, Wanted
 from .bodies import ChatBody, Format, TextFormat
 from .endpoint import DONE, Endpoint, Run, event
 from .tools import Call, read_tools
 
-logger = logging.getLogger("hf_eft.serving")
-
-# What `apply_chat_template` is told and no template reads, what the server writes, and the template itself, which is a program.
-_NOT_THE_TEMPLATES = frozenset(
-    "chat_template conversation max_length messages padding return_assistant_tokens_mask return_dict return_tensors "
-    "sanitize_control_tokens tokenize tokenizer tokenizer_kwargs tools truncation".split()
-)
-
 
 class Chat(Endpoint[ChatBody]):
     """Chats, in the template of the server's tokenizer."""
 
     kind = ChatBody
+    talk = "messages"
 
     def read(self, body: ChatBody) -> list[Job]:
         tools = read_tools(body.tools, body.tool_choice)
@@ -35,7 +25,7 @@ class Chat(Endpoint[ChatBody]):
             raise ValueError("`top_logprobs` are for `logprobs: true`.")
         if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
             raise ValueError("`max_tokens` and `max_completion_tokens` are two words for the same number: give one of them.")
-        prompt = template_ids(self.reader.tokenizer, body.messages, tools.tools, body.chat_template_kwargs)
+        prompt, seen = self.reader.chat(body.messages, tools.tools, body.chat_template_kwargs)
         wanted = Wanted(
             new_tokens=body.max_completion_tokens or body.max_tokens,
             count=body.n,
@@ -48,6 +38,7 @@ class Chat(Endpoint[ChatBody]):
             tools=tools,
             one_call=not body.parallel_tool_calls,
             parsed=True,
+            seen=seen,
         )
         return [self.reader.job(body, prompt, wanted)]
 
@@ -104,28 +95,6 @@ class Chat(Endpoint[ChatBody]):
         return {"id": f"chatcmpl-{run.id}", "object": kind, "created": run.created, "model": run.model}
 
 
-def template_ids(tokenizer: Any, messages: Any, tools: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
-    r"""
-    The tokens of a chat that is to be continued.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, with its template.
-        messages (`Any`): The messages, as the client sent them.
-        tools (`list[dict]`): The tools that the template writes.
-        options (`dict`): `chat_template_kwargs` of the request.
-
-    Raises:
-        `ValueError`: If there is no template, or it has no place for what it is to write.
-    """
-    read = read_messages(messages, developer_as_system="developer" not in str(getattr(tokenizer, "chat_template", "")))
-    if own := _NOT_THE_TEMPLATES & options.keys():
-        raise ValueError(f"`chat_template_kwargs` are for the template: {sorted(own)[0]!r} is not.")
-    ids = chat_ids(tokenizer, read, tools=tools or None, **options)
-    if tools and ids == chat_ids(tokenizer, read, **options):
-        logger.warning("The chat template has no place for `tools`: the models do not see them.")
-    return ids
-
-
 def schema_of(
     wanted: Format | TextFormat | None, schema: dict[str, Any] | None, messages: Sequence[Any]
 ) -> dict[str, Any] | None:
@@ -146,7 +115,7 @@ def schema_of(
         if schema is None:
             raise ValueError("An answer of the type `json_schema` needs a `schema`.")
         return schema
-    if "json" not in json.dumps(messages).lower():
+    if "json" not in json.dumps(messages, default=lambda picture: None).lower():
         # OpenAI's own rule: a model that was not asked for JSON, and is held to it, writes an empty object or never ends.
         raise ValueError(
             "An answer of the type `json_object` needs a message that asks for JSON: say so in one, or give a `json_schema`."

@@ -127,6 +127,11 @@ def _generate_all(model: EFTForCausalLM, job: Job, tell: Any, draft: bool) -> No
     if job.coefficients is not None:
         given = job.coefficients  # by phase they are moved where they are looked up
         options["coefficients"] = given if isinstance(given, dict) else given.to(model.device)
+    if job.seen is not None:
+        options |= {
+            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in job.seen.pictures.items()
+        }
     steps = Steps(job, tell)
     if steps.possible:
         options["stopping_criteria"] = StoppingCriteriaList([steps])

@@ -17,6 +17,7 @@ from .asked import Job, Reader
 from .bodies import Body, read_body
 from .dispatch import Generator, Told
 from .errors import Json, NotFound, error_body
+from .images import first_image, with_images
 
 _B = TypeVar("_B", bound=Body)
 DONE = "data: [DONE]\n\n"
@@ -33,6 +34,7 @@ class Endpoint(Generic[_B]):
     """
 
     kind: type[_B]
+    talk: str | None = None  # where the messages of a body are, which may show pictures
 
     def __init__(self, reader: Reader, generator: Generator, name: str) -> None:
         self.reader, self._generator, self.name = reader, generator, name
@@ -62,6 +64,7 @@ class Endpoint(Generic[_B]):
             raise ValueError(f"`generation_config` has a value of a wrong type, or out of range: {error}") from error
 
     async def _answer(self, body: _B) -> Response:
+        body = await self._opened(body)
         run = Run(body, self.read(body), self.name, self._generator)
         if not body.stream:
             async for _ in run.told():
@@ -70,6 +73,14 @@ class Endpoint(Generic[_B]):
         events = _prefetched(self.stream(run))
         await anext(events)  # what is wrong at once is an answer of its own, with its status
         return StreamingResponse(events, media_type="text/event-stream", headers={"x-request-id": run.id})
+
+    async def _opened(self, body: _B) -> _B:
+        """The body with its pictures opened, on another thread: that takes time, and other requests go on."""
+        if self.talk is None or (where := first_image(items := getattr(body, self.talk), self.talk)) is None:
+            return body
+        self.reader.check_sight(where)
+        opened = await asyncio.to_thread(with_images, items, self.talk, self.reader.limits)
+        return body.model_copy(update={self.talk: opened})
 
 
 class Run(Generic[_B]):

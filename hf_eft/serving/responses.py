@@ -8,7 +8,7 @@ from typing import Any
 from .answers import LENGTH
 from .asked import Job, Wanted
 from .bodies import ResponseBody
-from .chat import schema_of, template_ids
+from .chat import schema_of
 from .endpoint import Endpoint, Run
 from .items import Items
 from .tools import read_tools
@@ -18,11 +18,12 @@ class Responses(Endpoint[ResponseBody]):
     """Chats in the form of OpenAI's responses. Nothing is kept between requests."""
 
     kind = ResponseBody
+    talk = "input"
 
     def read(self, body: ResponseBody) -> list[Job]:
         tools = read_tools(body.tools, body.tool_choice)
         messages = messages_of(body)
-        prompt = template_ids(self.reader.tokenizer, messages, tools.tools, body.chat_template_kwargs)
+        prompt, seen = self.reader.chat(messages, tools.tools, body.chat_template_kwargs)
         wanted_format = body.text.format if body.text is not None else None
         wanted = Wanted(
             new_tokens=body.max_output_tokens,
@@ -30,6 +31,7 @@ class Responses(Endpoint[ResponseBody]):
             tools=tools,
             one_call=not body.parallel_tool_calls,
             parsed=True,
+            seen=seen,
         )
         jobs = [self.reader.job(body, prompt, wanted)]
         if len(jobs[0].answers) > 1:
@@ -134,14 +136,14 @@ def messages_of(body: ResponseBody) -> list[dict[str, Any]]:
             messages[-1].setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
-        elif kind == "input_text":
+        elif kind in ("input_text", "image"):
             if parts == [] or messages[-1].get("content") is not parts:
                 parts = []
                 messages.append({"role": "user", "content": parts})
             parts.append(item)
         else:
             raise ValueError(
-                f"input[{index}] is of the type {kind!r:.200}. Messages, `input_text`, `reasoning`, `function_call` and "
+                f"input[{index}] is of the type {kind!r:.200}. Messages, `input_text`, `input_image`, `reasoning`, `function_call` and "
                 "`function_call_output` are read."
             )
     return messages

@@ -91,7 +91,14 @@ def test_check_as_json() -> None:
         (
             "serve", "hf_eft.serving", "serve", ["--port", "0", "--continuous-batching", "--model-name", "m", "--api-key", "k"],
             {"host": "127.0.0.1", "port": 0, "model_name": "m", "continuous_batching": True, "api_key": "k", "generation_config": {},
-             "speculative": False},
+             "speculative": False, "image_hosts": [], "max_image_bytes": None, "max_image_pixels": None},
+        ),
+        (
+            "serve", "hf_eft.serving", "serve", ["--port", "0", "--image-host", "a.example", "--image-host", "b.example:81",
+             "--max-image-bytes", "7", "--max-image-pixels", "8"],
+            {"host": "127.0.0.1", "port": 0, "model_name": "eft", "continuous_batching": False, "api_key": None,
+             "generation_config": {}, "speculative": False, "image_hosts": ["a.example", "b.example:81"], "max_image_bytes": 7,
+             "max_image_pixels": 8},
         ),
         ("playground", "hf_eft.playground", "launch", ["--host", "0.0.0.0", "--port", "0"], {"host": "0.0.0.0", "port": 0}),
     ],
