@@ -80,17 +80,20 @@ def view_of(model: PreTrainedModel) -> PreTrainedModel:
         shared += [getattr(module, kept) for kept in ("config", "generation_config", "_hf_hook") if hasattr(module, kept)]
     view = copy.deepcopy(model, {id(kept): kept for kept in shared})
     for (path, module), own in zip(model.named_modules(), view.modules(), strict=True):
-        if own is not module and _reaches(module.__dict__.get("forward"), set(model.modules())):
+        if own is not module and _reaches(module.__dict__.get("forward"), {*map(id, model.modules())}):
             _give_back_forward(model, path, module, own)
     return view
 
 
-def _reaches(forward: Any, modules: set[torch.nn.Module]) -> bool:
-    """Whether a `forward` that was put in a module's place calls modules that it holds itself: a copy of it calls these too."""
+def _reaches(forward: Any, modules: set[int]) -> bool:
+    """Whether a `forward` that was put in a module's place calls modules that it holds itself, by their ids: a copy of it calls these too."""
     function = getattr(forward, "__func__", forward)
     for cell in getattr(function, "__closure__", None) or ():
-        held = cell.cell_contents
-        if getattr(held, "__self__", held) in modules or (isinstance(held, FunctionType) and _reaches(held, modules)):
+        try:
+            held = cell.cell_contents
+        except ValueError:  # empty
+            continue
+        if id(getattr(held, "__self__", held)) in modules or (isinstance(held, FunctionType) and _reaches(held, modules)):
             return True
     return False
 
@@ -107,8 +110,8 @@ def _give_back_forward(model: Any, path: str, module: Any, own: Any) -> None:
     if not str(function.__globals__.get("__name__")).startswith("trl."):
         raise ValueError(
             f"The `forward` of {type(module).__name__}{f' ({path})' if path else ''} was replaced by {function.__qualname__}, which goes "
-            f"on to the same {type(model).__name__} whatever adapter is on. Put an adapter on and off in a model whose `forward` is its own: "
-            "`del module.forward`, or load model and adapter anew."
+            f"on to the same {type(model).__name__} whatever adapter is on. Give a model whose `forward` is its own: `del module.forward`, "
+            "or load model and adapter anew."
         )
     del own.__dict__["forward"]
 
