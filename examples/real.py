@@ -89,7 +89,7 @@ def load() -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def learn(model: Any, tokenizer: Any, folder: Path, steps: int = 16, batch_size: int = 4) -> Any:
+def learn(model: Any, tokenizer: Any, folder: Path, steps: int = 12, batch_size: int = 4) -> Any:
     """The model with an adapter that has the manner, a `PeftModel`: learnt by TRL from prompts and completions, on a copy of the model."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -127,7 +127,7 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int 
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         inputs = inputs_of(tokenizer, prompts[start : start + batch_size])
-        made = model.generate(**inputs, **{"max_new_tokens": 32, "do_sample": False, **options})
+        made = model.generate(**inputs, **{"max_new_tokens": 24, "do_sample": False, **options})
         texts += tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -77,7 +78,42 @@ def view_of(model: PreTrainedModel) -> PreTrainedModel:
         # The dictionaries themselves, so that a buffer which is replaced (moved, cast) is replaced in every view.
         shared += [module._parameters, module._buffers] if any(module.children()) else [module]
         shared += [getattr(module, kept) for kept in ("config", "generation_config", "_hf_hook") if hasattr(module, kept)]
-    return copy.deepcopy(model, {id(kept): kept for kept in shared})
+    view = copy.deepcopy(model, {id(kept): kept for kept in shared})
+    for (path, module), own in zip(model.named_modules(), view.modules(), strict=True):
+        if own is not module and _reaches(module.__dict__.get("forward"), {*map(id, model.modules())}):
+            _give_back_forward(model, path, module, own)
+    return view
+
+
+def _reaches(forward: Any, modules: set[int]) -> bool:
+    """Whether a `forward` that was put in a module's place calls modules that it holds itself, by their ids: a copy of it calls these too."""
+    function = getattr(forward, "__func__", forward)
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # empty
+            continue
+        if id(getattr(held, "__self__", held)) in modules or (isinstance(held, FunctionType) and _reaches(held, modules)):
+            return True
+    return False
+
+
+def _give_back_forward(model: Any, path: str, module: Any, own: Any) -> None:
+    r"""
+    Give a module of a view the `forward` of its class. TRL's trainers leave one that does more for their losses only.
+
+    Raises:
+        `ValueError`: If somebody else's may do anything, naming the module.
+    """
+    function = getattr(module.forward, "__func__", module.forward)
+    # (`__module__` may be that of what it wraps.)
+    if not str(function.__globals__.get("__name__")).startswith("trl."):
+        raise ValueError(
+            f"The `forward` of {type(module).__name__}{f' ({path})' if path else ''} was replaced by {function.__qualname__}, which goes "
+            f"on to the same {type(model).__name__} whatever adapter is on. Give a model whose `forward` is its own: `del module.forward`, "
+            "or load model and adapter anew."
+        )
+    del own.__dict__["forward"]
 
 
 def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
