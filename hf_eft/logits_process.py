@@ -221,8 +221,9 @@ class EFTLogitsProcessor(LogitsProcessor):
         logits = {BASE: scores.unsqueeze(1), **{name: small[name].to(scores.device) for name in self._members.names}}
         distinct = {id(x): vocabulary.cut(x) for x in logits.values()}  # members that share logits go on sharing them
         logits = {name: distinct[id(x)] for name, x in logits.items()}
-        combined = vocabulary.widen(combine(logits, combination, varying[0]), scores.shape[-1])  # (rows, 1, vocab)
-        combined = certainly(combined, varying[1]).squeeze(1)
+        combined = combine(logits, combination, varying[0])  # (rows, 1, vocab)
+        combined = vocabulary.widen(combined, scores.shape[-1])
+        combined = certainly(combined, varying[1]).squeeze(1)  # (rows, vocab)
         combined.masked_fill_(scores == -torch.inf, -torch.inf)
         none = combined.amax(-1, keepdim=True) == -torch.inf  # (rows, 1)
         must = none if varying[1] is None else none & (varying[1].to(none.device) >= 0)  # nothing else may stand there

@@ -1,6 +1,6 @@
 """Texts of 32,768 tokens: time per token and memory over the position, and how many drafts are kept.
 
-    python examples/benchmarks/long.py            # about 10 minutes on one CPU core
+    python examples/benchmarks/long.py            # about 10 minutes on one idle CPU core
     python examples/benchmarks/long.py 4096       # shorter texts
 
 A combination with phases (thoughts with a budget), one without, its members alone, and one whose small members have a sliding window. Each

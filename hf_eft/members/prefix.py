@@ -57,8 +57,8 @@ def _whole(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
     rows = [first.get(number) for number in (new * weights).sum(-1).tolist()]
     if None in rows:
         return None
-    row = torch.tensor(rows, device=old.device)
-    return row if torch.equal(old[row], new) else None
+    found = torch.tensor(rows, device=old.device)
+    return found if torch.equal(old[found], new) else None
 
 
 def leading_run(input_ids: torch.Tensor, token: int) -> torch.Tensor:
