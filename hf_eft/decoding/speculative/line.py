@@ -106,8 +106,8 @@ def lines_of(
             made.append(lines[name])
         elif "position_ids" in sight.member.accepts:
             raise ValueError(
-                f"The member {name!r} ({type(sight.member.model).__name__}) counts its positions itself beside pictures, and cannot be told "
-                "those of drafted tokens. Decode without an assistant and without a `seed`."
+                f"The member {name!r} ({type(sight.member.model).__name__}) counts its positions itself beside pictures, and cannot be "
+                "told those of drafted tokens. Decode without an assistant and without a `seed`."
             )
     return lines
 
