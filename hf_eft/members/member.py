@@ -86,7 +86,7 @@ class Member:
                     "input_ids": _column(input_ids, i),
                     "inputs_embeds": _column(inputs_embeds, i),
                     "attention_mask": _up_to(attention_mask, length - 1 - i),
-                    "position_ids": _column(position_ids, i),
+                    "position_ids": None if position_ids is None else position_ids[..., i : i + 1],  # on one axis or several
                 },
                 0,
             )
