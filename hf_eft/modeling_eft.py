@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -311,4 +311,6 @@ def _cache_for(members: Members, cache: Cache | None, use_cache: bool | None) ->
     return EFTCache.attach(cache, members.distinct_models)
 
 
-AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # `pipeline` checks classes against this as well
+# `pipeline` checks classes against these as well.
+AutoModelForCausalLM.register(EFTConfig, EFTForCausalLM, exist_ok=True)
+AutoModelForImageTextToText.register(EFTConfig, EFTForCausalLM, exist_ok=True)  # where members see

@@ -12,7 +12,7 @@ import torch
 from families import tokenizer as of_text
 from seeing import IMAGE, PLACES, log_probs, seeing
 from tokenizers import AddedToken
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hf_eft import EFTForCausalLM
@@ -103,3 +103,16 @@ def test_a_processor_without_a_template_is_refused(tmp_path: Path) -> None:
     bare = LlavaProcessor(processor(8).image_processor, processor(8).tokenizer, patch_size=4, image_token="w5")
     with pytest.raises(ValueError, match="The processor of the member 'tuned' has no chat template"):
         member_inputs(chats(tmp_path), {"tuned": bare})
+
+
+def test_the_pipeline_of_pictures_and_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models = [seeing("llava", seed) for seed in (1, 2, 3)]
+    model = EFTForCausalLM.from_models(models[0], tuned=models[1], reference=models[2])
+    options = {"max_new_tokens": 4, "suppress_tokens": PLACES, "eos_token_id": None}
+    pipe = pipeline("image-text-to-text", model=model, processor=processor(8))
+    assert not [record for record in caplog.records if "not supported" in record.message]
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture(2)}, {"type": "text", "text": "w20 w21"}]}]
+    found = pipe(text=chat, generate_kwargs=options)[0]["generated_text"][-1]["content"]
+    inputs = member_inputs([chat], {"base": processor(8)})["base"]
+    expected = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
+    assert found.split() == processor(8).tokenizer.decode(expected).split()
