@@ -157,6 +157,26 @@ class Models(Composition):
         model, tokenizers = self.load_all()
         return model, prompt_tokenizer(tokenizers)
 
+    def processors(self, model: Any) -> dict[str, Any]:
+        """The processors of members that see, by name, where each is beside its member; who has none is told."""
+        from transformers import AutoProcessor
+
+        from ..programs.pictures import is_processor
+
+        where, found = self.places(), {}
+        seeing = [name for name, member in model.members.items() if getattr(member.config, "vision_config", None) is not None]
+        for name in seeing:
+            try:
+                if isinstance(where, str):
+                    raise ValueError("it is looked for beside members that are given one by one")
+                made = AutoProcessor.from_pretrained(where[name], trust_remote_code=self.trust_remote_code)
+                if not is_processor(made):
+                    raise ValueError("there is a tokenizer alone")
+                found[name] = made
+            except (OSError, ValueError, ImportError) as error:
+                notes.print(f"The member {name!r} has no processor, so that pictures are refused: {said(error)}", style="dim")
+        return found
+
     def load_all(self) -> tuple[Any, dict[str, Any]]:
         """The combination and every member's tokenizer."""
         where = self.places()

@@ -126,7 +126,13 @@ def _run(
     check()
     _free(host, port)
     model, tokenizer = models.load()
-    run(model, tokenizer, host=host, port=port, **(options or {}))
+    run(model, tokenizer, host=host, port=port, **(options or {}), **_processors(models, model))
+
+
+def _processors(models: Models, model: Any) -> dict[str, Any]:
+    """The option that says them, if every member that there is can be shown pictures."""
+    found = models.processors(model)
+    return {"processors": found} if found.keys() == model.members.keys() else {}
 
 
 def _free(host: str, port: int) -> int:

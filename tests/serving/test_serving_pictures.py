@@ -6,6 +6,7 @@ import base64
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -107,6 +108,18 @@ def test_log_probs_recipes_and_schemas_go_with_pictures(seen: Any) -> None:
     )
     assert [answer.choices[0].message.content] == generated(model, processors, "w20", picture(1), coefficients=row)
     assert len(answer.choices[0].logprobs.content) == NEW
+
+
+def test_requests_at_once_see_their_own(seen: Any) -> None:
+    model, processors, client = seen
+    images = [picture(seed) for seed in range(4)] + [None]
+    questions = [("w20", image) if image is not None else ("w20",) for image in images]
+    expected = [generated(model, processors, *question)[0] for question in questions[:4]]
+    assert len(set(expected)) > 1
+    with ThreadPoolExecutor(5) as threads:
+        asked = [asks(*(each if isinstance(each, str) else part(each) for each in question)) for question in questions]
+        answers = [each.choices[0].message.content for each in threads.map(lambda messages: ask(client, messages), asked)]
+    assert answers[:4] == expected and answers[4] == ask(client, asked[4]).choices[0].message.content
 
 
 def test_a_response_sees(seen: Any) -> None:
@@ -280,12 +293,12 @@ def test_a_batch_refuses_pictures() -> None:
 
 def test_every_member_has_room_for_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processors = combination(*FAMILIES["each_its_own"]), by_member(FAMILIES["each_its_own"])
-    wide = picture(0, (16, 8))
-    own = own_inputs(processors, "w20", wide)
+    small = picture(0, (8, 8))
+    own = own_inputs(processors, "w20", small)
     length = own["member_inputs"]["reference"]["input_ids"].shape[1]
-    assert length == own["input_ids"].shape[1]
+    assert length > own["input_ids"].shape[1]
     monkeypatch.setattr(model.members["reference"].config.get_text_config(), "max_position_embeddings", length + NEW - 1)
     with EFTServer(model, processors["base"], port=0, processors=processors) as server, connect(server) as client:
         with pytest.raises(openai.BadRequestError, match=f"{length} tokens and {NEW} new ones .* of the member 'reference'"):
-            ask(client, asks("w20", part(wide)))
-        assert ask(client, asks("w20", part(wide)), max_tokens=NEW - 1).usage.completion_tokens == NEW - 1
+            ask(client, asks("w20", part(small)))
+        assert ask(client, asks("w20", part(small)), max_tokens=NEW - 1).usage.completion_tokens == NEW - 1
