@@ -44,7 +44,7 @@ class Grammars:
     >>> keeps = GrammarLogitsProcessor(Grammars(tokenizer).json(schema), inputs["input_ids"])
     >>> ids = model.generate(**inputs, logits_processor=[keeps], max_new_tokens=24)
     >>> tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    '{ "sure": true }'
+    '{ "sure":true }'
     ```
     """
 
