@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from . import states
+from .beside import Work
 from .cache import counts_tokens
 from .devices import execution_device
 from .recurrent import forget_rows, has_read, linear_layers, rows_of_padding
@@ -48,6 +49,10 @@ class Member:
     def is_stateful(self) -> bool:
         """Whether it has recurrent states."""
         return bool(getattr(self.model, "_is_stateful", False))
+
+    def reads(self, **inputs: Any) -> Work:
+        """A step of this model alone, not done yet: see [`Member.forward`]."""
+        return Work(self.model, lambda: {self.name: self.forward(**inputs)})
 
     def forward(
         self,
