@@ -86,7 +86,7 @@ def view_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _reaches(forward: Any, modules: set[int]) -> bool:
-    """Whether a `forward` that was put in a module's place calls modules that it holds, by their ids: a copy of it calls these too."""
+    """Whether a `forward` that was put in a module's place calls modules that it holds, by their ids: a copy of it calls these."""
     function = getattr(forward, "__func__", forward)
     for cell in getattr(function, "__closure__", None) or ():
         try:
