@@ -28,7 +28,6 @@ STRATEGIES: dict[str, tuple[list[int], dict[str, Any]]] = {
     "member drafts": ([2, 5], {"num_assistant_tokens": 3}),
 }
 WRAPPER_ONLY = {"member drafts"}
-_KINDS = ("token_type_ids", "mm_token_type_ids")
 
 
 class NoPicture(Exception):
@@ -38,7 +37,7 @@ class NoPicture(Exception):
 # What fields of these names are, so that pictures have a few patches.
 _FITTED: dict[str, Any] = {
     "patch_size": 4, "image_size": 16, "mm_tokens_per_image": 4, "mrope_section": [2, 1, 1], "pooling_kernel_size": 2,
-    "image_grid_pinpoints": [[16, 32], [32, 16]],
+    "image_grid_pinpoints": [[16, 32], [32, 16]], "deepstack_visual_indexes": [0], "projection_dim": 32,
 }  # fmt: skip
 
 
@@ -48,6 +47,8 @@ def _fitted(fields: dict[str, Any]) -> dict[str, Any]:
         name: _fitted(value) if isinstance(value, dict) else _FITTED[name] if _is_fitted(name, value) else value
         for name, value in fields.items()
     }
+    if "patch_size" in fields and "window_size" in fields:
+        fields["window_size"] = 16
     if "rope_type" in fields:
         fields.setdefault("mrope_section", _FITTED["mrope_section"])
     return {name: value for name, value in fields.items() if name not in ("transformers_version", "architectures", "dtype")}
@@ -166,7 +167,8 @@ def prompts(model: Any, words: list[int], shown: dict[str, torch.Tensor], count:
 
 def _kinds(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     takes = inspect.signature(model.forward).parameters
-    return {name: (ids == placeholder(model)).long() for name in _KINDS if name in takes}
+    told = {"mm_token_type_ids"} | ({"token_type_ids"} if model.config.model_type == "gemma3" else set())
+    return {name: (ids == placeholder(model)).long() for name in told if name in takes}
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/planned.py            # about 5 minutes on 2 CPU cores
 
-Each combination runs in a process of its own, which gives freed memory back at once. The plan is made of configurations alone, and of what
-this machine was measured to do. Writes `planned.json` beside this file.
+Each combination runs in two processes: one gives freed memory back at once, so that its peak is what was held; the other is timed. The
+plan is made of configurations alone, and of what this machine was measured to do. Writes `planned.json` beside this file.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def configs(layers: int, small: int, width: int, keys: int) -> dict[str, LlamaCo
     return {"base": config(layers, keys), "tuned": config(small, width // 64), "reference": config(small, width // 64)}
 
 
-def run(name: str) -> None:
-    """A combination in this process: prints its peak in bytes and the seconds of a step."""
+def run(name: str, what: str) -> None:
+    """A combination in this process: prints its peak in bytes, or the seconds of a step."""
     import resource
     import time
 
@@ -70,13 +70,21 @@ def run(name: str) -> None:
     ids = torch.randint(3, VOCAB, (rows, prompt))
     model.generate(ids, max_new_tokens=new, pad_token_id=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    if what == "peak":
+        print(peak)
+        return
     times = []
     for tokens in (4, new, 4, new, 4, new):
         start = time.perf_counter()
         model.generate(ids, max_new_tokens=tokens, pad_token_id=0)
         times.append(time.perf_counter() - start)
-    step = sorted((many - few) / (new - 4) for few, many in zip(times[::2], times[1::2], strict=True))[1]
-    print(json.dumps([peak, step]))
+    print(sorted((many - few) / (new - 4) for few, many in zip(times[::2], times[1::2], strict=True))[1])
+
+
+def child(name: str, what: str, **environment: str) -> float:
+    """One figure, from a process of its own."""
+    command = [sys.executable, __file__, "--run", name, what]
+    return float(subprocess.check_output(command, text=True, env={**os.environ, **environment}).splitlines()[-1])
 
 
 def beside(planned: float, measured: float) -> dict[str, float]:
@@ -85,11 +93,12 @@ def beside(planned: float, measured: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", choices=SETTINGS)
+    torch.set_num_threads(1)  # threads that wait for each other measure who else uses the machine
+    parser.add_argument("--run", nargs=2, metavar=("SETTING", "WHAT"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     if args.run:
-        run(args.run)
+        run(*args.run)
         return
     here = machine_of(HERE, torch.float32)
     results: dict[str, Any] = {
@@ -99,8 +108,7 @@ def main() -> None:
     returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     for name, (layers, small, width, keys, rows, prompt, new) in SETTINGS.items():
         found = plan(configs(layers, small, width, keys), machine=here, rows=rows, prompt=prompt, new_tokens=new)
-        output = subprocess.check_output([sys.executable, __file__, "--run", name], text=True, env={**os.environ, **returning})
-        peak, step = json.loads(output.splitlines()[-1])
+        peak, step = child(name, "peak", **returning), child(name, "step")
         results["settings"][name] = {
             "peak, MB": beside(found.peak / 1e6, peak / 1e6),
             "ms a step": beside(1000 * found.step, 1000 * step),

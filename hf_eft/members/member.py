@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from . import states
+from .beside import Work
 from .cache import counts_tokens
 from .devices import execution_device
 from .recurrent import forget_rows, has_read, linear_layers, rows_of_padding
@@ -49,6 +50,10 @@ class Member:
         """Whether it has recurrent states."""
         return bool(getattr(self.model, "_is_stateful", False))
 
+    def reads(self, **inputs: Any) -> Work:
+        """A step of this model alone, not done yet: see [`Member.forward`]."""
+        return Work(self.model, lambda: {self.name: self.forward(**inputs)})
+
     def forward(
         self,
         *,
@@ -81,7 +86,7 @@ class Member:
                     "input_ids": _column(input_ids, i),
                     "inputs_embeds": _column(inputs_embeds, i),
                     "attention_mask": _up_to(attention_mask, length - 1 - i),
-                    "position_ids": _column(position_ids, i),
+                    "position_ids": None if position_ids is None else position_ids[..., i : i + 1],  # on one axis or several
                 },
                 0,
             )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from ..recipe.combination import BASE, REFERENCE, TUNED
 from .adapters import by_adapter, resolve
 from .adapters.joint import Joint
 from .adapters.stack import Stack
+from .beside import Started, Work
 from .cache import EFTCache
 from .checks import Finite, check_model
 from .halfway import together
@@ -203,20 +204,39 @@ class Members:
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
         """
-        asked = set(self.distinct if only is None else only)
-        input_ids, own = self._readable(
-            input_ids, attention_mask, asked - {self.main} if inputs_embeds is not None else asked, own or {}
-        )
-        given = {
-            "inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids, "cache": cache,
-            "use_cache": use_cache, "logits_to_keep": logits_to_keep, "own": own,
-        }  # fmt: skip
-        with nullcontext() if torch.compiler.is_compiling() else together(cache):
-            return self._step(asked, input_ids, **given, extra=extra)
+        works, count = self._asked(
+            input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
+            use_cache=use_cache, logits_to_keep=logits_to_keep, only=only, own=own or {}, extra=extra,
+        )  # fmt: skip
+        if torch.compiler.is_compiling():
+            outputs: dict[str, Any] = {}
+            for work in works:
+                outputs |= work.run()
+            count()
+            return outputs
+        with together(cache):
+            return Started(works, count, is_free=False).outputs()
 
-    def _step(
+    def start(
         self,
-        asked: set[str],
+        input_ids: torch.Tensor,
+        *,
+        attention_mask: Any,
+        position_ids: torch.Tensor,
+        cache: EFTCache,
+        only: Collection[str],
+        own: Mapping[str, Mapping[str, Any]],
+    ) -> Started:
+        """As [`Members.step`] with a cache, which comes back while devices that can work by themselves, or beside others, are at work."""
+        works, count = self._asked(
+            input_ids, inputs_embeds=None, attention_mask=attention_mask, position_ids=position_ids, cache=cache, use_cache=True,
+            logits_to_keep=0, only=only, own=own, extra={},
+        )  # fmt: skip
+        with together(cache):
+            return Started(works, count, is_free=True)
+
+    def _asked(
+        self,
         input_ids: torch.Tensor | None,
         *,
         inputs_embeds: torch.Tensor | None,
@@ -225,19 +245,27 @@ class Members:
         cache: EFTCache | None,
         use_cache: bool,
         logits_to_keep: int | torch.Tensor,
+        only: Collection[str] | None,
         own: Mapping[str, Mapping[str, Any]],
         extra: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """The outputs of the members that are asked, by name."""
+    ) -> tuple[list[Work], Callable[[], None]]:
+        """What each model that is asked will do, and what is to be done when all have."""
+        asked = set(self.distinct if only is None else only)
+        input_ids, own = self._readable(
+            input_ids, attention_mask, asked - {self.main} if inputs_embeds is not None else asked, own
+        )
         caches = cache.members if cache is not None else {}
-        outputs: dict[str, Any] = {}
+        works: list[Work] = []
+        stacked: set[str] = set()
         for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none
             one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, attention_mask, own)
             if not one_pass or not asked.issuperset(stack.names):
                 if cache is not None:
                     cache.joints.pop(stack.names, None)  # members that go on alone need no common states
                 continue
-            outputs |= stack.forward(
+            stacked.update(stack.names)
+            read = functools.partial(
+                stack.forward,
                 input_ids=cast(torch.Tensor, input_ids),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -246,10 +274,11 @@ class Members:
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
             )
+            works.append(Work(stack.member.model, read))
         per_member = isinstance(attention_mask, Mapping)
         # What accelerators are given to do, they do while the CPU works: its own members come last.
         for name, member in sorted(self.distinct.items(), key=lambda item: item[1].device.type == "cpu"):
-            if name not in asked or name in outputs:
+            if name not in asked or name in stacked:
                 continue
             is_main = name == self.main
             common = {
@@ -258,23 +287,27 @@ class Members:
                 "position_ids": position_ids,
             }
             mine = own.get(name, {})
-            outputs[name] = member.forward(
-                **{key: mine.get(key, value) for key, value in common.items()},
-                inputs_embeds=inputs_embeds if is_main else None,
-                cache=caches.get(name),
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                extra={
-                    **(extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY}),
-                    **{key: value for key, value in mine.items() if key not in common},
-                },
+            works.append(
+                member.reads(
+                    **{key: mine.get(key, value) for key, value in common.items()},
+                    inputs_embeds=inputs_embeds if is_main else None,
+                    cache=caches.get(name),
+                    use_cache=use_cache,
+                    logits_to_keep=logits_to_keep,
+                    extra={
+                        **(extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY}),
+                        **{key: value for key, value in mine.items() if key not in common},
+                    },
+                )
             )
-        if cache is not None:
-            tokens = input_ids if input_ids is not None else inputs_embeds
-            if any("input_ids" in inputs for inputs in own.values()):
-                cache.apart = True
-            cache.count(tokens.shape[1] if tokens is not None else 0)
-        return outputs
+        tokens = input_ids if input_ids is not None else inputs_embeds
+
+        def count() -> None:
+            if cache is not None:
+                cache.apart = cache.apart or any("input_ids" in inputs for inputs in own.values())
+                cache.count(tokens.shape[1] if tokens is not None else 0)
+
+        return works, count
 
     def _readable(
         self, input_ids: torch.Tensor | None, mask: Any, asked: Collection[str], own: Mapping[str, Mapping[str, Any]]

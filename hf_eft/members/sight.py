@@ -185,11 +185,12 @@ def in_forward(
             inputs = sight.inputs(shown.get(name, (input_ids,))[0], 0, sight.length, states, first=True, use_cache=use_cache)
             own[name] = inputs if name in shown else {key: value for key, value in inputs.items() if key != "input_ids"}
         remember(cache, sights)
-    elif cache is not None:
-        for name, positions in cache.positions.items():
-            if positions is not None and _POSITIONS not in own.setdefault(name, {}):
-                read = cache.read_by(name, positions.length)
-                own[name][_POSITIONS] = positions.up_to(read + input_ids.shape[1])[..., read:]
+    elif cache is not None and cache.positions.keys() - own.keys():
+        read, count = int(cache.get_seq_length()), input_ids.shape[1]
+        for name, sight in seen_before(cache, members, {}, attention_mask, read + count).items():
+            if name not in own:
+                inputs = sight.inputs(input_ids, read, count, cache.members[name], first=False)
+                own[name] = {key: value for key, value in inputs.items() if key != "input_ids"}
     return own
 
 

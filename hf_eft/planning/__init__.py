@@ -249,11 +249,16 @@ def plan_of(
 
 def _seconds(shape: Shape, machine: Machine, rows: int, tokens: int, length: int, beside: bool) -> float:
     """Of reading so many tokens for each row behind so many others; `beside` as many that read in the same pass."""
-    product = machine.product(shape.read, shape.read_bytes, rows * tokens)
+    product = _products(shape, machine, rows * tokens)
     if beside:
-        product = machine.product(shape.read, shape.read_bytes, 2 * rows * tokens) - product
-    layers = 0 if beside else shape.layers
-    return layers * machine.overhead + product + machine.moves * shape.cache(rows, length) / machine.bandwidth
+        product = _products(shape, machine, 2 * rows * tokens) - product
+    overhead = 0.0 if beside else machine.between + shape.layers * machine.overhead
+    return overhead + product + machine.moves * shape.cache(rows, length) / machine.bandwidth
+
+
+def _products(shape: Shape, machine: Machine, rows: int) -> float:
+    """Seconds of all products with weights, with this number of rows."""
+    return sum(n * machine.product(size, size * shape.bits / 8, rows) for size, n in shape.matrices.items())
 
 
 def _placed(members: Mapping[str, Member], machine: Machine, count: int) -> dict[str, Member]:

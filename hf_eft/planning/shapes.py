@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +31,9 @@ class Shape:
         architecture (`str`): Its class.
         dtype (`torch.dtype`): Of its weights and states.
         parameters (`int`): How many there are.
-        read (`int`): How many of them a step reads: all but the table of embeddings, of which it looks up a few rows.
+        matrices (`Mapping[int, int]`):
+            By number of weights, how many matrices a step multiplies with: all but the table of embeddings, of which it looks up a few
+            rows.
         layers (`int`): How many layers it has.
         vocab (`int`): How many logits it returns.
         bits (`float`): Of a weight.
@@ -40,7 +44,7 @@ class Shape:
     architecture: str
     dtype: torch.dtype
     parameters: int
-    read: int
+    matrices: Mapping[int, int]
     layers: int
     vocab: int
     bits: float
@@ -69,10 +73,15 @@ class Shape:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
         heads = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
-        looked_up = sum(table.numel() for table in tables if id(table) not in heads)
+        looked_up = {id(table) for table in tables} - heads
+        matrices: Counter[int] = Counter()
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and id(parameter) not in looked_up:
+                size = parameter.shape[-1] * parameter.shape[-2]
+                matrices[size] += parameter.numel() // size
         text = config.get_text_config(decoder=True)
         return cls(
-            name, type(model).__name__, dtype, parameters, parameters - looked_up, text.num_hidden_layers, text.vocab_size,
+            name, type(model).__name__, dtype, parameters, matrices, text.num_hidden_layers, text.vocab_size,
             8 * dtype.itemsize if bits is None else bits, model,
         )  # fmt: skip
 
@@ -86,11 +95,6 @@ class Shape:
         """Bytes of the largest module that has weights of its own."""
         own = (sum(weight.numel() for weight in module.parameters(recurse=False)) for module in self.model.modules())
         return int(max(own) * self.bits / 8)
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of weights that a step reads."""
-        return int(self.read * self.bits / 8)
 
     def cache(self, rows: int, length: int) -> int:
         """Bytes of the states of so many rows and tokens."""

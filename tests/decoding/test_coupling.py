@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from elsewhere import put_elsewhere
 from families import SEED, build, prompts
 from random_cases import double
 
@@ -56,9 +57,11 @@ def chi_square(counts: dict[Any, int], probabilities: dict[Any, float]) -> tuple
     return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
 
 
-def excess(rows: int, samples: int, block: int | None, who: str = "tuned") -> float:
+def excess(rows: int, samples: int, block: int | None, who: str = "tuned", patch: pytest.MonkeyPatch | None = None) -> float:
     """By how many standard deviations the worst chi-square, per position and of whole continuations, is above its mean."""
     model, prompt = tiny_vocabulary(), [3, 4]
+    if patch is not None:
+        put_elsewhere(patch, model.base)
     drafter = copy.deepcopy(model.tuned) if who == "outsider" else getattr(model, who)
     torch.manual_seed(12)
     counts: dict[tuple[int, ...], int] = {}
@@ -109,6 +112,14 @@ def test_reject_with_drafters_that_take_turns_samples_from_the_combination(monke
     turns = [(0, 1), (1, 2), (1, 1), (0, 0)]
     monkeypatch.setattr(Automatic, "next", lambda schedule, rows: turns[schedule.rounds % len(turns)])
     assert excess(64, 64 * 300, None) < 4
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("rows, samples", [(1, 20_000), (2, 30_000)])
+def test_reject_with_blocks_drafted_ahead_samples_from_the_combination(
+    rows: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert excess(rows, samples, 1, patch=monkeypatch) < 4
 
 
 def test_a_planted_bias_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

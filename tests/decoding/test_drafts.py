@@ -12,6 +12,7 @@ from families import build, prompts, shared
 from hf_eft import EFTForCausalLM
 from hf_eft.decoding.reader import Reader
 from hf_eft.decoding.speculative import Speculation
+from hf_eft.decoding.speculative.ahead import Draft
 from hf_eft.decoding.speculative.coupling import Noise
 from hf_eft.decoding.speculative.rows import Rows
 from hf_eft.decoding.speculative.schedule import Report
@@ -39,15 +40,19 @@ def test_the_clock_s_seconds_are_the_drafters_or_the_others(costs: bool, read_al
     speculation.report = Report()
     speculation.schedule = SimpleNamespace(record=lambda *given: learnt.append(given))  # type: ignore[assignment]
     drafter: Any = SimpleNamespace(name="tuned", costs=costs)
+    draft = Draft(drafter, [])
     speculation.drafters = [drafter]
-    speculation._account(drafter, 3, [3, 1], [[1.0, 0.0]], [1.5, 3.5, 0.5, 2.0], read_all)
+    speculation._account(draft, 3, [3, 1], [[1.0, 0.0]], [1.5, 3.5, 0.5, 2.0], read_all)
     step = (1.5 + 0.5) / (4 if read_all else 3) if costs else 0.0
     assert learnt == [(0, 3, [3, 1], [[1.0, 0.0]], step, 3.5 + 2.0)]
     report = speculation.report
     assert (report.rounds, report.bonus_steps, report.drafting, report.verifying) == (1, int(read_all), 2.0, 5.5)
     assert (report.blocks, report.drafted, report.accepted) == ([3], [2, 2, 1], [2, 1, 1])
-    speculation._account(drafter, 0, [0, 0], [[1.0, 0.0]], [0.0, 4.0, 0.0, 0.5], False)
+    speculation._account(draft, 0, [0, 0], [[1.0, 0.0]], [0.0, 4.0, 0.0, 0.5], False)
     assert learnt[-1][-2:] == (0.0, 4.5)
+    draft.is_ahead = True  # its time is that of the look before
+    speculation._account(draft, 3, [3, 1], [[1.0, 0.0]], [0.1, 3.5, 0.0, 2.0], False)
+    assert learnt[-1][-2:] == (0.0, 5.5)
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(1, 32), (12, 2), (16, 2), (40, 1)])

@@ -12,6 +12,7 @@ from typing import Any
 
 import architecture_checks
 import architecture_page
+import architecture_sight
 import pytest
 import torch
 import transformers
@@ -52,6 +53,13 @@ def test_a_kind_is_exact_or_refused(model_type: str) -> None:
     assert not [held for held in found["held"] if held["result"] in {"wrong", "foreign"}]
     refused = {held["strategy"] for held in found["held"] if held["result"] == "refused"}
     assert refused == KINDS[model_type]
+
+
+# With a picture: recurrent states beside positions on several axes, which are read again token by token.
+@pytest.mark.parametrize("model_type", ["qwen3_5"])
+def test_a_kind_that_sees_is_exact(model_type: str) -> None:
+    found = architecture_sight.hold_type(f"{model_type}{architecture_sight.SUFFIX}")
+    assert {held["result"] for held in found["held"]} == {"exact"}
 
 
 @pytest.mark.nightly

@@ -115,6 +115,21 @@ def test_rows_of_the_same_ids_see_their_own_pictures(options: dict[str, Any]) ->
     assert torch.equal(*outs)
 
 
+def test_beams_of_the_same_ids_and_text_see_their_own_pictures() -> None:
+    """Pictures that are nearly the same have the same text, so that only the picture tells the rows of one from those of the other."""
+    _, models = wrapper("gemma3")
+    one = shown("gemma3", (1,), (3,))
+    ids, pixels = one.input_ids.repeat(2, 1), one.pictures["pixel_values"]
+    given = Shown("gemma3", (1, 1), ids, torch.ones_like(ids), {"pixel_values": torch.cat([pixels, 1.02 * pixels])})
+    model = EFTForCausalLM.from_models(models[0], tuned=models[1], reference=models[2])
+    options = {**GREEDY, "num_beams": 3, "return_dict_in_generate": True, "output_scores": True, "suppress_tokens": None}
+    got = models[0].generate(**given.inputs, **options, logits_processor=[EFTLogitsProcessor(models[1], models[2])])
+    expected = model.generate(**given.inputs, **options)
+    assert torch.equal(expected.sequences[0], expected.sequences[1])
+    assert abs(float(expected.sequences_scores.diff())) > 1e-4
+    torch.testing.assert_close(got.sequences_scores, expected.sequences_scores, atol=2e-5, rtol=0)
+
+
 # Pictures of their own ----------------------------------------------------------------------------------------------------
 
 
@@ -270,38 +285,6 @@ def test_pictures_are_not_shown_behind_a_cache() -> None:
     held_states = cache["cache"] if "cache" in cache else cache["past_key_values"]
     with pytest.raises(ValueError, match="Pictures are shown with a whole prompt"):
         model.generate(**given.inputs, past_key_values=held_states, **GREEDY)
-
-
-# Refusals -----------------------------------------------------------------------------------------------------------------
-
-_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "chunks": ({"prefill_chunk_size": 4}, "`prefill_chunk_size` cuts a prompt into pieces"),
-    "embeds": ({"inputs_embeds": torch.zeros(3, 4, 32)}, "`inputs_embeds` cannot be given with pictures"),
-    "positions": ({"position_ids": torch.zeros(3, 4, dtype=torch.long)}, "`position_ids` cannot be given with pictures"),
-    "encoded": ({"mm_encoder_outputs": {"image": torch.zeros(1)}}, "`mm_encoder_outputs` is no text and no picture"),
-    "sounds": ({"input_features": torch.zeros(3, 4)}, "`input_features` is no text and no picture"),
-    "early exit": ({"assistant_early_exit": 1}, "With `member_inputs` or pictures, a member"),
-}
-
-
-@pytest.mark.parametrize("name", _REFUSED)
-def test_what_cannot_be_with_pictures_is_refused(name: str) -> None:
-    model, _ = wrapper("gemma3")
-    given, (options, message) = shown("gemma3"), _REFUSED[name]
-    with pytest.raises(ValueError, match=message):
-        model.generate(**given.inputs, **GREEDY, **options)
-
-
-def test_continuous_batching_is_refused() -> None:
-    model, _ = wrapper("gemma3")
-    with pytest.raises(NotImplementedError, match="Continuous batching reads text alone"):
-        model.generate(**shown("gemma3").inputs, **GREEDY, cache_implementation="paged")
-
-
-def test_an_assistant_of_text_is_refused() -> None:
-    model, _ = wrapper("gemma3")
-    with pytest.raises(ValueError, match=r"'assistant' \(LlamaForCausalLM\) does not take `pixel_values`"):
-        model.generate(**shown("gemma3").inputs, **GREEDY, assistant_model=shared("llama", 1))
 
 
 # Heads of other widths ----------------------------------------------------------------------------------------------------

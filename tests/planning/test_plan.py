@@ -78,8 +78,9 @@ def test_what_is_freed_is_there_no_more_and_views_take_nothing() -> None:
 def test_a_table_that_is_looked_up_is_not_read() -> None:
     apart, tied = (LlamaConfig(**{**llama().to_dict(), "tie_word_embeddings": tie}) for tie in (False, True))
     shape = Shape.of("base", apart)
-    assert shape.read == shape.parameters - 128 * 64
-    assert Shape.of("base", tied).read == Shape.of("base", tied).parameters  # it is the head as well
+    layers = 3 * len(shape.model.model.layers)  # their products of this size
+    assert shape.matrices[128 * 64] == layers + 1  # the head, not the table
+    assert Shape.of("base", tied).matrices[128 * 64] == layers + 1  # it is the head as well
 
 
 def test_half_precision_and_quantised_weights() -> None:
@@ -151,10 +152,12 @@ def test_members_go_where_there_is_room() -> None:
 
 
 def test_few_rows_take_what_was_measured() -> None:
-    measured = replace(FAST, products=((1, 1e-9), (4, 3e-9), (64, 4e-9)))
+    measured = replace(FAST, products=((1000, ((1, 1e-9), (4, 3e-9), (64, 4e-9))), (100_000, ((1, 2e-10), (64, 1e-9)))))
     assert measured.product(1000, 0, 1) == pytest.approx(1e-6)
     assert measured.product(1000, 0, 2) == pytest.approx(1000 * (1e-9 + 2e-9 / 3))
     assert measured.product(1000, 0, 64) == pytest.approx(4e-6) and measured.product(1000, 0, 128) == pytest.approx(8e-6)
+    assert measured.product(10_000, 0, 1) == pytest.approx(10_000 * 6e-10)  # between two sizes, by their logarithms
+    assert measured.product(10**7, 0, 1) == pytest.approx(10**7 * 2e-10) and measured.product(10, 0, 1) == pytest.approx(1e-8)
     assert FAST.product(1000, 4000, 1) == pytest.approx(4000 / 10**12)  # its weights are read
     assert FAST.product(1000, 4000, 10**6) == pytest.approx(2 * 1000 * 10**6 / 10**15)
 
@@ -162,7 +165,7 @@ def test_few_rows_take_what_was_measured() -> None:
 def test_this_machine_and_known_ones() -> None:
     here = machine_of("here", torch.float32)
     assert here.memory > 2**30 and 10**9 < here.bandwidth < 10**13 and here.rate > 10**9 and 0 < here.overhead < 1
-    times = [seconds for _, seconds in here.products]
+    times = [seconds for _, seconds in here.products[-1][1]]
     assert len(times) > 4 and times[-1] > times[0]
     assert machine_of("h200", torch.float32) is KNOWN["h200"]
     with pytest.raises(ValueError, match=r"Expected 'here' or one of .*h100.*, got 'tpu'"):

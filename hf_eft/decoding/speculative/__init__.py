@@ -12,6 +12,7 @@ from ...members.devices import is_sharded, sent
 from ...members.halfway import together
 from ...members.releases import CACHE
 from ..tokens_left import SomethingLeft, refuse_marked
+from .ahead import Aside, Draft, works_beside
 from .clock import Clock
 from .drafting import Drafter
 from .reading import Reading
@@ -28,6 +29,10 @@ class Speculation:
     longest agreed prefix and one token more. A member that drafts reads each token once: its logits while drafting are those that
     verification needs, and it reads the last drafted token only if some row keeps all (the bonus token). Without a draft, members read the
     last token as in plain decoding. Drafters that are members can take turns, round by round: their states are the target's.
+
+    Where the drafter is on a device of its own, it drafts the next block while the others look at this one, as if all of it were kept;
+    the token after the block is then a drafted one, too, and looked at like the others. Where not all is kept, in all rows, that is taken
+    back.
 
     Rows accept different lengths. Their states are kept in line on the right: a row that keeps fewer tokens is moved to the right, and
     what is padding in all rows is dropped, so that caches hold no rejected tokens. Recurrent states cannot forget: where a row keeps not
@@ -54,6 +59,9 @@ class Speculation:
         # Processes that share a member must draft alike: then one clock is everybody's.
         shared = schedule.learns and any(is_sharded(member.model) for member in self.members.distinct.values())
         self._clock = lambda: Clock(self.rows.tokens.device, one_for_all=shared)
+        self._works_beside = {drafter: works_beside(drafter, reading) for drafter in drafters}
+        self._aside = Aside(self.rows.tokens.device if any(self._works_beside.values()) else torch.device("cpu"))
+        self._ahead: Draft | None = None  # what was drafted while the target looked, and holds
         self.report = Report()
         self.open = list(range(self.rows.count))  # places, among the rows present, of those that have not ended
         self.scores: list[list[torch.Tensor]] | None = [[] for _ in self.rows.lengths] if keep_scores else None
@@ -71,25 +79,30 @@ class Speculation:
     def _round(self) -> list[int]:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
         clock = self._clock()
-        drafter, block = self._plan()
-        if block:
-            drafter.mark()
-            self.reading.mark()
-        tokens, read, proposed = self._draft(drafter, block)  # (rows, block + 1)
+        draft, drafter, block = self._begun()
+        tokens, read, proposed = self._drafted(draft, block)  # (rows, block + 1)
         block = tokens.shape[1] - 1
         clock.lap()
 
         as_plain = block == 0 and self._saves_by_one_step(drafter)
         ahead = () if as_plain else drafter.members
         others = [name for name in self.members.distinct if name not in ahead]
-        looked = {**read, **self.reading.read(tokens, others, 0)}
-        logits, scores = self.scoring.target(looked, 0, block)  # (rows, block, vocab)
-        agreed, following = self.scoring.compare(tokens[:, 1:], proposed, scores)
+        more = self._more(drafter, block)
+        if more:  # The token after the block is one of those that are drafted meanwhile.
+            looked = self._look_and_draft(draft, tokens, others, block + 1 + more)
+            tokens, proposed = draft.line, draft.proposed(block + 1)
+        else:
+            looked = {**read, **self.reading.read(tokens, others, 0)}
+        seen = block + bool(more)
+        logits, scores = self.scoring.target(looked, 0, seen)  # (rows, seen, vocab)
+        agreed, following = self.scoring.compare(tokens[:, 1 : seen + 1], proposed, scores)
         (kept,) = self.scoring.look(agreed)
         kept = [n if i in self.open else -1 for i, n in enumerate(kept)]  # rows that have ended and stay get nothing
+        guessed = [n > block for n in kept]
+        kept = [min(n, block) for n in kept]
         clock.lap()
 
-        whole = [n == block for n in kept]
+        whole = [n == block and not more for n in kept]
         if read_all := any(whole) and not as_plain:
             last = step(self.reading, drafter, self.scoring, tokens[:, -1:], block)
             looked |= joined([{name: looked[name] for name in last}, last]) if block else last
@@ -99,14 +112,23 @@ class Speculation:
             logits, scores = torch.cat([logits, bonus_logits], dim=1), torch.cat([scores, bonus_scores], dim=1)
             bonus = self.scoring.pick(bonus_scores[:, 0], block)
             following = torch.where(sent(whole, bonus.device), bonus, following)
+        if any(guessed):
+            following = torch.where(sent(guessed, following.device), tokens[:, block + 1], following)
         # Who did not draft is asked what it would have drafted.
         asked = [each for each in self.drafters if each is not drafter or not block] if self.schedule.learns else []
         would = [self.scoring.agreement(each, looked, scores[:, : max(1, block)]) for each in asked]
+        going = len(self.open)
         appended, staying, agreements = self._advance(kept, following, logits, scores, would)
-        self._bring_into_line(drafter, [n - 1 for n in appended], tokens, tokens.shape[1] - 1 + (read_all or as_plain))
+        if sum(guessed) == going == len(staying):
+            self._ahead = draft.after(block + 1)
+            tokens, drafter_read = tokens[:, : block + 1], block + 1  # it stays ahead of the others
+        else:
+            drafter_read = len(draft.read) if more else block + bool(read_all or as_plain)
+        self._bring_into_line(drafter, [n - 1 for n in appended], tokens, drafter_read, block + 1)
         clock.lap()
         by_name = {each.name: values for each, values in zip(asked, agreements, strict=True)}
-        self._account(drafter, block, kept, self._agreed(block, kept, by_name), clock.seconds(), read_all)
+        self.report.ahead += draft.is_ahead
+        self._account(draft, block, kept, self._agreed(block, kept, by_name), clock.seconds(), read_all)
         return staying
 
     # Drafting -----------------------------------------------------------------------------------------------------------
@@ -129,27 +151,62 @@ class Speculation:
             len(devices) > 1 or self.members.passes(drafter.members) + self.members.passes(others) > together
         )
 
-    def _draft(self, drafter: Drafter, block: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    def _begun(self) -> tuple[Draft, Drafter, int]:
+        """The draft of a round, whose it is, and how many tokens it will have: begun ahead, or now."""
+        if (draft := self._ahead) is not None:
+            self._ahead, drafter, block = None, draft.drafter, draft.block
+        else:
+            drafter, block = self._plan()
+            draft = Draft(drafter, [self.rows.last()])
+        if block:
+            drafter.mark()
+            self.reading.mark()
+        return draft, drafter, block
+
+    def _drafted(self, draft: Draft, block: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """
         The token that no member has read and those drafted behind it, `(rows, block + 1)`; the logits of those who read while drafting,
         `(rows, block, width)` by reader; and the scores that tokens were chosen from, `(rows, block, vocab)`.
         """
-        if (whole := drafted(self.reading, drafter, self.scoring, self.rows.last(), block)) is not None:
+        if (whole := drafted(self.reading, draft.drafter, self.scoring, draft.tokens[0], block)) is not None:
             self.rows.put_all(whole[0][:, 1:])
             return *whole, torch.empty(0)
-        tokens, scores = [self.rows.last()], []
-        read: list[dict[str, torch.Tensor]] = []
-        while (i := len(read)) < block:
-            read.append(drafter.step(tokens[-1], i))
-            scores.append(self.scoring.proposed(drafter, read[-1], i, i + 1)[:, 0])
-            choice = self.scoring.pick(scores[-1], i)
+        self._draft_on(draft, block)
+        return draft.line, draft.logits(block), draft.proposed(block)
+
+    def _draft_on(self, draft: Draft, block: int) -> None:
+        """Draft until a block is full, or nothing is sure any more."""
+        while (i := len(draft.read)) < block:
+            draft.read.append(draft.drafter.step(draft.tokens[-1], i))
+            draft.scores.append(self.scoring.proposed(draft.drafter, draft.read[-1], i, i + 1)[:, 0])
+            choice = self.scoring.pick(draft.scores[-1], i)
             self.rows.put(i, choice)
-            tokens.append(choice[:, None])
+            draft.tokens.append(choice[:, None])
             if self.settings.confidence:
-                sure = scores[-1].softmax(-1).gather(1, tokens[-1]).squeeze(1)  # (rows,)
+                sure = draft.scores[-1].softmax(-1).gather(1, draft.tokens[-1]).squeeze(1)  # (rows,)
                 if not bool((sure >= self.settings.confidence).any()):
                     break
-        return torch.cat(tokens, dim=1), joined(read), torch.stack(scores, dim=1) if scores else torch.empty(0)
+
+    def _more(self, drafter: Drafter, block: int) -> int:
+        """How many tokens, behind a block and the one after it, to draft while the others look at the block."""
+        if not block or self.settings.confidence or not self._works_beside[drafter]:
+            return 0
+        who, size = self.schedule.next(len(self.open))
+        longest = self.settings.max_length - min(self.rows.lengths[self.rows.present[i]] for i in self.open)
+        room = self.rows.room if self.reading.keeps_shapes else min(self.rows.room, longest - 1)
+        return max(0, min(size, room - block - 1)) if self.drafters[who] is drafter else 0
+
+    def _look_and_draft(self, draft: Draft, tokens: torch.Tensor, others: list[str], upto: int) -> dict[str, torch.Tensor]:
+        """Let the others read `tokens`, `(rows, n)`, and draft meanwhile; returns the logits of all for these, `(rows, n, width)`."""
+        self._aside.mark()
+        begun = self.reading.start(tokens, others, 0)
+        try:
+            with self._aside.work():
+                self._draft_on(draft, upto)
+        except BaseException:
+            begun.abandon()
+            raise
+        return {**begun(), **draft.logits(tokens.shape[1])}
 
     def _agreed(self, block: int, kept: list[int], would: Mapping[str, list[list[float]]]) -> list[list[float]]:
         """By drafter, how it agreed with the target at each position that was come to: of who did not draft, how it would have."""
@@ -163,9 +220,11 @@ class Speculation:
 
     # Common -------------------------------------------------------------------------------------------------------------
 
-    def _bring_into_line(self, drafter: Drafter, kept: list[int], tokens: torch.Tensor, drafter_read: int) -> None:
-        """Let all forget what was rejected of `tokens`, `(rows, block + 1)`, of which the drafter has read the first ones."""
-        read = {name: drafter_read if name in drafter.members else tokens.shape[1] for name in self.members.distinct}
+    def _bring_into_line(
+        self, drafter: Drafter, kept: list[int], tokens: torch.Tensor, drafter_read: int, others_read: int
+    ) -> None:
+        """Let all forget what was rejected of `tokens`, `(rows, n)`, of which drafter and others have read the first ones."""
+        read = {name: drafter_read if name in drafter.members else others_read for name in self.members.distinct}
         self.reading.settle(kept, tokens, read)
         drafter.settle(kept, tokens[:, :drafter_read])
 
@@ -219,7 +278,7 @@ class Speculation:
 
     def _account(
         self,
-        drafter: Drafter,
+        draft: Draft,
         block: int,
         kept: list[int],
         agreed: list[list[float]],
@@ -227,12 +286,13 @@ class Speculation:
         read_all: bool,
     ) -> None:
         drafting, verifying, reading, ending = seconds
+        drafter = draft.drafter
         self.report.count(drafter.name, block, kept, {each.name: a for each, a in zip(self.drafters, agreed, strict=False)})
         self.report.bonus_steps += int(read_all)
         self.report.drafting += drafting + reading
         self.report.verifying += verifying + ending
         steps = block + int(read_all)
-        one = (drafting + reading) / steps if steps and drafter.costs else 0.0
+        one = (drafting + reading) / steps if steps and drafter.costs and not draft.is_ahead else 0.0
         kept = [n for n in kept if n >= 0]
         self.schedule.record(self.drafters.index(drafter), block, kept, agreed, one, verifying + ending)
 

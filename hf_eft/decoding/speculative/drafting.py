@@ -28,6 +28,7 @@ class Drafter:
 
     costs = True  # whether a step takes time worth measuring
     members: tuple[str, ...] = ()  # the distinct members whose caches and logits these are
+    reading: Reading | None = None  # what it reads by
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -68,10 +69,10 @@ class MemberDrafter(Drafter):
     def __init__(self, name: str, reading: Reading) -> None:
         super().__init__(name)
         self.members: tuple[str, ...] = (name,)
-        self._reading = reading
+        self.reading: Reading = reading
 
     def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
-        return self._reading.read(token, self.members, ahead)
+        return self.reading.read(token, self.members, ahead)
 
 
 class OutsideDrafter(Drafter):
@@ -84,11 +85,11 @@ class OutsideDrafter(Drafter):
             raise ValueError(
                 f"The assistant has {members.vocab_size} tokens, the members {vocab_size}: it cannot draft for them."
             )
-        self._reading = Reading(members, members.new_cache(), {"assistant": line})
+        self.reading: Reading = Reading(members, members.new_cache(), {"assistant": line})
         self._pictures, self._expand = pictures, expand
 
     def prefill(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> None:
-        reading = self._reading
+        reading = self.reading
         members, cache, line = reading.members, reading.cache, reading.lines["assistant"]
         before = None if mask is None else mask[:: self._expand]
         sights = sights_of(members, tokens[:: self._expand], before, self._pictures, {}, expand=self._expand)
@@ -103,16 +104,16 @@ class OutsideDrafter(Drafter):
         cache.activate_past_recording()
 
     def step(self, token: torch.Tensor, ahead: int) -> dict[str, torch.Tensor]:
-        return {self.name: self._reading.read(token, ("assistant",), ahead)["assistant"]}
+        return {self.name: self.reading.read(token, ("assistant",), ahead)["assistant"]}
 
     def mark(self) -> None:
-        self._reading.mark()
+        self.reading.mark()
 
     def settle(self, kept: Sequence[int], tokens: torch.Tensor) -> None:
-        self._reading.settle(kept, tokens, {"assistant": tokens.shape[1]})
+        self.reading.settle(kept, tokens, {"assistant": tokens.shape[1]})
 
     def keep(self, staying: torch.Tensor) -> None:
-        self._reading.keep(staying)
+        self.reading.keep(staying)
 
 
 class LookupDrafter(Drafter):

@@ -85,6 +85,9 @@ def lines_of(
         sights (`Mapping[str, Sight]`): What members see, by name.
         prompt (`torch.LongTensor` of shape `(rows, length)`): The prompt of the call.
         room (`int`): How many tokens will follow at most.
+
+    Raises:
+        `ValueError`: If a member cannot be told where drafted tokens stand.
     """
     lines = dict.fromkeys(members.distinct, common)
     for name in prompts.names if prompts is not None else ():
@@ -101,6 +104,11 @@ def lines_of(
             )  # fmt: skip
             lines[name] = next(same, None) or Line(line.mask, line.columns, positions, room)
             made.append(lines[name])
+        elif "position_ids" in sight.member.accepts:
+            raise ValueError(
+                f"The member {name!r} ({type(sight.member.model).__name__}) counts its positions itself beside pictures, and cannot be "
+                "told those of drafted tokens. Decode without an assistant and without a `seed`."
+            )
     return lines
 
 

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from ...members.beside import Started
 from ...members.cache import EFTCache
 from ...members.devices import sent
 from ...members.members import Members
 from ...members.roll_back import Mark
 from .line import Line, apart
 from .recurrent import read_again
+
+
+class Begun:
+    r"""
+    Members that have begun to read; called, their logits, `(rows, n, width)`, by name.
+
+    Args:
+        started ([`~hf_eft.members.beside.Started`], *optional*): What is waited for.
+        logits (`Mapping[str, torch.Tensor]`, *optional*): What is there already.
+    """
+
+    def __init__(self, started: Started | None, logits: Mapping[str, torch.Tensor] | None = None) -> None:
+        self._started, self._logits = started, dict(logits or {})
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        outputs = {} if self._started is None else self._started.outputs()
+        return self._logits | {name: output.logits for name, output in outputs.items()}
+
+    def abandon(self) -> None:
+        """Wait until nobody reads any more."""
+        if self._started is not None:
+            self._started.abandon()
 
 
 class Reading:
@@ -36,13 +60,20 @@ class Reading:
         Let these distinct members read tokens, `(rows, n)`, that begin `ahead` tokens behind the rows' ends; returns their logits,
         `(rows, n, width)`, by name.
         """
-        names, stop = tuple(names), ahead + tokens.shape[1]
-        common = self.lines[self.members.main]
-        outputs = self.members.step(
-            tokens, attention_mask=common.seen(stop), position_ids=common.at(ahead, stop), cache=self.cache, use_cache=True,
-            only=names, own=apart(self.lines, names, common, ahead, stop),
-        )  # fmt: skip
+        outputs = self.members.step(tokens, use_cache=True, **self._asked(tuple(names), ahead, ahead + tokens.shape[1]))
         return {name: output.logits for name, output in outputs.items()}
+
+    def start(self, tokens: torch.Tensor, names: Iterable[str], ahead: int) -> Begun:
+        """As `read`, which comes back while devices are at work. What is begun must be called, or abandoned."""
+        return Begun(self.members.start(tokens, **self._asked(tuple(names), ahead, ahead + tokens.shape[1])))
+
+    def _asked(self, names: tuple[str, ...], ahead: int, stop: int) -> dict[str, Any]:
+        """Masks and positions for a step of these members."""
+        common = self.lines[self.members.main]
+        return {
+            "attention_mask": common.seen(stop), "position_ids": common.at(ahead, stop), "cache": self.cache, "only": names,
+            "own": apart(self.lines, names, common, ahead, stop),
+        }  # fmt: skip
 
     def mark(self) -> None:
         """Remember the recurrent states of every member that has any, as they are before a block."""

@@ -26,7 +26,8 @@ class Report:
         agreement (`dict[str, float]`):
             By drafter that the automatic schedule could choose: the share of positions at which its token was, or would have been, kept.
         bonus_steps (`int`): How often the drafter read a whole block, for the token after it.
-        drafting (`float`): Seconds spent drafting.
+        ahead (`int`): Of how many rounds the block had been drafted while the target looked at the one before.
+        drafting (`float`): Seconds spent drafting, but for what was drafted ahead.
         verifying (`float`): Seconds spent verifying, the bonus token included.
     """
 
@@ -40,6 +41,7 @@ class Report:
         default_factory=dict, repr=False
     )  # by drafter, what agreed and out of how many
     bonus_steps: int = 0
+    ahead: int = 0
     drafting: float = 0.0
     verifying: float = 0.0
 

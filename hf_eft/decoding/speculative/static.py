@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from ...members.trial import check_ragged
 from .drafting import Drafter
 from .graphs import Graphs
 from .line import Line
-from .reading import Reading
+from .reading import Begun, Reading
 from .scoring import Scoring, joined
 
 
@@ -91,9 +91,20 @@ class StaticReading(Reading):
         # A graph answers in one place: drafts are read one by one, and looked at together.
         return {name: logits.clone() for name, logits in read.items()} if tokens.shape[1] == 1 else read
 
+    def start(self, tokens: torch.Tensor, names: Iterable[str], ahead: int) -> Begun:
+        if self.graphs is not None:
+            return Begun(None, self.read(tokens, names, ahead))  # a graph is of one accelerator, which works by itself
+        self.ahead.fill_(ahead)
+        return Begun(self.members.start(tokens, **self._places(tuple(names), tokens.shape[1])))
+
     def step(self, names: Sequence[str], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """What `read` does, with `ahead` in a tensor: of operations on tensors only."""
-        count, common, masks = tokens.shape[1], self._lines[self.members.main], {}
+        outputs = self.members.step(tokens, use_cache=True, **self._places(names, tokens.shape[1]))
+        return {name: output.logits for name, output in outputs.items()}
+
+    def _places(self, names: Sequence[str], count: int) -> dict[str, Any]:
+        """Masks and positions of so many tokens, for a step of these members."""
+        common, masks = self._lines[self.members.main], {}
         for name in names:
             line, ends, model = self._lines[name], self._ends[name], self.members.distinct[name].model
             ends.copy_(line.ends + self.ahead)
@@ -104,11 +115,8 @@ class StaticReading(Reading):
             for name in names
             if self._lines[name] is not common
         }
-        outputs = self.members.step(
-            tokens, attention_mask=masks, position_ids=common.at(self.ahead, count), cache=self.cache, use_cache=True, only=names,
-            own=own,
-        )  # fmt: skip
-        return {name: output.logits for name, output in outputs.items()}
+        positions = common.at(self.ahead, count)
+        return {"attention_mask": masks, "position_ids": positions, "cache": self.cache, "only": names, "own": own}
 
     def drafts_at_once(self, drafter: Drafter, scoring: Scoring) -> bool:
         """Whether a drafting step, the choice of the token included, is one graph."""
