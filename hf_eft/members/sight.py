@@ -191,7 +191,7 @@ def in_forward(
         }  # prompts of their own are as long as they are
         rows, count = input_ids.shape
         # (Without `member_inputs` again, nobody says where padding of a prompt of its own was: its rows have none.)
-        longer = {
+        longer: dict[str, Any] = {
             name: (input_ids.new_empty(rows, n + count), None, {}) for name, n in read.items() if n != cache.get_seq_length()
         }
         for name, sight in seen_before(cache, members, longer, attention_mask, int(cache.get_seq_length()) + count).items():
