@@ -186,10 +186,17 @@ def in_forward(
             own[name] = inputs if name in shown else {key: value for key, value in inputs.items() if key != "input_ids"}
         remember(cache, sights)
     elif cache is not None and cache.positions.keys() - own.keys():
-        read, count = int(cache.get_seq_length()), input_ids.shape[1]
-        for name, sight in seen_before(cache, members, {}, attention_mask, read + count).items():
+        read = {
+            name: cache.read_by(name, int(cache.get_seq_length())) for name in cache.positions
+        }  # prompts of their own are as long as they are
+        rows, count = input_ids.shape
+        # (Without `member_inputs` again, nobody says where padding of a prompt of its own was: its rows have none.)
+        longer: dict[str, Any] = {
+            name: (input_ids.new_empty(rows, n + count), None, {}) for name, n in read.items() if n != cache.get_seq_length()
+        }
+        for name, sight in seen_before(cache, members, longer, attention_mask, int(cache.get_seq_length()) + count).items():
             if name not in own:
-                inputs = sight.inputs(input_ids, read, count, cache.members[name], first=False)
+                inputs = sight.inputs(input_ids, read[name], count, cache.members[name], first=False)
                 own[name] = {key: value for key, value in inputs.items() if key != "input_ids"}
     return own
 
