@@ -14,8 +14,10 @@ from families import EOS, PAD, build, tokenizer
 from thinking import PLAN, RECIPE, STRENGTHS, THINK, TOKENS, model, prompts
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, Phase, Truncation
+from hf_eft.decoding.phases import Phases
 from hf_eft.decoding.speculative.coupling import Noise
 from hf_eft.members.releases import cache_of
+from hf_eft.recipe.phases import Markers
 
 STEPS = 20
 OPTIONS: dict[str, Any] = {"max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": PAD}
@@ -228,6 +230,14 @@ def test_forward_reads_the_phases_of_what_it_is_given() -> None:
     read = combined(ids, use_cache=True)
     with pytest.raises(ValueError, match="depends on all tokens before them"):
         combined(ids[:, :1], cache=cache_of(read))
+
+
+def test_what_a_mask_hides_within_a_phase_does_not_count() -> None:
+    """A marker and a budget go by the tokens that members read."""
+    phases = Phases(Markers([Phase(start=[5, 6], end=[7], budget=4)]))
+    ids, mask = torch.tensor([[9, 5, PAD, 6, 8, PAD, PAD, 8]]), torch.tensor([[1, 1, 0, 1, 1, 0, 0, 1]])
+    (states,) = phases.after(ids, mask, 5)
+    assert [(state.phase, state.length) for state in states] == [(1, 0), (1, 1), (1, 1), (1, 1), (1, 2)]
 
 
 def test_what_ends_a_text_ends_its_phases() -> None:
