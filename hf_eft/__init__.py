@@ -34,9 +34,13 @@ def _register_model() -> None:
     Have a configuration's model be found: with `AutoModelForCausalLM`, with which its module registers it, or by its name among
     transformers' own, as `transformers serve` looks it up. Called when a configuration is made, so that importing costs nothing.
     """
+    before = sys.modules["transformers"]  # a lazy module, which some of its own parts make anew when they are imported
+
     from .modeling_eft import EFTForCausalLM
 
-    sys.modules["transformers"].EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]  # a lazy module, which can be made anew
+    server = sys.modules.get("transformers.cli.serving.model_manager")  # which may hold an older one
+    for module in (before, sys.modules["transformers"], getattr(server, "transformers", before)):
+        module.EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]
 
 
 sys.meta_path.append(OldNames())

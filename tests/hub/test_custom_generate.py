@@ -102,9 +102,9 @@ def test_small_models_are_loaded_once_and_freed_with_the_base(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    load = module.AutoModelForCausalLM.from_pretrained
+    load = transformers.AutoModelForCausalLM.from_pretrained
     watched = lambda where, **options: loaded.append(where) or load(where, **options)  # noqa: E731
-    monkeypatch.setattr(module.AutoModelForCausalLM, "from_pretrained", watched)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watched)
     base, here = build("llama", 0), recipe(tmp_path, folders)
     first = run(base, **here)
     assert run(base, **here) == first == run(base, **here, tuned=folders["tuned"])

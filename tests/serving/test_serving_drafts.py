@@ -45,13 +45,13 @@ SAME = [
     {"frequency_penalty": 1.0, "logit_bias": {"300": 5.0}},
     {"n": 2},
     {"extra_body": {"generation_config": {"repetition_penalty": 1.3}}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": {"type": "boolean"}}}},
 ]
 UNDRAFTED = [
     {"temperature": 0.7, "seed": 3},
     {"logprobs": True, "top_logprobs": 2},
     {"extra_body": {"generation_config": {"num_beams": 2}}},
     {"extra_body": {"generation_config": {"prompt_lookup_num_tokens": 2}}},
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": {"type": "boolean"}}}},
 ]
 
 
