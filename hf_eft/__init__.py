@@ -40,7 +40,7 @@ def _register_model() -> None:
 
     server = sys.modules.get("transformers.cli.serving.model_manager")  # which may hold an older one
     for module in (before, sys.modules["transformers"], getattr(server, "transformers", before)):
-        module.EFTForCausalLM = EFTForCausalLM  # type: ignore[attr-defined]
+        setattr(module, EFTForCausalLM.__name__, EFTForCausalLM)
 
 
 sys.meta_path.append(OldNames())
