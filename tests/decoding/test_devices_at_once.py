@@ -19,7 +19,7 @@ from hf_eft.members.beside import Beside, Place, place_of
 from hf_eft.members.releases import CACHE, cache_of
 
 WAIT = 20.0  # seconds after which a thread that should have been let go on fails the test
-CASES, CHUNK = 60, 30
+CASES, CHUNK = 30, 15
 
 
 class Handshake:
@@ -65,7 +65,7 @@ def test_random_cases_give_the_tokens_of_one_device(start: int, monkeypatch: pyt
         assert plain == expected, f"case {number}, plain: {options}"
         report = model.speculation
         ahead += report.ahead if report else 0
-    assert ahead > 8, "hardly a block was drafted ahead and kept"
+    assert ahead > 4, "hardly a block was drafted ahead and kept"
 
 
 def test_the_next_block_is_drafted_while_the_base_looks(monkeypatch: pytest.MonkeyPatch) -> None:

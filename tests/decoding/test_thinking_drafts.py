@@ -22,7 +22,7 @@ from hf_eft.recipe.phases import Markers
 STEPS = 24
 
 
-@pytest.mark.parametrize("drafts", ["", "tuned", "lookup"])
+@pytest.mark.parametrize("drafts", ["", pytest.param("tuned", marks=pytest.mark.nightly), "lookup"])
 def test_64_rows_are_64_single_runs(drafts: str) -> None:
     """Two seeds a prompt, so that rows come to the borders at different positions of a block."""
     inputs, combined, seeds = prompts(64), model(), list(range(200, 264))
@@ -62,7 +62,7 @@ def tiny() -> EFTForCausalLM:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("who", ["tuned", "small_combination"])
+@pytest.mark.parametrize("who", ["tuned", pytest.param("small_combination", marks=pytest.mark.nightly)])
 def test_reject_samples_from_the_phases_own_distributions(who: str) -> None:
     combined, prompt, steps = tiny(), [3, 5, 2], 3
     exact: dict[tuple[int, ...], float] = {(): 1.0}
