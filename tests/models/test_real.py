@@ -59,11 +59,12 @@ def test_the_chat_template_is_the_model_s(pair: Any) -> None:
 def test_the_manner_is_learnt_and_its_strength_can_be_chosen(pair: Any, prompts: Any) -> None:
     base, adapter, tokenizer = pair
     asked, inputs = prompts
-    said = {alpha: real.answers(combined(pair, alpha), tokenizer, asked) for alpha in (0.0, 0.5, 1.0, 2.0)}
+    said = {alpha: real.answers(combined(pair, alpha), tokenizer, asked, **GREEDY) for alpha in (0.0, 0.5, 1.0, 2.0)}
     manner = {alpha: sum(map(real.in_manner, texts)) for alpha, texts in said.items()}
     print(manner)
-    assert said[0.0] == real.answers(base, tokenizer, asked) and manner[0.0] == 0
-    assert said[1.0] == real.answers(adapter, tokenizer, asked) and manner[1.0] >= 6  # base and reference are one model
+    assert said[0.0] == real.answers(base, tokenizer, asked, **GREEDY) and manner[0.0] == 0
+    # Base and reference are one model.
+    assert said[1.0] == real.answers(adapter, tokenizer, asked, **GREEDY) and manner[1.0] >= 6
     assert manner[0.5] <= manner[1.0]
     add_on = EFTLogitsProcessor(
         adapter, pad_token_id=tokenizer.pad_token_id, alpha=0.5, attention_mask=inputs["attention_mask"]
