@@ -198,7 +198,11 @@ def build(model_type: str, seed: int) -> Any:
             model = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])(config.decoder)
         else:
             model = AutoModelForCausalLM.from_config(config)
-    model = model.eval().float()
+    return spread(model.eval().float(), seed)
+
+
+def spread(model: Any, seed: int) -> Any:
+    """A model whose weights are drawn anew, so that its distribution is far from uniform, and far from that of another seed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

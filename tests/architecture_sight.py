@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, Wrong, _told_apart, verdict
-from architecture_models import BOS, PAD, VOCAB, config_of
+from architecture_models import PAD, VOCAB, config_of, spread
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
@@ -66,13 +66,7 @@ def build(model_type: str, seed: int) -> Any:
         made = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
         config = config_of(model_type)
         model = made(type(config)(**_fitted(config.to_dict()))).eval().float()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2 and "A_log" not in name:
-                parameter.normal_(0, 0.5 if "emb" in name or "wte" in name else 0.3, generator=generator)
-    model.generation_config = transformers.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS)
-    return model
+    return spread(model, seed)
 
 
 def _attribute(config: Any, *names: str) -> Any:
