@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ...recipe.combine import nucleus
+from ...recipe.rules.measures import nucleus
 from ...recipe.truncation import Truncation
 
 _CLOSE = 1e-3  # of a probability: beyond it the nucleus, which sorts the vocabulary, need not be asked
@@ -46,7 +46,7 @@ def moved(combined: torch.Tensor, term: torch.Tensor) -> torch.Tensor:
         term (`torch.Tensor` of shape `(rows, positions, vocab)`): The base's part of it.
 
     Returns:
-        `torch.Tensor` of shape `(rows, positions)`: `-inf` where there is no other token.
+        `torch.Tensor` of shape `(rows, positions)`: 0 or less where there is no other token.
     """
     choice = term.argmax(-1, keepdim=True)
     other = combined.scatter(-1, choice, -math.inf).argmax(-1, keepdim=True)

@@ -11,7 +11,7 @@ import torch
 from ...members.cache import EFTCache
 from ...members.members import Members
 from ...recipe.combination import BASE, Combination
-from ...recipe.combine import combine
+from ...recipe.combine import combine, filled
 from .leads import lead, moved, one_left
 from .options import Report, Skipping
 
@@ -54,31 +54,38 @@ class Skipper:
             `tuple`: The outputs of those that were run, by name, and the combined logits, `(rows, kept, vocab)`.
         """
         main, others = members.main, [name for name in members.distinct if name != members.main]
-        tokens = given["input_ids"]
-        over = self._ended(tokens)
-        strengths = self._strengths(members, coefficients)
         if not self.report.forwards:
             self.report.begin(members.distinct)
-        why = {name: reason for name in others if (reason := self._without_a_say(members, name, strengths, certain, over))}
+        over = self._ended(given["input_ids"])
+        strengths = self._strengths(members, coefficients)
+        ruled = {members.owner[name] for name in self.combination.read_by_rules}
+        if certain is not None and bool(((certain >= 0) | over.to(certain.device)).all()):
+            why = dict.fromkeys(others, "certain")
+        else:
+            why = {n: "coefficients" for n in others if n not in ruled and self._is_silent(members, n, strengths, over)}
         rest = [name for name in others if name not in why]
-        asks_base = bool(rest) and (self.asked.by_lead or self._truncation_of(members) is not None)
+        by_base = bool(ruled) and ruled <= {main}
+        asks_base = bool(rest) and (self.asked.by_lead or by_base or self._truncation_of(members) is not None)
         outputs = self._run(members, [main] if asks_base else [main, *rest], given)
         if asks_base:
-            if (reason := self._decided(members, outputs, strengths, given["attention_mask"], over)) is not None:
+            logits = self._of_all(members, members.logits(outputs, given["attention_mask"]))
+            if by_base:
+                strengths = filled(logits, self.combination, strengths)
+                why |= {name: "rule" for name in rest if self._is_silent(members, name, strengths, over)}
+                rest = [name for name in rest if name not in why]
+            if rest and (reason := self._decided(members, logits[main], strengths, over)) is not None:
                 why |= dict.fromkeys(rest, reason)
-                coefficients = torch.where(self._owned_by_main(members).to(strengths.device), strengths, 0.0)
-                rest = []
-            else:
+            elif rest:
                 outputs |= self._run(members, rest, given)
         self._leave_out(members, why, given)
         logits = members.logits(outputs, given["attention_mask"])
-        nobody = logits[next(iter(logits))]
-        nobody = nobody.new_zeros(()).expand_as(nobody)  # in the place of those who have no say
-        logits = {name: logits.get(name, nobody) for name in members.names}
-        combined = combine(logits, self.combination, coefficients)
+        if set(why.values()) - {"coefficients", "rule"}:  # the first member alone decides
+            truncation = self._truncation_of(members)
+            name = main if truncation is None else BASE
+            return outputs, combine({name: logits[name]}, Combination({name: 1.0}, truncation))
+        combined = combine(self._of_all(members, logits), self.combination, coefficients)
         if self.asked.recent is not None and not why:
-            term = combined_term(logits, strengths, self._owned_by_main(members))
-            self._moved.append(moved(combined, term)[:, -1])
+            self._moved.append(moved(combined, self._term(members, logits[main], strengths))[:, -1])
         return outputs, combined
 
     def _run(self, members: Members, names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,18 +120,25 @@ class Skipper:
             self._over = self._over | torch.isin(tokens[:, -1], self._ends.to(tokens.device))
         return self._over[:, None] if len(self._ends) else torch.zeros(1, 1, dtype=torch.bool, device=tokens.device)
 
-    def _without_a_say(
-        self, members: Members, name: str, strengths: torch.Tensor, certain: torch.Tensor | None, over: torch.Tensor
-    ) -> str | None:
-        """Why a member has no say whatever the others say; `None` if it may have one."""
-        if certain is not None and bool(((certain >= 0) | over.to(certain.device)).all()):
-            return "certain"
+    def _is_silent(self, members: Members, name: str, strengths: torch.Tensor, over: torch.Tensor) -> bool:
+        """Whether a member has the coefficient 0 in every row that has not ended, and no truncation goes by it."""
         truncation = self.combination.truncation
         if truncation is not None and members.owner[self.combination.nucleus_member(truncation.rule)] == name:
-            return None
-        mine = torch.tensor([members.owner[each] == name for each in members.names], device=strengths.device)
-        silent = (strengths[..., mine] == 0).all(-1)  # (1 or rows, 1 or kept)
-        return "coefficients" if bool((silent | over.to(silent.device)).all()) else None
+            return False
+        silent = (strengths[..., self._columns(members, name)] == 0).all(-1)  # (1 or rows, 1 or kept)
+        return bool((silent | over.to(silent.device)).all())
+
+    @staticmethod
+    def _columns(members: Members, name: str) -> list[int]:
+        """The columns of those that a distinct member serves as."""
+        return [column for column, each in enumerate(members.names) if members.owner[each] == name]
+
+    @staticmethod
+    def _of_all(members: Members, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The members' logits, with zeros in the place of those that were not run and have no say."""
+        first = next(iter(logits.values()))
+        nobody = first.new_zeros(()).expand_as(first)
+        return {name: logits.get(name, nobody) for name in members.names}
 
     def _truncation_of(self, members: Members) -> Any:
         """The truncation, if it goes by the member that is run first."""
@@ -133,29 +147,22 @@ class Skipper:
             return None
         return truncation if members.owner[BASE] == members.main else None
 
-    def _owned_by_main(self, members: Members) -> torch.Tensor:
-        """Which of the members are the one that is run first, `(members,)`: it may serve as several."""
-        return torch.tensor([members.owner[name] == members.main for name in members.names])
-
-    def _decided(
-        self, members: Members, outputs: Mapping[str, Any], strengths: torch.Tensor, attention_mask: Any, over: torch.Tensor
-    ) -> str | None:
-        """Why the first member alone decides this step for every row; `None` if it does not."""
-        logits = members.logits(outputs, attention_mask)
-        values = next(iter(logits.values())).float()
-        decided, reason = over.to(values.device).expand(len(values), values.shape[1]), "truncation"
+    def _decided(self, members: Members, values: torch.Tensor, strengths: torch.Tensor, over: torch.Tensor) -> str | None:
+        """Why the first member, whose logits these are, `(rows, kept, vocab)`, decides for every row; `None` if it does not."""
+        decided, reason = over.to(values.device).expand(values.shape[:2]), "truncation"
         if (truncation := self._truncation_of(members)) is not None:
-            decided = decided | one_left(values.log_softmax(-1), truncation)
+            decided = decided | one_left(values.float().log_softmax(-1), truncation)
         if self.asked.by_lead and not bool(decided.all()):
             bound = self._bound()
             if bound is None:
                 return None
-            term = combined_term(logits, strengths, self._owned_by_main(members))
-            decided, reason = (
-                decided | (lead(term) > bound[:, None].to(term.device)),
-                "bound" if self.asked.bound is not None else "recent",
-            )
+            ahead = lead(self._term(members, values, strengths)) > bound[:, None].to(values.device)
+            decided, reason = decided | ahead, "bound" if self.asked.bound is not None else "recent"
         return reason if bool(decided.all()) else None
+
+    def _term(self, members: Members, values: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+        """The first member's part of the combination, `(rows, kept, vocab)`: with the coefficients of all that it serves as."""
+        return strengths[..., self._columns(members, members.main)].sum(-1, keepdim=True).to(values.device) * values.float()
 
     def _bound(self) -> torch.Tensor | None:
         """What the other members may make up for, `(1 or rows,)`; `None` if too few steps say that."""
@@ -164,9 +171,3 @@ class Skipper:
         if len(self._moved) < self.asked.recent:
             return None
         return self.asked.factor * torch.stack([*self._moved]).amax(0).clamp(min=0.0)
-
-
-def combined_term(logits: Mapping[str, torch.Tensor], strengths: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
-    """The part of the combination that is the first member's, `(rows, kept, vocab)`: with the coefficients of all that it serves as."""
-    values = next(iter(logits.values())).float()
-    return strengths[..., mine.to(strengths.device)].sum(-1)[..., None].to(values) * values
