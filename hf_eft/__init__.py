@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .configuration_eft import EFTConfig
+from .decoding.skipping.options import Skipping
 from .members.cache import EFTCache
 from .programs.moved import OldNames
 from .recipe.combination import Combination
@@ -29,6 +30,7 @@ __all__ = [
     "EFTForCausalLM",
     "EFTLogitsProcessor",
     "Phase",
+    "Skipping",
     "Truncation",
     "Rule",
     "KLConstrained",

@@ -18,8 +18,9 @@ from .members import prefix
 from .members.adapters import by_adapter
 from .members.call import Lock, PerThread
 from .members.learnt import recommended
-from .members.members import Members, named_members
+from .members.members import Members
 from .members.modalities import placeholders, refuse_placeholders, refuse_sounds
+from .members.named import named_members
 from .members.padding import filling, guessed
 from .members.vocabulary import Vocabulary, end_tokens
 from .prompts import MemberPrompts, warn_of_templates

@@ -26,9 +26,10 @@ from .members.checks import check_coefficients, check_mask, check_rows
 from .members.embeds import ids_from_embeds
 from .members.learnt import recommended
 from .members.member import keep
-from .members.members import Members, named_members
+from .members.members import Members
 from .members.membership import EFTMembersMixin, describe
 from .members.modalities import refuse_inputs
+from .members.named import named_members
 from .members.releases import CACHE, takes_cache
 from .members.sight import in_forward
 from .members.vocabulary import end_tokens
@@ -117,7 +118,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         for name in members.distinct:
             if not name.isidentifier() or hasattr(self, name):
                 raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
-        self._reports = PerThread()
+        self._reports, self._skips = PerThread(), PerThread()
         self._hold(members)
         self.combination = Combination.from_dict(config.combination) if combination is None else combination
         self.post_init()
@@ -273,22 +274,28 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_ONLY if key in kwargs}
         refuse_inputs(kwargs)
 
-        outputs = members.step(
-            tokens,
-            own=own,
-            inputs_embeds=inputs_embeds,
-            attention_mask=split_masks(attention_mask),
-            position_ids=position_ids,
-            cache=cache,
-            use_cache=bool(use_cache),
-            logits_to_keep=logits_to_keep,
+        step = {
+            "input_ids": tokens,
+            "own": own,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": split_masks(attention_mask),
+            "position_ids": position_ids,
+            "cache": cache,
+            "use_cache": bool(use_cache),
+            "logits_to_keep": logits_to_keep,
             **kwargs,
-        )
+        }
         if coefficients is not None and coefficients.dim() == 3:
             coefficients = keep(coefficients, logits_to_keep)
-        logits = combine(members.logits(outputs, attention_mask), self.combination, coefficients)
+        certain_tokens = None if certain_tokens is None else keep(certain_tokens, logits_to_keep)
+        skipper = None if torch.compiler.is_compiling() else self._skipper()
+        if skipper is None:
+            outputs = members.step(**step)
+            logits = combine(members.logits(outputs, attention_mask), self.combination, coefficients)
+        else:
+            outputs, logits = skipper.step(members, coefficients, certain_tokens, step)
         logits = members.vocabulary.widen(logits, members.vocab_size)
-        logits = certainly(logits, None if certain_tokens is None else keep(certain_tokens, logits_to_keep))
+        logits = certainly(logits, certain_tokens)
 
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:

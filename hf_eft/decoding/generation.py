@@ -28,6 +28,8 @@ from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .grammars import keeps_grammars
 from .inputs import EFTInputsMixin
+from .skipping.call import EFTSkippingMixin, refuse_skipping
+from .skipping.options import Skipping
 from .speculative import Speculation
 from .speculative.choice import drafters, ways
 from .speculative.graphs import Graphs
@@ -43,7 +45,7 @@ from .speculative.watchers import refuse_stateful, refuse_streamer
 from .tokens_left import BeamsLeft, EFTLeftMixin
 
 
-class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, GenerationMixin):
+class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, EFTSkippingMixin, GenerationMixin):
     """The part of [`EFTForCausalLM`] that `generate` talks to."""
 
     _members: Members
@@ -141,10 +143,11 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         coupling: str | None = None,
         seed: int | Sequence[int] | None = None,
         member_inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        skipping: Skipping | bool | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
-        As in transformers, see [`~transformers.GenerationMixin.generate`], with four options more.
+        As in transformers, see [`~transformers.GenerationMixin.generate`], with five options more.
 
         With `assistant_model=model.tuned` (any member, `model.small_combination`, or any model with the same vocabulary) or
         `prompt_lookup_num_tokens`, decoding is speculative, in batches too (EFT paper, section 4). The block is `num_assistant_tokens` if
@@ -165,6 +168,9 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
                 By member, `input_ids` and `attention_mask` of shape `(batch, length)`: a prompt of its own, row by row, of any length and
                 padded on the left, in place of the call's, which is the first member's. What is generated follows them all. `{}` says that
                 all members read the call's.
+            skipping (`Skipping` or `bool`, *optional*):
+                Leave members out of steps in which they cannot change the choice; `True` where that is proved. See [`Skipping`]; what
+                happened stands in `model.skipping` afterwards.
 
         Warns:
             `UserWarning`, once for a model: If the members' chat templates differ, a prompt ends as one of them does, and nothing was
@@ -178,11 +184,13 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
             ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
             self._warned_of_templates = warn_of_templates(self.tokenizers, ids)
         request, members = Request.read(coupling, seed, kwargs.get("assistant_model"), config, kwargs), self._members
-        request.pictures = take_pictures(kwargs)
+        request.pictures, request.skipping = take_pictures(kwargs), Skipping.of(skipping)
         if member_inputs:
             request.prompts = MemberPrompts(member_inputs, members.names[1:])
             members = members.apart(request.prompts.names)
         if request.shown:
+            if request.skipping is not None:
+                raise refuse_skipping("that are shown pictures")
             refuse_beside_pictures(config, kwargs)
         with entered(Call(self, request, members)):
             return super().generate(*args, **renamed(kwargs))
@@ -200,6 +208,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
     @keeps_grammars
     def _beam_search(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
+        self._skip(kwargs, is_search=True)
         self._request.beams_left = BeamsLeft() if self._may_leave_nothing(kwargs["logits_processor"]) else None
         return super()._beam_search(input_ids, **kwargs)
 
@@ -207,6 +216,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
     def _sample(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
+            self._skip(kwargs, is_search=False)
             return super()._sample(input_ids, **self._with_something_left(input_ids, kwargs, is_final=True))
         return self._speculate(input_ids, None, **kwargs)
 
@@ -214,6 +224,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
     def _assisted_decoding(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         self._begin(input_ids, kwargs["generation_config"])
         refuse_stateful(kwargs["logits_processor"])
+        if self._request.skipping is not None:
+            raise refuse_skipping("with drafts, whose steps run members in an order of their own")
         config, assistant = kwargs["generation_config"], kwargs.get("assistant_model")
         theirs = (
             isinstance(assistant, EFTGenerationMixin)
@@ -258,6 +270,8 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
         **model_kwargs: Any,
     ) -> Any:
         """Read the prompt, decode speculatively, and pack what came out as `generate` does."""
+        if self._request.skipping is not None:
+            raise refuse_skipping("with a `seed`, whose steps run members in an order of their own")
         refuse_what_cannot_be_speculated(generation_config, logits_processor, model_kwargs)
         if synced_gpus:
             raise ValueError(

@@ -24,6 +24,7 @@ from .positions import Positions
 from .ragged import make_even
 from .recurrent import give_layers, is_recurrent, records
 from .roll_back import crop, shift_rows, trim_left
+from .unread import Unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,7 @@ class EFTCache(Cache):
     positions: dict[str, Positions | None]  # of members that were shown pictures; `None` where its columns are others by now
     seen_tokens: int  # asked for only where no member's cache counts for all, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
+    unread: dict[str, Unread]  # what members that were left out of steps have missed
 
     @property
     def members(self) -> dict[str, Cache]:
@@ -96,21 +98,28 @@ class EFTCache(Cache):
         attached.main_member = main
         attached.sibling_caches = siblings
         attached.joints, attached.broken, attached.uneven, attached.apart = {}, False, False, False
-        attached.positions = {}
+        attached.positions, attached.unread = {}, {}
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         # A pure state-space member counts no tokens: any member that does and reads the same may answer for all.
         if layer_idx == 0 and not counts_tokens(self):
-            counting = [cache for cache in self.sibling_caches.values() if counts_tokens(cache)]
-            return counting[0].get_seq_length() if counting and not (self.apart and self.seen_tokens) else self.seen_tokens
+            counting = [name for name, cache in self.sibling_caches.items() if counts_tokens(cache)]
+            return self.read_by(counting[0], 0) if counting and not (self.apart and self.seen_tokens) else self.seen_tokens
         return super().get_seq_length(layer_idx)
 
     def read_by(self, name: str, otherwise: int) -> int:
-        """How many tokens a member has read; `otherwise` where its cache does not count them and has read any."""
-        cache = self.members[name]
-        return _length(cache) if counts_tokens(cache) else otherwise * _length(cache)
+        """How many tokens a member was given; `otherwise` where its cache does not count them and it was given any."""
+        cache, missed = self.members[name], self.unread.get(name)
+        if counts_tokens(cache):
+            return _length(cache) + (missed.count if missed is not None else 0)
+        return otherwise if missed is not None else otherwise * _length(cache)
+
+    def leave_unread(self, name: str, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> None:
+        """Have a member that was left out of a step read its tokens, `(rows, n)`, before those of the next step that asks it."""
+        missed = self.unread.get(name)
+        self.unread[name] = Unread(input_ids, position_ids) if missed is None else missed.followed_by(input_ids, position_ids)
 
     def count(self, tokens: int) -> None:
         """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
@@ -159,8 +168,13 @@ class EFTCache(Cache):
         if tokens_to_remove and any(map(is_recurrent, layers)):
             raise RuntimeError("Recurrent states have forgotten what they read before: they cannot be cropped.")
         with together(self):
-            for layer in layers:
-                crop(layer, -tokens_to_remove)
+            for name, cache in self.members.items():
+                missed = self.unread.pop(name, None)
+                if missed is not None and (left := missed.without(-tokens_to_remove)) is not None:
+                    self.unread[name] = left
+                read = -tokens_to_remove if missed is None else max(0, -tokens_to_remove - missed.count)
+                for layer in cache.layers:
+                    crop(layer, read)
         self.unsettled_tokens = 0
 
     def reset(self) -> None:
@@ -168,8 +182,8 @@ class EFTCache(Cache):
             make_even(cache)
         super().reset()
         self.seen_tokens = self.unsettled_tokens = 0
-        self.joints.clear()
-        self.positions.clear()
+        for of_a_text in (self.joints, self.positions, self.unread):
+            of_a_text.clear()
         for cache in self.sibling_caches.values():
             cache.reset()
         self.broken = self.uneven = self.apart = False
@@ -188,6 +202,8 @@ class EFTCache(Cache):
             for name, each in self.positions.items():
                 if each is not None:
                     self.positions[name] = each.repeat(how) if isinstance(how, int) else each.select(how)
+            for name, missed in self.unread.items():
+                self.unread[name] = missed.repeat(how) if isinstance(how, int) else missed.select(how)
 
     def activate_past_recording(self) -> None:
         # Recurrent layers are put back instead; some models take what a recording convolution holds for its last states only.

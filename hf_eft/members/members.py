@@ -11,8 +11,7 @@ from typing import Any, cast
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from ..recipe.combination import BASE, REFERENCE, TUNED
-from .adapters import by_adapter, resolve
+from .adapters import resolve
 from .adapters.joint import Joint
 from .adapters.stack import Stack
 from .beside import Started, Work
@@ -20,7 +19,8 @@ from .cache import EFTCache
 from .checks import Finite, check_model
 from .halfway import together
 from .member import Member
-from .padding import readable
+from .padding import readable_by
+from .unread import Unread
 from .vocabulary import Vocabulary, width
 
 # What only the main member is asked for: outputs of the others that nobody would see.
@@ -28,23 +28,6 @@ _MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits
 
 # Of the passes that members on adapters save by sharing one; measured, 0.54 to 1.01 of them (`examples/benchmarks/lora.py`).
 _SHARED_PASS = 0.75
-
-
-def named_members(base: Any, tuned: Any, reference: Any) -> dict[str, Any]:
-    """The members in their order: the base, the tuned one or ones, the reference; those that are `None` left out."""
-    models: dict[str, Any] = {}
-    tuned = by_adapter(tuned)
-    if base is not None:
-        models[BASE] = base
-    if isinstance(tuned, Mapping):
-        if clash := {BASE, REFERENCE} & tuned.keys():
-            raise ValueError(f"`tuned` may not name a member {clash.pop()!r}: that name has a meaning of its own.")
-        models.update(tuned)
-    elif tuned is not None:
-        models[TUNED] = tuned
-    if reference is not None:
-        models[REFERENCE] = reference
-    return models
 
 
 class Members:
@@ -204,6 +187,8 @@ class Members:
         Returns:
             `dict[str, ModelOutput]`: Each distinct member's own output, by name.
         """
+        common = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        self._settle(self.distinct if only is None else only, cache, common, own or {})
         works, count = self._asked(
             input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
             use_cache=use_cache, logits_to_keep=logits_to_keep, only=only, own=own or {}, extra=extra,
@@ -251,28 +236,34 @@ class Members:
     ) -> tuple[list[Work], Callable[[], None]]:
         """What each model that is asked will do, and what is to be done when all have."""
         asked = set(self.distinct if only is None else only)
-        input_ids, own = self._readable(
-            input_ids, attention_mask, asked - {self.main} if inputs_embeds is not None else asked, own
-        )
+        common = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        given, missed, kept = own, self._missed(asked, cache), dict.fromkeys(asked, logits_to_keep)
+        for name, unread in missed.items():
+            now = {**common, **given.get(name, {})}
+            kept[name], own = unread.kept(logits_to_keep, now["input_ids"].shape[1]), {**own, name: unread.before(now)}
+        readers = {name: m.rows for name, m in self.distinct.items() if name in asked}
+        input_ids, own = readable_by(readers, input_ids, attention_mask, own, None if inputs_embeds is None else self.main)
         caches = cache.members if cache is not None else {}
         works: list[Work] = []
         stacked: set[str] = set()
         for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none
-            one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, attention_mask, own)
-            if not one_pass or not asked.issuperset(stack.names):
+            if asked.isdisjoint(stack.names):
+                continue
+            one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, attention_mask, given)
+            alike = len({each.count if (each := missed.get(name)) is not None else 0 for name in stack.names}) == 1
+            if not one_pass or not alike or not asked.issuperset(stack.names):
                 if cache is not None:
                     cache.joints.pop(stack.names, None)  # members that go on alone need no common states
                 continue
             stacked.update(stack.names)
+            theirs = own.get(stack.names[0], {**common, "input_ids": input_ids})  # with what all of them have missed
             read = functools.partial(
                 stack.forward,
-                input_ids=cast(torch.Tensor, input_ids),
-                attention_mask=attention_mask,
-                position_ids=position_ids,
+                **theirs,
                 caches=caches,
                 joint=cache.joints.setdefault(stack.names, Joint()) if cache is not None else None,
                 use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
+                logits_to_keep=kept[stack.names[0]],
             )
             works.append(Work(stack.member.model, read))
         per_member = isinstance(attention_mask, Mapping)
@@ -293,7 +284,7 @@ class Members:
                     inputs_embeds=inputs_embeds if is_main else None,
                     cache=caches.get(name),
                     use_cache=use_cache,
-                    logits_to_keep=logits_to_keep,
+                    logits_to_keep=kept[name],
                     extra={
                         **(extra if is_main else {k: v for k, v in extra.items() if k not in _MAIN_ONLY}),
                         **{key: value for key, value in mine.items() if key not in common},
@@ -304,24 +295,30 @@ class Members:
 
         def count() -> None:
             if cache is not None:
-                cache.apart = cache.apart or any("input_ids" in inputs for inputs in own.values())
-                cache.count(tokens.shape[1] if tokens is not None else 0)
+                cache.apart = cache.apart or any("input_ids" in inputs for inputs in given.values())
+                for name in missed:
+                    del cache.unread[name]
+                if self.main in asked:  # the others may be asked after it, or be left out
+                    cache.count(tokens.shape[1] if tokens is not None else 0)
 
         return works, count
 
-    def _readable(
-        self, input_ids: torch.Tensor | None, mask: Any, asked: Collection[str], own: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[torch.Tensor | None, Mapping[str, Mapping[str, Any]]]:
-        """What members read, with padding that all of those have a row for who read it."""
-        rows = {name: member.rows for name, member in self.distinct.items() if name in asked}
-        own = {
-            name: {**inputs, "input_ids": readable(inputs["input_ids"], inputs.get("attention_mask"), {name: rows[name]})}
-            if name in rows and "input_ids" in inputs
-            else inputs
-            for name, inputs in own.items()
-        }
-        common = {name: count for name, count in rows.items() if "input_ids" not in own.get(name, {})}
-        return (readable(input_ids, mask, common) if input_ids is not None and common else input_ids), own
+    def _settle(
+        self, asked: Collection[str], cache: EFTCache | None, common: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Have members read apart what they have missed, where only that, or only what follows it, was given positions."""
+        for name, unread in self._missed(asked, cache).items():
+            if (alone := unread.alone({**common, **own.get(name, {})}, self.distinct[name].rows)) is not None:
+                states = cast(EFTCache, cache)
+                with together(cache):
+                    self.distinct[name].forward(**alone, cache=states.members[name])
+                del states.unread[name]
+
+    def _missed(self, asked: Collection[str], cache: EFTCache | None) -> dict[str, Unread]:
+        """What those that are asked have missed, which they read before what they are given now."""
+        if cache is None or torch.compiler.is_compiling():  # graphs are for static caches, of which no member misses anything
+            return {}
+        return {name: cache.unread[name] for name in self.distinct if name in asked and name in cache.unread}
 
     def logits(self, outputs: Mapping[str, Any], attention_mask: Any = None) -> dict[str, torch.Tensor]:
         """

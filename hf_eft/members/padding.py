@@ -47,6 +47,27 @@ def readable(tokens: torch.Tensor, attention_mask: Any, rows: Mapping[str, int])
     return tokens.masked_fill(outside, 0)
 
 
+def readable_by(
+    rows: Mapping[str, int],
+    input_ids: torch.Tensor | None,
+    mask: Any,
+    own: Mapping[str, Mapping[str, Any]],
+    embedded: str | None = None,
+) -> tuple[torch.Tensor | None, Mapping[str, Mapping[str, Any]]]:
+    """
+    What members read in a step, those with tokens of their `own` beside the common ones, with padding that all of these have a row for who
+    read it: `rows` says how many each has. `embedded` reads no tokens.
+    """
+    own = {
+        name: {**inputs, "input_ids": readable(inputs["input_ids"], inputs.get("attention_mask"), {name: rows[name]})}
+        if name in rows and name != embedded and "input_ids" in inputs
+        else inputs
+        for name, inputs in own.items()
+    }
+    common = {name: count for name, count in rows.items() if name != embedded and "input_ids" not in own.get(name, {})}
+    return (readable(input_ids, mask, common) if input_ids is not None and common else input_ids), own
+
+
 def unfilled(input_ids: torch.Tensor, prompt: int | None, pad: int | None, fewest: int) -> torch.Tensor:
     r"""
     The tokens of a call, with one that every table has where rows that have ended are filled: no text goes on with it.

@@ -11,8 +11,9 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
 from ..members.adapters import by_adapter
-from ..members.members import Members, named_members
+from ..members.members import Members
 from ..members.membership import describe
+from ..members.named import named_members
 from ..recipe.combination import REFERENCE, Coefficient, Combination
 from . import checkpoints
 from .bases import with_base

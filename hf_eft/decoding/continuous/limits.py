@@ -141,6 +141,8 @@ def check_arguments(request: Request, arguments: Mapping[str, Any]) -> dict[str,
         raise refusal("`member_inputs` are prompts of other lengths", "Leave them out")
     if request.seed is not None:
         raise refusal("`seed` and `coupling` are for rows of one batch", "Leave them out")
+    if request.skipping is not None:
+        raise refusal("`skipping` leaves members out of steps that all requests share", "Leave it out")
     for name in _NOT_READ & arguments.keys():
         value = arguments[name]
         if not (value is None or value is False or (isinstance(value, list) and not value)):

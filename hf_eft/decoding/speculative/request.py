@@ -52,6 +52,8 @@ class Request:
     beams_left: BeamsLeft | None = None  # what a search looks at that may have no token left
     by_phase: torch.Tensor | None = None  # coefficients of its rows, (batch, phases, members)
     phases: Any = None  # what follows its rows through the phases of the recipe, once they are read
+    skipping: Any = None  # what it asks of skipping, and who runs its steps then
+    skipper: Any = None
     own: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # what these members read in this step
 
     @classmethod
