@@ -23,7 +23,7 @@ from ..members.releases import CACHE, cache_of, renamed
 from ..members.trial import check_moving
 from ..members.vocabulary import Vocabulary
 from ..prompts import MemberPrompts, warn_of_templates
-from ..prompts.pictures import KINDS, take_pictures
+from ..prompts.pictures import KINDS, is_processor, take_pictures, tokenizers_of
 from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .grammars import keeps_grammars
@@ -50,7 +50,7 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
     combination: Combination
     _reports: PerThread
     _warned_of_templates = False
-    _held_tokenizers: Mapping[str, Any] | None = None  # where they are not those that were compared
+    _held_tokenizers: Mapping[str, Any] | None = None  # processors among them; where these are not those that were compared
     config: Any
 
     @property
@@ -72,16 +72,27 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, Gener
     def tokenizers(self) -> dict[str, Any]:
         """
         The members' tokenizers, by name, as far as they were given. May be replaced, which compares their contents anew: tokens that one of
-        them does not know are never generated. (Those that a folder only holds are not compared.)
+        them does not know are never generated. (Those that a folder only holds are not compared.) In place of a tokenizer may be given the
+        processor that it is part of.
         """
-        return dict(self._members.vocabulary.tokenizers if self._held_tokenizers is None else self._held_tokenizers)
+        return tokenizers_of(self._reads)
 
     @tokenizers.setter
     def tokenizers(self, tokenizers: Mapping[str, Any]) -> None:
         refuse_while_running(self, "`tokenizers`")
         self._members.vocabulary = Vocabulary(self._members.vocabulary.widths, tokenizers)
-        self._held_tokenizers = None
+        self._held_tokenizers = dict(tokenizers)
         self.config.tokenizer_members = list(tokenizers)
+
+    @property
+    def processors(self) -> dict[str, Any]:
+        """The processors of members that see, by name: those that were given, or lay beside the members, in place of their tokenizers."""
+        return {name: each for name, each in self._reads.items() if is_processor(each)}
+
+    @property
+    def _reads(self) -> Mapping[str, Any]:
+        """What writes each member's prompts, by name: its processor, or its tokenizer."""
+        return self._members.vocabulary.tokenizers if self._held_tokenizers is None else self._held_tokenizers
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int

@@ -68,9 +68,9 @@ def read_messages(given: Any, *, developer_as_system: bool = False, pictures: bo
     return [_message(index, message, developer_as_system, pictures) for index, message in enumerate(given)]
 
 
-def with_system(messages: Sequence[Mapping[str, Any]], system: str | None) -> list[dict[str, Any]]:
+def with_system(messages: Sequence[Mapping[str, Any]], system: str | None, **options: Any) -> list[dict[str, Any]]:
     """The messages of a chat behind a system message, where there is one: read as [`read_messages`] reads them."""
-    return read_messages([*([{"role": "system", "content": system}] if system else []), *messages])
+    return read_messages([*([{"role": "system", "content": system}] if system else []), *messages], **options)
 
 
 def read_text(value: Any, where: str) -> str:

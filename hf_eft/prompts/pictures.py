@@ -101,3 +101,18 @@ def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message whose content is a list of parts, which templates of processors iterate over."""
     content = message["content"]
     return {**message, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}
+
+
+def is_processor(tokenizer: Any) -> bool:
+    """Whether this makes inputs of pictures too."""
+    return getattr(tokenizer, "image_processor", None) is not None
+
+
+def tokenizer_of(tokenizer: Any) -> Any:
+    """The tokenizer itself, where it may be in a processor."""
+    return tokenizer.tokenizer if is_processor(tokenizer) else tokenizer
+
+
+def tokenizers_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The tokenizers of members, by name, where a processor may stand in place of its own."""
+    return {name: tokenizer_of(each) for name, each in (given or {}).items()}

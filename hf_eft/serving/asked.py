@@ -17,7 +17,8 @@ from ..grammar.calls import response_format
 from ..members.vocabulary import end_tokens
 from ..programs.option_values import check_tokens
 from ..programs.options import check_name, check_together, read_options
-from ..programs.pictures import Seen, tokenizer_of
+from ..programs.pictures import Seen
+from ..prompts.pictures import tokenizer_of
 from ..recipe.shorthands import recipe
 from .answers import Answer
 from .bodies import MOST, Body

@@ -9,8 +9,9 @@ import torch
 from lookers import combination, own_inputs, picture, processor
 from tokenizers.processors import TemplateProcessing
 
-from hf_eft.programs.pictures import Processors, is_processor, tokenizer_of
+from hf_eft.programs.pictures import Processors
 from hf_eft.prompts import member_inputs
+from hf_eft.prompts.pictures import is_processor, tokenizer_of
 
 FAMILIES = ("qwen2_vl", "llava", "llava")
 CHAT = [{"role": "user", "content": [{"type": "text", "text": "w20"}, {"type": "image", "image": picture(1)}]}]
