@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..prompts import chat_ids
 from ..prompts.messages import read_messages
-from ..prompts.pictures import is_processor, pictures_in, seen_by
+from ..prompts.pictures import is_processor, seen_by, shown_in
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -92,6 +93,15 @@ class Processors:
         """Whether every member can."""
         return all(each is not None for each in self._by_name.values())
 
+    def apart(self) -> Processors:
+        """The same with copies of the processors, for another thread: what one of them reads with is changed by each call."""
+        other = copy.copy(self)
+        if is_processor(self._tokenizer):
+            other._tokenizer, other._by_name = copy.deepcopy((self._tokenizer, self._by_name))
+        else:
+            other._by_name = copy.deepcopy(self._by_name)
+        return other
+
     def check(self) -> None:
         """Raise a `ValueError` if not every member can be shown pictures."""
         if blind := [name for name, each in self._by_name.items() if each is None]:
@@ -117,11 +127,11 @@ class Processors:
             `ValueError`: If the messages are none, a template does not take them, or a member cannot be shown pictures.
         """
         read = read_messages(messages, developer_as_system=developer_as_system, pictures=True)
-        if pictures_in(read):
+        if shown_in(read):
             seen = self._seen(read, options)
             return seen.prompt, seen
         if is_processor(self._tokenizer):
-            made = seen_by(next(iter(self._by_name)), self._tokenizer, [read], [[]], **options)
+            made = seen_by(next(iter(self._by_name)), self._tokenizer, [read], **options)
             return made["input_ids"][0].tolist(), None
         return chat_ids(self._tokenizer, read, **options), None
 
@@ -131,7 +141,7 @@ class Processors:
         made: dict[int, dict[str, Any]] = {}
         for name, processor in self._by_name.items():
             if id(processor) not in made:  # one that serves several members is asked once
-                made[id(processor)] = seen_by(name, processor, [messages], [pictures_in(messages)], **options)
+                made[id(processor)] = seen_by(name, processor, [messages], **options)
         return Seen(made[id(first)], {name: made[id(each)] for name, each in self._by_name.items() if each is not first})
 
 

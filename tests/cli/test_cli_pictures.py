@@ -111,6 +111,10 @@ def test_a_conversation_shows_pictures_and_goes_on(folders: dict[str, Path], exp
     assert replies[1] == chat.tokenizer.decode(out, skip_special_tokens=True).strip()
     chat.command("/reset")
     assert chat.ask("w20 w21") != replies[0]
+    chat.command(f"/image {images(folders)[0]}")
+    fresh = ChatSession(model, model.processors["tuned"], options={"max_new_tokens": 6})
+    fresh.messages, fresh._images = list(chat.messages), list(chat._images)
+    assert chat.ask("w31") == fresh.ask("w31")
     with pytest.raises(ValueError, match=r"there is no file 'cat\.png'"):
         chat.command("/image cat.png")
     blind = ChatSession(EFTForCausalLM.from_models(*model.members.values()), processor("llava"))

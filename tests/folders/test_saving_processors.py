@@ -72,15 +72,15 @@ def test_processors_that_agree_are_there_once_and_pipelines_find_them(tmp_path: 
 
 
 def test_the_tokenizers_of_processors_are_compared_and_members_that_read_have_tokenizers(tmp_path: Path) -> None:
-    seen, text = processor("llava"), processor("llava").tokenizer
+    seen = processor("llava")
     mixed = EFTForCausalLM.from_models(
-        seeing("llava", 1), tuned=build("llama", 2), reference=build("llama", 3), tokenizers={"base": seen, "tuned": text}
+        build("llama", 2), tuned=seeing("llava", 1), reference=seeing("llava", 3), tokenizers={"tuned": seen}
     )
-    assert list(mixed.processors) == ["base"]
+    assert list(mixed.processors) == ["tuned"]
     mixed.save_pretrained(tmp_path)
     loaded, tokenizers = hub.load(tmp_path)
-    assert list(loaded.processors) == ["base"] and list(tokenizers) == list(NAMES)
-    with pytest.raises(ValueError, match="'tuned', the member 'reference', which has no processor"):
+    assert list(loaded.processors) == ["tuned", "reference"] and list(tokenizers) == list(NAMES)
+    with pytest.raises(ValueError, match="to the member 'base', which has no processor"):
         Processors(loaded, tokenizers["tuned"]).read(CHAT)
     other = processor("llava")
     other.tokenizer.add_tokens(["w1000"])
