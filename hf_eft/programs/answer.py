@@ -15,7 +15,6 @@ from ..prompts import member_inputs, padded
 from ..prompts.messages import read_messages, read_text, with_system
 from ..prompts.pictures import tokenizer_of
 from ..recipe.shorthands import recipe
-from ..recipe.truncation import Truncation
 from .batch import PROMPT_FIELDS, RECIPE_FIELDS, Item
 from .option_values import check_tokens
 from .options import check_name, check_together, read_options
@@ -35,14 +34,14 @@ class _Row:
     prompts: dict[str, list[int]]  # by member; one that is not there reads what the first one does
     seen: Seen | None  # with pictures, what members are given
     options: dict[str, Any]
-    coefficients: list[float] | None
+    coefficients: torch.Tensor | dict[str, torch.Tensor] | None  # (1, members), by phase if they differ
     seed: int
 
     @property
     def group(self) -> str:
         """Rows of one group are generated together."""
         alone = None if self.seen is None else self.line  # how pictures of several rows lie together is each family's own
-        return json.dumps([self.options, self.coefficients is None, list(self.prompts), alone], sort_keys=True)
+        return json.dumps([self.options, type(self.coefficients).__name__, list(self.prompts), alone], sort_keys=True)
 
 
 class Answerer:
@@ -166,19 +165,18 @@ class Answerer:
             raise ValueError("the prompt is empty: the tokenizer made no token of it")
         return prompts, seen
 
-    def _coefficients(self, own: Mapping[str, Any]) -> list[float] | None:
+    def _coefficients(self, own: Mapping[str, Any]) -> torch.Tensor | dict[str, torch.Tensor] | None:
         if not own:
             return None
-        names = list(self.model.members)
-        truncation: Truncation | None = self.model.combination.truncation
+        names, now = list(self.model.members), self.model.combination
         weights = own.get("weights")
         if weights is not None and not isinstance(weights, dict):
             raise ValueError(f'`weights` must be numbers by member, as in {{"helpful": 0.7}}, got {weights!r}')
         for name, value in {**own, **(weights or {})}.items():
-            if name != "weights" and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise ValueError(f"{name!r} must be a number, got {value!r}")
-        chosen = recipe(names, own.get("alpha"), own.get("beta"), weights, truncation)
-        return [chosen.coefficient(name) for name in names]
+            numbers = list(value.values()) if isinstance(value, dict) and value else [value]
+            if name != "weights" and any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+                raise ValueError(f"{name!r} must be a number, or one for each phase, got {value!r}")
+        return recipe(names, own.get("alpha"), own.get("beta"), weights, now.truncation, now.phases).row(names)
 
     def reply(self, item: Item, streamer: Any = None) -> list[dict[str, Any]]:
         """What follows one prompt, with the common noise of torch rather than its own."""
@@ -196,7 +194,7 @@ class Answerer:
             seeds = [row.seed if n == 0 else _noise(row.seed, n) for row in rows for n in range(count)]
             extra |= {"coupling": "match", "seed": seeds}
         if rows[0].coefficients is not None:
-            extra["coefficients"] = torch.tensor([row.coefficients for row in rows])  # (rows, members)
+            extra["coefficients"] = _stacked([row.coefficients for row in rows])
         replies = self._decoded([row.prompts for row in rows], rows[0].seen, options, extra)
         if count == 1:
             return replies
@@ -242,6 +240,13 @@ class Answerer:
         ended = (length > 0 and tokens[length - 1] in ends) or length < options["max_new_tokens"]
         text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
         return {"text": text, "tokens": length, "finish": "stop" if ended else "length"}
+
+
+def _stacked(rows: Sequence[Any]) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The coefficients of several rows, `(rows, members)`; by phase, where they are."""
+    if isinstance(rows[0], torch.Tensor):
+        return torch.cat(list(rows))
+    return {phase: torch.cat([row[phase] for row in rows]) for phase in rows[0]}
 
 
 def check_length(model: EFTForCausalLM, length: int, new: Any) -> None:

@@ -42,6 +42,11 @@ def take_pictures(given: dict[str, Any]) -> dict[str, Any]:
     return {name: given.pop(name) for name in (*seen, *(n for n in DESCRIBING if given.get(n) is not None))}
 
 
+def is_pixels(name: str) -> bool:
+    """Whether an argument of this name holds pixels, and not what describes them."""
+    return _PIXELS.match(name) is not None
+
+
 def holds_data(value: Any) -> bool:
     """Whether there is a tensor or an array in a value."""
     if isinstance(value, Mapping):
