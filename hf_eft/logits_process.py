@@ -24,6 +24,7 @@ from .members.named import named_members
 from .members.padding import filling, guessed
 from .members.vocabulary import Vocabulary, end_tokens
 from .prompts import MemberPrompts, warn_of_templates
+from .prompts.pictures import tokenizers_of
 from .recipe.combination import BASE, Coefficient, Combination
 from .recipe.combine import certainly, combine
 
@@ -133,7 +134,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         given = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
         self._members = Members(given, recipe.coefficients)
         self.combination = recipe
-        self._tokenizers = None if vocabulary == "bytes" else tokenizers
+        self._tokenizers = None if vocabulary == "bytes" else tokenizers_of(tokenizers)
         self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self._placeholders = placeholders(model.config for model in self._members.models.values())

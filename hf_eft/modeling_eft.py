@@ -151,9 +151,9 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
                 learnt through a base (docs/tuning.md).
             beta (`float`, *optional*): Amplification of the up-scaling delta, instead of `alpha`.
             combination ([`Combination`], *optional*): Any other recipe, instead of `alpha` and `beta`.
-            tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
+            tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`, *optional*):
                 The tokenizer of each member, by name, to have their contents compared. Tokens that one of them does not know are never
-                generated.
+                generated. For a member that sees, its processor, which has one: kept in `model.processors`, and saved.
             vocabulary (`str`, *optional*):
                 `"bytes"` for members whose `tokenizers` differ: every one is read as a [`~hf_eft.bytes.ByteLevelModel`], at a cost
                 (docs/tokenizers.md). The combination then reads and writes ids of the byte tokenizer.
@@ -172,6 +172,8 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         combination.check_names(members.names)
         models = members.models
         model = cls(describe(members, combination), members, combination)
+        if tokenizers and vocabulary is None:
+            model._held_tokenizers = dict(tokenizers)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)

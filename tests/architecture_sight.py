@@ -126,9 +126,10 @@ def picture(model: Any) -> tuple[dict[str, torch.Tensor], int]:
                 found = encode(**known, return_dict=True).pooler_output
             count = sum(each.shape[-2] if each.dim() > 1 else 1 for each in found) if found[0].dim() < 3 else found.shape[-2]
             tokens = prompts(model, [3], candidate, count)
-            read = along(model, tokens["input_ids"][0], candidate)
+            ids = tokens["input_ids"][0]
+            read = along(model, ids, candidate, len(ids))
             blank = {n: torch.full_like(v, 0.5) if n == "pixel_values" else v for n, v in candidate.items()}
-            if float((read - along(model, tokens["input_ids"][0], blank)).abs().max()) > 1e-3:
+            if float((read - along(model, ids, blank, len(ids))).abs().max()) > 1e-3:
                 return candidate, count
             errors.append("it says the same of a blank one")
         except Exception as error:  # not its form
@@ -156,22 +157,30 @@ def prompts(model: Any, words: list[int], shown: dict[str, torch.Tensor], count:
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     pictures = {name: torch.cat([value * (1 + i) if "pixel_values" in name else value for i in range(len(words))])
                 for name, value in shown.items()}  # fmt: skip
-    return {"input_ids": ids, "attention_mask": mask, **pictures, **_kinds(model, ids)}
+    return {"input_ids": ids, "attention_mask": mask, **pictures, **_kinds(model, ids, longest)}
 
 
-def _kinds(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def _kinds(model: Any, ids: torch.Tensor, prompt: int) -> dict[str, torch.Tensor]:
+    """What a model is told of its tokens, of which so many are the prompt: which hold a picture's place, or which are read at once."""
     takes = inspect.signature(model.forward).parameters
+    if model.config.model_type == "paligemma":  # reads the prompt in both directions, and what follows in one
+        return {"token_type_ids": (torch.arange(ids.shape[1]) >= prompt).long().expand_as(ids)}
     told = {"mm_token_type_ids"} | ({"token_type_ids"} if model.config.model_type == "gemma3" else set())
     return {name: (ids == placeholder(model)).long() for name in told if name in takes}
 
 
 @torch.no_grad()
-def along(model: Any, ids: torch.Tensor, shown: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Log-probs after every token of a row, `(length, vocab)`."""
+def along(model: Any, ids: torch.Tensor, shown: dict[str, torch.Tensor], prompt: int) -> torch.Tensor:
+    """Log-probs after every token of a row, `(length, vocab)`, of which the first are the prompt."""
     for module in (model, getattr(model, "model", None)):
         if getattr(module, "rope_deltas", None) is not None:
             module.rope_deltas = None  # type: ignore[union-attr]
-    return model(input_ids=ids[None], use_cache=False, **shown, **_kinds(model, ids[None])).logits[0].double().log_softmax(-1)
+    return (
+        model(input_ids=ids[None], use_cache=False, **shown, **_kinds(model, ids[None], prompt))
+        .logits[0]
+        .double()
+        .log_softmax(-1)
+    )
 
 
 class Oracle:
@@ -184,7 +193,7 @@ class Oracle:
         """Raise [`Wrong`] unless these are its values for every token of a text, `(length,)`, behind a prompt."""
         shown = {name: value * (1 + row) if "pixel_values" in name else value for name, value in self._shown.items()}
         ids = torch.cat([prompt, text[:-1]])
-        expected: Any = sum(c * along(model, ids, shown)[len(prompt) - 1 :] for c, model in self._terms)
+        expected: Any = sum(c * along(model, ids, shown, len(prompt))[len(prompt) - 1 :] for c, model in self._terms)
         for n, (step, values) in enumerate(itertools.zip_longest(steps, expected)):
             values[ruled] = -torch.inf
             got = step.double().clone()
@@ -221,7 +230,7 @@ def hold(generate: Callable[..., Any], oracle: Oracle, model: Any, shown: Any, c
 def _scores(oracle: Oracle, row: int, prompt: torch.Tensor, text: torch.Tensor, ruled: list[int]) -> torch.Tensor:
     shown = {name: value * (1 + row) if "pixel_values" in name else value for name, value in oracle._shown.items()}
     ids = torch.cat([prompt, text[:-1]])
-    total: Any = sum(c * along(model, ids, shown)[len(prompt) - 1 :] for c, model in oracle._terms)
+    total: Any = sum(c * along(model, ids, shown, len(prompt))[len(prompt) - 1 :] for c, model in oracle._terms)
     total = total.log_softmax(-1)
     total[:, ruled] = -torch.inf
     return total.log_softmax(-1) if ruled else total

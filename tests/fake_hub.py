@@ -109,7 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._missing("RevisionNotFound")
         if rest[:1] == ["tree"]:
-            return self._answer(200, [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in files.items()])
+            within = "/".join([*rest[2:], ""])
+            found = [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in files.items() if p.startswith(within)]
+            return self._answer(200, found) if found else self._missing("EntryNotFound")
         commit = self.hub.head(repo_id) if revision == "main" else revision
         return self._answer(200, {"id": repo_id, "sha": commit, "siblings": [{"rfilename": path} for path in files]})
 

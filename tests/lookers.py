@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from families import PAD, VOCAB
 from PIL import Image
 from seeing import IMAGE, START, STOP, VIDEO, seeing
@@ -26,14 +27,15 @@ _MARKS = {
 }
 #: A template of models that see: it goes through parts, and cannot read a text that is none.
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} {% for part in m.content %}{% if part.type == 'image' %}PICTURE {% else %}{{ part.text }} "
+    "{% for m in messages %}{{ m.role }} {% for part in m.content %}{% if part.type == 'image' %}PICTURE {% elif part.type == 'video' %}"
+    "<|vision_start|> <|video_pad|> <|vision_end|> {% else %}{{ part.text }} "
     "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
 )
 SIDE = 8  # pixels of a picture that `picture` draws
 
 
 class Pictures(Qwen2VLProcessor):
-    """Qwen2-VL's without films, whose own processor needs torchvision."""
+    """Qwen2-VL's with a stand-in for its processor of films, which needs torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.image_token_id = "<|image_pad|>", IMAGE
@@ -63,7 +65,28 @@ def processor(family: str) -> Any:
             image_token="<|image_pad|>", chat_template=TEMPLATE.replace("PICTURE", "<|image_pad|>"),
         )  # fmt: skip
     images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=1024)
-    return Pictures(images, tokenizer(), TEMPLATE.replace("PICTURE", "<|vision_start|> <|image_pad|> <|vision_end|>"))
+    made = Pictures(images, tokenizer(), TEMPLATE.replace("PICTURE", "<|vision_start|> <|image_pad|> <|vision_end|>"))
+    made.video_processor = Films(images)
+    return made
+
+
+class Films:
+    """Stands for Qwen2-VL's processor of films: patches of two frames each."""
+
+    def __init__(self, images: Any) -> None:
+        self.images, self.merge_size = images, 2
+
+    def __call__(self, videos: Any, do_sample_frames: bool = True, **options: Any) -> dict[str, torch.Tensor]:
+        frames = [frame for film in videos for frame in (film[::2] if do_sample_frames else film)]
+        made = self.images(frames, return_tensors="pt")
+        (_, height, width), *others = grids = made["image_grid_thw"].tolist()
+        assert all(grid == grids[0] for grid in others)  # films of one size, which is enough here
+        patches = made["pixel_values"].view(len(frames), height * width, 3, 2, 16)  # (frames, patches, channels, time, pixels)
+        pairs = torch.stack([patches[::2, :, :, 0], patches[1::2, :, :, 0]], dim=3).flatten(0, 1).flatten(1)
+        return {
+            "pixel_values_videos": pairs,
+            "video_grid_thw": torch.tensor([[len(film) // 2, height, width] for film in videos]),
+        }
 
 
 def combination(*families: str) -> EFTForCausalLM:

@@ -161,8 +161,8 @@ class Shown:
 
 
 def kinds(family: str, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Which tokens stand for a picture, for families that are told."""
-    return {KINDS[family]: (ids == IMAGE).long()} if family in KINDS else {}
+    """Which tokens stand for a picture, and which for a film, for families that are told."""
+    return {KINDS[family]: (ids == IMAGE).long() + 2 * (ids == VIDEO).long()} if family in KINDS else {}
 
 
 def shown(family: str, counts: Sequence[int] = (1, 2, 0), words: Sequence[int] = (3, 2, 6), seed: int = 0) -> Shown:

@@ -20,6 +20,7 @@ from ..members.member import keep
 from ..members.padding import readable
 from ..members.releases import CACHE, takes_cache
 from ..members.vocabulary import end_tokens, width
+from ..prompts.pictures import tokenizers_of
 from .covers import END, Cost, Covers, Missing, State, log_sum
 from .prompts import EOS, OFFSET, PAD, PromptReader
 from .reader import Asked, ByteReader
@@ -282,7 +283,7 @@ def in_vocabulary(
         return given
     made: dict[tuple[int, int], ByteLevelModel] = {}
     return {
-        name: model if isinstance(model, ByteLevelModel) else _view(name, model, tokenizers or {}, made)
+        name: model if isinstance(model, ByteLevelModel) else _view(name, model, tokenizers_of(tokenizers), made)
         for name, model in resolve(given, wanted).models.items()
     }
 

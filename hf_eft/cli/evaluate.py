@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..files import check_folder
+from ..prompts.pictures import tokenizer_of
 from .app import app, console, notes, said
 from .models import Models
 from .options import with_groups
@@ -71,7 +72,8 @@ def evaluate(
     try:
         tasks: list[Any] = list(task or ([] if data else NAMES))
         tasks += [custom_task(file, metric, max_new_tokens=max_new_tokens) for file in data or ()]
-        model, tokenizer = models.load()
+        model, reader = models.load()
+        tokenizer = tokenizer_of(reader)
         systems = evaluation.systems_of(model, _tuned_large(tuned_large, models.dtype, model.device))
         with _Bar(notes) as bar:
             found = evaluation.evaluate(

@@ -17,7 +17,7 @@ from ..programs.answer import Answerer
 from ..programs.batch import Item, Results, Sink, Stream, check_results, fingerprint, read_items, run_batches
 from .app import app, console, notes
 from .many import Many, RayCommand, say_failed, show_progress
-from .models import Models, identity, prompt_tokenizer
+from .models import Models, identity, prompt_reader
 from .options import generation_options, with_groups
 
 _BATCH = "Batch runs"
@@ -29,6 +29,12 @@ class Prompted:
 
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tuned model's chat template.")] = False
     system: Annotated[str | None, typer.Option(help="A system message for --chat.", show_default=False)] = None
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture that is shown with the prompt, for each; with --chat, to members that see.", show_default=False
+        ),
+    ] = None
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens may follow a prompt.")] = 64
 
     def all_options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -39,15 +45,27 @@ class Prompted:
         """The models, ready to be asked."""
         if self.system is not None and not self.chat:
             raise typer.BadParameter("a system message is part of a chat: add --chat", param_hint="--system")
+        if self.image and not self.chat:
+            raise typer.BadParameter(
+                "pictures are part of a chat, whose template places them: add --chat", param_hint="--image"
+            )
+        if missing := [path for path in self.image or () if not path.is_file()]:
+            raise typer.BadParameter(f"there is no file {str(missing[0])!r}", param_hint="--image")
         model, tokenizers = models.load_all()
+        if self.image and not model.processors:
+            models.tell_blind(model)
         return Answerer(
             model,
-            prompt_tokenizer(tokenizers),
+            prompt_reader(model, tokenizers),
             self.all_options(options),
             chat=self.chat,
             system=self.system,
-            **self.of_the_answers(tokenizers),
+            **self.of_the_answers({**tokenizers, **model.processors}),
         )
+
+    def item(self, text: str) -> Item:
+        """The prompt of a command line, and what is shown with it."""
+        return Item(1, prompt=text, images=tuple(self.image or ()))
 
     def of_the_answers(self, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
         """What else an `Answerer` is told."""
@@ -147,6 +165,11 @@ def generate(
     answered has an "error"; the run goes on and exits with 3.
     """
     if batch.input is not None:
+        if asking.image:
+            raise typer.BadParameter(
+                'lines of a batch run show their own pictures: "messages" with parts {"type": "image", "image": FILE}',
+                param_hint="--image",
+            )
         options, positional = _options(prompt, context.args)
         if positional:
             raise typer.BadParameter(f"give a prompt or --input, not both: got {positional}")
@@ -166,7 +189,7 @@ def generate(
     text, options = one_prompt(prompt, context.args)
     answerer = asking.answerer(models, options)
     try:
-        _reply(answerer, text, asking.seed, stream and not as_json, as_json)
+        _reply(answerer, asking.item(text), asking.seed, stream and not as_json, as_json)
     except (ValueError, NotImplementedError) as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -187,7 +210,7 @@ def one_prompt(prompt: str | None, arguments: list[str]) -> tuple[str, dict[str,
     return text, options
 
 
-def _reply(answerer: Answerer, text: str, seed: int | None, stream: bool, as_json: bool) -> None:
+def _reply(answerer: Answerer, item: Item, seed: int | None, stream: bool, as_json: bool) -> None:
     """Answer one prompt and print."""
     from transformers import TextStreamer, set_seed
 
@@ -195,7 +218,7 @@ def _reply(answerer: Answerer, text: str, seed: int | None, stream: bool, as_jso
         set_seed(seed)
     one = all(answerer.options.get(name, 1) == 1 for name in ("num_beams", "num_return_sequences"))
     streamer = TextStreamer(answerer.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream and one else None
-    replies = answerer.reply(Item(1, prompt=text), streamer)
+    replies = answerer.reply(item, streamer)
     if as_json:
         typer.echo(json.dumps(replies[0] if len(replies) == 1 else {"replies": replies}, ensure_ascii=False))
     elif streamer is None:

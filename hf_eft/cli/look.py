@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from ..files import check_file, write
-from ..programs.batch import Item
 from .app import FAILED, app, console, notes
 from .generate import Prompted, one_prompt
 from .models import Models
@@ -56,8 +55,6 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the records and their summary as JSON.")] = False,
 ) -> None:
     """What did the delta do to each token of a continuation?"""
-    import torch
-
     from ..analysis import analyse
     from ..programs.report import analysis_table
 
@@ -67,14 +64,17 @@ def inspect(
     if html is not None:
         check_file(html)  # before models are loaded
     answerer = asking.answerer(models, options)
-    ids = torch.tensor(answerer.ids(Item(1, prompt=text)))
     with notes.status("Looking"):
         given = answerer.options if continuation is None else {}
-        analysis = analyse(answerer.model, answerer.tokenizer, ids, continuation, **given)
+        analysis = analyse(
+            answerer.model, answerer.tokenizer, continuation=continuation, **answerer.given(asking.item(text)), **given
+        )
     if html is not None:
+        from transformers.image_utils import load_image
+
         from ..analysis.heatmap import page
 
-        write(html, page([analysis]))
+        write(html, page([analysis], images=[load_image(str(path)) for path in asking.image or ()]))
         notes.print(f"The page is {html}.", style="dim", soft_wrap=True)
     if as_json:
         records = [record.to_dict() for record in analysis.records]

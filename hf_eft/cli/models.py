@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..folders.folder import root_tokenizer
+from ..folders.processing import root_tokenizer
 from ..hub import load as load_members
+from ..prompts.pictures import tokenizer_of
 from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 from ..recipe.phases import Phase
 from ..recipe.shorthands import recipe
@@ -158,29 +159,17 @@ class Models(Composition):
         return self.model
 
     def load(self) -> tuple[Any, Any]:
-        """The combination and the tokenizer that its prompts are written with."""
+        """The combination and the tokenizer that its prompts are written with; the processor, where every member has one."""
         model, tokenizers = self.load_all()
-        return model, prompt_tokenizer(tokenizers)
+        return model, prompt_reader(model, tokenizers)
 
-    def processors(self, model: Any) -> dict[str, Any]:
-        """The processors of members that see, by name, where each is beside its member; who has none is told."""
-        from transformers import AutoProcessor
+    def tell_blind(self, model: Any) -> None:
+        """Say which members that see have no processor beside them."""
+        from ..members.auto import sees
 
-        from ..programs.pictures import is_processor
-
-        where, found = self.places(), {}
-        seeing = [name for name, member in model.members.items() if getattr(member.config, "vision_config", None) is not None]
-        for name in seeing:
-            try:
-                if isinstance(where, str):
-                    raise ValueError("it is looked for beside members that are given one by one")
-                made = AutoProcessor.from_pretrained(where[name], trust_remote_code=self.trust_remote_code)
-                if not is_processor(made):
-                    raise ValueError("there is a tokenizer alone")
-                found[name] = made
-            except (OSError, ValueError, ImportError) as error:
-                notes.print(f"The member {name!r} has no processor, so that pictures are refused: {said(error)}", style="dim")
-        return found
+        for name, member in model.members.items():
+            if sees(member.config) and name not in model.processors:
+                notes.print(f"The member {name!r} has no processor, so that pictures are refused.", style="dim")
 
     def load_all(self) -> tuple[Any, dict[str, Any]]:
         """The combination and every member's tokenizer."""
@@ -215,14 +204,15 @@ def parsed_truncation(text: str | None) -> Truncation | None:
         raise typer.BadParameter(str(error), param_hint="--truncation") from error
 
 
-def prompt_tokenizer(tokenizers: Mapping[str, Any]) -> Any:
-    """The tokenizer that prompts are written with, the one that a folder has at its root."""
-    if (name := root_tokenizer(tokenizers, [*tokenizers])) is None:
+def prompt_reader(model: Any, tokenizers: Mapping[str, Any]) -> Any:
+    """What prompts are written with, the one that a folder has at its root: a tokenizer, or a processor where every member has one."""
+    readers = {**tokenizers, **model.processors}
+    if (name := root_tokenizer(readers, [*readers])) is None:
         raise typer.BadParameter(
             "none of the members has a tokenizer, which prompts are read with; save one beside a model: "
             "`tokenizer.save_pretrained(FOLDER)`"
         )
-    return tokenizers[name]
+    return readers[name] if model.processors.keys() == model.members.keys() else tokenizer_of(readers[name])
 
 
 def best_device() -> str:

@@ -126,13 +126,8 @@ def _run(
     check()
     _free(host, port)
     model, tokenizer = models.load()
-    run(model, tokenizer, host=host, port=port, **(options or {}), **_processors(models, model))
-
-
-def _processors(models: Models, model: Any) -> dict[str, Any]:
-    """The option that says them, if every member that there is can be shown pictures."""
-    found = models.processors(model)
-    return {"processors": found} if found.keys() == model.members.keys() else {}
+    models.tell_blind(model)
+    run(model, tokenizer, host=host, port=port, **(options or {}))
 
 
 def _free(host: str, port: int) -> int:
@@ -220,8 +215,8 @@ def _folder(models: Models) -> Iterator[Path]:
         )
         with notes.status("Writing") as status:
             if isinstance(where, str):
-                model, tokenizers = hub.load(where, allow_references=models.allow_references, progress=status.update)
-                model.save_pretrained(folder, tokenizers=tokenizers)
+                model, _ = hub.load(where, allow_references=models.allow_references, progress=status.update)
+                model.save_pretrained(folder)
             else:
                 hub.compose(where, folder, combination=models.recipe_for(where), progress=status.update)
         yield folder

@@ -14,20 +14,20 @@ from transformers.generation import GenerationMode
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from ..members.cache import EFTCache, check_room
-from ..members.call import Call, PerThread, entered, innermost, refuse_while_running
+from ..members.call import Call, PerThread, entered, innermost
 from ..members.checks import check_static
 from ..members.members import Members
 from ..members.modalities import refuse_inputs
 from ..members.ragged import make_whole
 from ..members.releases import CACHE, cache_of, renamed
 from ..members.trial import check_moving
-from ..members.vocabulary import Vocabulary
 from ..prompts import MemberPrompts, warn_of_templates
 from ..prompts.pictures import KINDS, take_pictures
 from ..recipe.combination import Combination
 from .continuous import EFTContinuousMixin
 from .grammars import keeps_grammars
 from .inputs import EFTInputsMixin
+from .processing import EFTProcessingMixin
 from .skipping.call import EFTSkippingMixin, refuse_skipping
 from .skipping.options import Skipping
 from .speculative import Speculation
@@ -45,14 +45,15 @@ from .speculative.watchers import refuse_stateful, refuse_streamer
 from .tokens_left import BeamsLeft, EFTLeftMixin
 
 
-class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, EFTSkippingMixin, GenerationMixin):
+class EFTGenerationMixin(
+    EFTProcessingMixin, EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, EFTSkippingMixin, GenerationMixin
+):
     """The part of [`EFTForCausalLM`] that `generate` talks to."""
 
     _members: Members
     combination: Combination
     _reports: PerThread
     _warned_of_templates = False
-    _held_tokenizers: Mapping[str, Any] | None = None  # where they are not those that were compared
     config: Any
 
     @property
@@ -69,21 +70,6 @@ class EFTGenerationMixin(EFTContinuousMixin, EFTInputsMixin, EFTLeftMixin, EFTSk
     def vocab_size(self) -> int:
         """How many logits `forward` returns for a position: as many as the main member."""
         return self._members.vocab_size
-
-    @property
-    def tokenizers(self) -> dict[str, Any]:
-        """
-        The members' tokenizers, by name, as far as they were given. May be replaced, which compares their contents anew: tokens that one of
-        them does not know are never generated. (Those that a folder only holds are not compared.)
-        """
-        return dict(self._members.vocabulary.tokenizers if self._held_tokenizers is None else self._held_tokenizers)
-
-    @tokenizers.setter
-    def tokenizers(self, tokenizers: Mapping[str, Any]) -> None:
-        refuse_while_running(self, "`tokenizers`")
-        self._members.vocabulary = Vocabulary(self._members.vocabulary.widths, tokenizers)
-        self._held_tokenizers = None
-        self.config.tokenizer_members = list(tokenizers)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, max_cache_length: int

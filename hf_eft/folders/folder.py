@@ -5,19 +5,17 @@ A combination as a folder:
     generation_config.json    the combination's
     rules.safetensors         the weights of the recipe's gates, if it has any
     README.md                 its card
-    tokenizer.json, ...       the tokenizer that prompts are written with
+    tokenizer.json, ...       the tokenizer that prompts are written with, in a processor if it is of a member that sees
     members/<name>/           a member: a folder that transformers (or, for an adapter, PEFT) loads alone;
-                              and its tokenizer, where it differs from the one above
+                              and its tokenizer or processor, where it differs from the one above
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +27,22 @@ from ..files import folder_for
 from ..files.trust import CONFIG, MODEL_TYPE, check_tree, check_weights, read_json
 from ..members.adapters import Adapted, own_weights
 from ..members.adapters.checks import checked_folder
-from ..members.auto import classes_of
+from ..members.auto import classes_of, sees
 from ..members.checks import check_model
 from ..members.combined import Combined
 from ..members.learnt import learnt_of
 from ..members.members import Members
 from ..members.parts import Parts
 from ..members.quantised import plain_conversions
-from ..recipe.combination import BASE, REFERENCE, Combination
+from ..prompts.pictures import tokenizers_of
+from ..recipe.combination import Combination
 from .gates import GATES, write_gates
-from .loading import announced, check_comes_back, load_model, load_tokenizer
+from .loading import announced, check_comes_back, load_model
+from .processing import OF_PROCESSING, TOKENIZER_CONFIG, check_processing, read_processing, write_processing
 
 logger = logging.get_logger(__name__)
 
 MEMBERS = "members"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-# Files of a tokenizer, which another one's may not be left beside.
-_OF_TOKENIZERS = ("tokenizer*", "chat_template*", "additional_chat_templates", "*tokens*.json")
-# What a tokenizer's description says about how it was loaded, not what it is.
-_OF_THE_LOADING = ("is_local", "local_files_only", "name_or_path")
 
 
 def write(
@@ -64,7 +59,7 @@ def write(
     Args:
         model ([`EFTForCausalLM`]): The combination. It and its members are left as they are.
         folder (`Path`): Where to. An earlier combination there is replaced; a `README.md` there is kept.
-        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): The members' tokenizers, by name; may be empty.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`): The members' tokenizers, by name; may be empty.
         card (`str`, *optional*): The text of `README.md`.
         state_dict (`Mapping[str, torch.Tensor]`, *optional*): The combination's weights, in place of those that it has.
         **options: Passed on to each member's `save_pretrained` (`max_shard_size`, `save_original_format`).
@@ -81,6 +76,7 @@ def write(
         _check_unchanged(name, part)
     if unknown := set(tokenizers) - set(model._members.names):
         raise ValueError(f"`tokenizers` has {sorted(unknown)}, but the members are {list(model._members.names)}.")
+    check_processing(tokenizers)
     if state_dict is not None and parts.adapters:
         raise ValueError("`state_dict` cannot be given where members are adapters: their weights are views of another's.")
     with staged(folder) as staging:
@@ -92,12 +88,12 @@ def write(
             write_member(name, own_weights(name, adapted), new / MEMBERS / name, None, options)
         for name in parts.adapters:
             write_adapter(model.members[name], model._members.adapters[name], new / MEMBERS / name)
-        _write_tokenizers(tokenizers, root_tokenizer(tokenizers, model._members.names), new, staging / "tokenizers")
+        write_processing(tokenizers, model._members.names, new, new / MEMBERS, staging / "tokenizers")
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         # Who the members are is the model's to say, whatever was set on its configuration.
         config.member_names, config.shared_members, config.adapters = list(model._members.names), parts.shared, parts.adapters
-        config.references, config.combination = {}, model.combination.spelled(tokenizers).to_dict()
+        config.references, config.combination = {}, model.combination.spelled(tokenizers_of(tokenizers)).to_dict()
         config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
             member_config = getattr(config, key)
@@ -111,17 +107,6 @@ def write(
         if card is not None and not (folder / "README.md").exists():
             (new / "README.md").write_text(card, encoding="utf-8")
         install(new, folder, staging / "old")
-
-
-def root_tokenizer(tokenizers: Mapping[str, Any], members: Sequence[str]) -> str | None:
-    """
-    The member whose tokenizer prompts are written with: a tuned member's, or another's if no tuned member has one; the first of these
-    that has a chat template, else the first.
-    """
-    known = [name for name in members if name in tokenizers]
-    ours = [name for name in known if name not in (BASE, REFERENCE)] or known
-    with_template = [name for name in ours if getattr(tokenizers[name], "chat_template", None)]
-    return next(iter(with_template + ours), None)
 
 
 def read(
@@ -157,8 +142,10 @@ def read(
         options = {"local_files_only": True, **each.get(name, {})}
         models[name], reports[name] = load_model(name, places[name], config.member_configs[name], **options)
     on = {name: Adapted(models[trunk], on_others[name]) for name, trunk in config.adapters.items()}
-    given = {name: {**models, **on}[config.shared_members.get(name, name)] for name in config.member_names}
-    tokenizers = read_tokenizers(folder, config.member_names)
+    owners = {name: config.shared_members.get(name, name) for name in config.member_names}
+    given = {name: {**models, **on}[owner] for name, owner in owners.items()}
+    seeing = {name: sees(models[config.adapters.get(owner, owner)].config) for name, owner in owners.items()}
+    tokenizers = read_processing(folder, folder / MEMBERS, seeing)
     known = {name: tokenizers[name] for name in config.tokenizer_members if name in tokenizers}
     for key, name in config.keys_of_members().items():
         setattr(config, key, copy.deepcopy(models[name].config))  # as loaded: with its dtype, its attention, its quantization
@@ -171,20 +158,6 @@ def read(
         except Exception as error:  # what is in a file decides what is raised
             raise ValueError(f"The generation_config.json in {str(folder)!r} cannot be read: {error}") from error
     return model.eval(), reports
-
-
-def read_tokenizers(folder: Path, names: list[str]) -> dict[str, Any]:
-    """The tokenizer of each member: its own, or the folder's."""
-    if not (folder / TOKENIZER_CONFIG).is_file():
-        return {}
-    read: dict[Path, Any] = {}
-    places = {
-        name: folder / MEMBERS / name if (folder / MEMBERS / name / TOKENIZER_CONFIG).is_file() else folder for name in names
-    }
-    for name, place in places.items():
-        if place not in read:
-            read[place] = load_tokenizer(name, place, local_files_only=True)
-    return {name: read[place] for name, place in places.items()}
 
 
 # What is written ------------------------------------------------------------------------------------------------------
@@ -240,27 +213,6 @@ def write_adapter(view: Any, member: Adapted, folder: Path) -> None:
         learnt.write(folder)
 
 
-def _write_tokenizers(tokenizers: Mapping[str, Any], root: str | None, new: Path, staging: Path) -> None:
-    if root is None:
-        return
-    contents = {}
-    for name, tokenizer in tokenizers.items():
-        tokenizer.save_pretrained(staging / name)
-        contents[name] = _content(staging / name)
-    for name in tokenizers:
-        if name == root or contents[name] != contents[root]:
-            target = new if name == root else new / MEMBERS / name
-            shutil.copytree(staging / name, target, dirs_exist_ok=True)
-
-
-def _content(folder: Path) -> dict[str, Any]:
-    """What a saved tokenizer is, file by file."""
-    content: dict[str, Any] = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    description = json.loads(content[TOKENIZER_CONFIG])
-    content[TOKENIZER_CONFIG] = {key: value for key, value in description.items() if key not in _OF_THE_LOADING}
-    return content
-
-
 def _part_of(state_dict: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
     if state_dict is None:
         return None
@@ -292,7 +244,7 @@ def install(new: Path, folder: Path, old: Path, gone: Iterable[str] = (MEMBERS, 
     """
     stale = {*gone, *(path.name for path in new.iterdir())}
     if (new / TOKENIZER_CONFIG).is_file():
-        stale |= {path.name for pattern in _OF_TOKENIZERS for path in folder.glob(pattern)}
+        stale |= {path.name for pattern in OF_PROCESSING for path in folder.glob(pattern)}
     moves = [(folder / name, old / name) for name in sorted(stale, key=_not_config) if (folder / name).exists()]
     moves += [(path, folder / path.name) for path in sorted(new.iterdir(), key=_not_config, reverse=True)]
     old.mkdir()

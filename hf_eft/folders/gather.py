@@ -11,9 +11,11 @@ from transformers import AutoConfig
 from ..configuration_eft import as_config
 from ..files.learnt import LEARNT
 from ..files.trust import ADAPTER, CONFIG, MODEL_TYPE, check_code, check_weights, read_json
+from ..members.auto import sees
 from ..recipe.combination import BASE, REFERENCE, TUNED, Coefficient, Combination
-from .loading import announced, load_model, load_tokenizer
+from .loading import announced, load_model
 from .places import Place
+from .processing import TOKENIZER_CONFIG, load_processing
 
 Token = str | bool | Mapping[str, str | bool] | None
 
@@ -25,7 +27,10 @@ def load_places(
     progress: Callable[[str], None] | None,
     own: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The models (or folders of adapters), the tokenizers and the reports of members from their places. Those of `own` were told more."""
+    """
+    The models (or folders of adapters), the tokenizers or processors and the reports of members from their places. Those of `own` were told
+    more.
+    """
     loaded: dict[Any, tuple[Any, Any, Any]] = {}
     models, tokenizers, reports = {}, {}, {}
     for name in announced({name: place.name for name, place in places.items()}, progress):
@@ -73,17 +78,15 @@ def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_
     if trust_remote_code and place.commit:
         remote["code_revision"] = place.commit
     description = look(name, place)
-    tokenizer = None
-    if place.file("tokenizer_config.json") is not None:
-        tokenizer = load_tokenizer(name, place.name, **place.where, **remote)
     if description is None:
+        tokenizer = _processing(name, place, True, remote)
         return place.folder(patterns=(ADAPTER, LEARNT, "adapter_model.safetensors")), tokenizer, None
     if trust_remote_code and "auto_map" in description:
         check_code(name, description)
-        config = AutoConfig.from_pretrained(place.name, **place.where, **remote)
+        config, own_code = AutoConfig.from_pretrained(place.name, **place.where, **remote), remote
     else:
         try:
-            config, remote = as_config(name, description), {"trust_remote_code": False}
+            config, own_code = as_config(name, description), {"trust_remote_code": False}
         except (ValueError, TypeError) as error:
             hint = (
                 " It has code of its own, which runs with `trust_remote_code=True` only." if "auto_map" in description else ""
@@ -91,10 +94,18 @@ def _load_one(name: str, place: Place, options: Mapping[str, Any], trust_remote_
             raise ValueError(f"The member {name!r} in {place.name!r} cannot be loaded: {error}{hint}") from error
     if place.commit is None:
         check_weights(name, Path(place.name))
-    model, report = load_model(name, place.name, config, **place.where, **remote, **options)
+    tokenizer = _processing(name, place, sees(config), remote)
+    model, report = load_model(name, place.name, config, **place.where, **own_code, **options)
     if place.commit is not None:
         model.config._name_or_path, model.config._commit_hash = place.source
     return model, tokenizer, report
+
+
+def _processing(name: str, place: Place, sees: bool, remote: Mapping[str, Any]) -> Any:
+    """A member's tokenizer or processor, `None` if there is none."""
+    if place.file(TOKENIZER_CONFIG) is None:
+        return None
+    return load_processing(name, place.name, place.file, sees, **place.where, **remote)
 
 
 def assemble(

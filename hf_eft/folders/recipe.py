@@ -15,8 +15,9 @@ from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 from .card import recipe_card
 from .folder import install_recipe
 from .gather import Token, assemble, load_places, look, token_for
-from .loading import announced
+from .loading import announced, load_tokenizer
 from .places import Place
+from .processing import TOKENIZER_CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def write_recipe(
     names = [name for name in order if name in members]
     recipe = Combination.of(None, None, combination, {name: None for name in names if name not in (BASE, REFERENCE)} or None)
     recipe.check_names(tuple(names))
-    references, learnt = {}, dict[str, Learnt]()
+    references, learnt, places = {}, dict[str, Learnt](), dict[str, Place]()
     base: Base | str | None = None
     for name in announced({name: str(members[name]) for name in names}, progress):
         repo_id = str(members[name])
@@ -52,7 +53,7 @@ def write_recipe(
             place = Place.on_hub(repo_id, revisions.get(name), token=token_for(repo_id, token))
         except OSError as error:
             raise ValueError(f"The member {name!r} cannot be found: {error}") from error
-        description = look(name, place)
+        description, places[name] = look(name, place), place
         references[name] = {"repo_id": repo_id, "revision": str(place.commit)}
         if name == BASE and description is not None:
             base = _base(description, repo_id, place.commit)
@@ -62,12 +63,23 @@ def write_recipe(
         recipe = Combination.emulate(alpha=learnt[TUNED].recommended_alpha)
     for name, said in learnt.items():
         say_of(name, said, base)
+    recipe = _spelled(recipe, places)
     config = EFTConfig(
         member_names=names, references=references, combination=recipe.to_dict(), architectures=["EFTForCausalLM"]
     )
-    places = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
-    install_recipe(config, recipe, folder, recipe_card(places, recipe, learnt=learnt))
+    sources = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
+    install_recipe(config, recipe, folder, recipe_card(sources, recipe, learnt=learnt))
     return folder
+
+
+def _spelled(recipe: Combination, places: Mapping[str, Place]) -> Combination:
+    """The recipe with the markers of its phases that are tokens spelled out, by the tokenizer that will be asked what they are."""
+    if all(isinstance(mark, str) for phase in recipe.phases for mark in (phase.start, phase.end)):
+        return recipe
+    for name in sorted(places, key=(BASE, REFERENCE).count):
+        if (place := places[name]).file(TOKENIZER_CONFIG) is not None:
+            return recipe.spelled({name: load_tokenizer(name, place.name, **place.where)})
+    return recipe
 
 
 def _base(description: Mapping[str, Any], repo_id: str, commit: str | None) -> Base | str:

@@ -62,9 +62,10 @@ class EFTSavingMixin:
 
         Args:
             save_directory (`str` or `Path`): The folder. An earlier combination there is replaced, when all is written.
-            tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
-                The members' tokenizers, by name. Defaults to those that the model keeps (`model.tokenizers`). That of the tuned member,
-                if there is just one, lies at the folder's root: prompts are written with it.
+            tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`, *optional*):
+                The members' tokenizers, by name, or the processors that they are part of. Defaults to those that the model keeps
+                (`model.tokenizers`, `model.processors`). That of the tuned member, if there is just one, lies at the folder's root:
+                prompts are written with it.
             card (`bool`, *optional*, defaults to `True`): Whether to write a model card; a `README.md` that is there is kept.
             is_main_process (`bool`, *optional*, defaults to `True`): Whether this process writes.
             state_dict (`Mapping[str, torch.Tensor]`, *optional*): Weights in place of those that the model has. Not with adapters.
@@ -84,7 +85,7 @@ class EFTSavingMixin:
             folder.write(
                 self,  # type: ignore[arg-type]
                 target,
-                self.tokenizers if tokenizers is None else tokenizers,
+                {**self.tokenizers, **self.processors} if tokenizers is None else tokenizers,  # type: ignore[attr-defined]
                 card=self._card(repo_id) if card else None,
                 state_dict=state_dict,
                 max_shard_size=max_shard_size,
@@ -104,7 +105,7 @@ class EFTSavingMixin:
 
         Args:
             repo_id (`str`): The repository; made if there is none.
-            tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): As in [`save_pretrained`].
+            tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`, *optional*): As in [`save_pretrained`].
             max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): As in transformers.
             **kwargs: Passed on to [`hub.push`]: `private`, `token`, `revision`, `commit_message`, `create_pr`.
 

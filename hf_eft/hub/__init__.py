@@ -62,7 +62,7 @@ def load(
         progress (`Callable[[str], None]`, *optional*): Told which member is being loaded. Without one, a bar shows it.
 
     Returns:
-        `tuple`: The [`EFTForCausalLM`], and the tokenizers by member name.
+        `tuple`: The [`EFTForCausalLM`], and the tokenizers by member name. (Processors of members that see: `model.processors`.)
 
     Raises:
         `ValueError`: If this is no combination, a file decides what it may not decide, or a member cannot be loaded; the member is named.
@@ -81,15 +81,16 @@ def load(
 
     options = {"dtype": dtype, "member_kwargs": member_kwargs, "token": token, "trust_remote_code": trust_remote_code}
     if isinstance(where, Mapping):
-        given, tokenizers = load_members(where, device=device, progress=progress, **options)
-        return assemble(EFTForCausalLM, given, tokenizers, alpha, beta, combination), tokenizers
+        given, beside = load_members(where, device=device, progress=progress, **options)
+        model = assemble(EFTForCausalLM, given, beside, alpha, beta, combination)
+        return model, model.tokenizers
     if alpha is not None or beta is not None:
         combination = Combination.of(alpha, beta, combination, None)
     device_map = {} if device is None else {"device_map": device}
     model = EFTForCausalLM.from_pretrained(
         where, combination=combination, allow_references=allow_references, progress=progress, **device_map, **options
     )
-    return model, dict(model.tokenizers)
+    return model, model.tokenizers
 
 
 def load_members(
@@ -118,7 +119,7 @@ def load_members(
 
     Returns:
         `tuple`: By member, the model, or the folder of an adapter, for [`EFTForCausalLM.from_models`] to put on its model; and the
-        tokenizers of those that have one.
+        tokenizers of those that have one; a member that sees has its processor there, if one lies beside it.
 
     Raises:
         `ValueError`: If a member cannot be loaded, is a combination itself or has no safetensors; the member is named.

@@ -35,3 +35,9 @@ def auto_class(config: Any) -> Any:
     if named or AutoModelForCausalLM in known.values() or not known:
         return named[0] if named else AutoModelForCausalLM
     return AutoModelForImageTextToText
+
+
+def sees(config: Any) -> bool:
+    """Whether models of a configuration take pictures: a processor may lie beside them, in place of a tokenizer."""
+    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None) is not None
+    return known or getattr(config, "vision_config", None) is not None

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ..prompts.pictures import DESCRIBING, take_pictures
+from ..prompts.pictures import DESCRIBING, is_pixels, take_pictures
 from .cache import EFTCache
 from .member import Member
 from .members import Members
@@ -55,6 +55,7 @@ class Sight:
         ids = input_ids.to(device)
         known = {"attention_mask": attention_mask, **{n: v for n, v in given.items() if n in member.accepts}}
         kwargs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in known.items()}
+        kwargs |= {name: _readable(self._model, value) for name, value in kwargs.items() if is_pixels(name)}
         if _POSITIONS in member.accepts:
             mask = torch.ones_like(ids) if attention_mask is None else kwargs["attention_mask"]  # without one, no rows are made
             kwargs[_POSITIONS] = self._model._prepare_position_ids_for_generation(ids, {**kwargs, "attention_mask": mask})
@@ -280,6 +281,14 @@ def _check(member: Member, given: Mapping[str, Any]) -> None:
 
 def _who(member: Member) -> str:
     return f"The member {member.name!r} ({type(member.model).__name__})"
+
+
+def _readable(model: PreTrainedModel, pixels: Any) -> Any:
+    """Pixels in a dtype that a model has: members of several dtypes are given the same, and not every model casts them itself."""
+    if not isinstance(pixels, torch.Tensor) or not pixels.is_floating_point() or pixels.dtype == model.dtype:
+        return pixels
+    # (One that has both casts where it needs to.)
+    return pixels if any(weight.dtype == pixels.dtype for weight in model.parameters()) else pixels.to(model.dtype)
 
 
 def _same(mine: Any, other: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..prompts.pictures import tokenizers_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,7 +62,8 @@ class Vocabulary:
 
     Args:
         widths (`Mapping[str, int]`): How many logits each member returns.
-        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): The members' tokenizers, to have their contents compared.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`, *optional*):
+            The members' tokenizers, to have their contents compared; those of processors where members have these.
 
     Raises:
         `ValueError`: If the tokenizers differ in content, or the widths differ by more than padding and no tokenizer says that they may.
@@ -68,7 +71,7 @@ class Vocabulary:
 
     def __init__(self, widths: Mapping[str, int], tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None) -> None:
         self.widths = dict(widths)
-        self.tokenizers = dict(tokenizers or {})
+        self.tokenizers = tokenizers = tokenizers_of(tokenizers)
         self.size = min(widths.values())
         self.known: torch.Tensor | None = None
         if tokenizers:

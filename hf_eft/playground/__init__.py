@@ -15,8 +15,9 @@ from ..analysis import analyse
 from ..analysis.heatmap import page
 from ..modeling_eft import EFTForCausalLM
 from ..programs.options import read_options
-from ..programs.pictures import Processors, Seen, tokenizer_of
+from ..programs.pictures import Processors, Seen
 from ..prompts.messages import read_text
+from ..prompts.pictures import tokenizer_of
 from ..recipe.combination import REFERENCE
 from .dials import Dials, dials_of
 from .streaming import Answer
@@ -59,7 +60,7 @@ def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any
     """
     gr = _gradio()
     viewers = Processors(model, tokenizer, processors)
-    if viewers.any:
+    if processors:
         viewers.check()
     template, tokenizer = bool(tokenizer.chat_template), tokenizer_of(tokenizer)
     ways = dials_of(model._members.names, model.combination)
@@ -71,7 +72,7 @@ def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any
                 prompt = gr.Textbox(label="Prompt", lines=4, autofocus=True, elem_id="prompt")
                 chat = gr.Checkbox(label="as a chat message", value=template, visible=template)
                 shown = gr.Image(
-                    label="Picture", type="pil", image_mode="RGB", sources=["upload", "clipboard"], height=220, visible=viewers.any,
+                    label="Picture", type="pil", image_mode="RGB", sources=["upload", "clipboard"], height=220, visible=viewers.all,
                     elem_id="picture",
                 )  # fmt: skip
                 with gr.Row():

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..members.vocabulary import end_tokens
-from ..prompts import chat_ids, member_inputs, padded
+from ..prompts import member_inputs, padded
 from ..prompts.messages import read_messages, read_text, with_system
+from ..prompts.pictures import tokenizer_of
 from ..recipe.shorthands import recipe
-from ..recipe.truncation import Truncation
 from .batch import PROMPT_FIELDS, RECIPE_FIELDS, Item
 from .option_values import check_tokens
 from .options import check_name, check_together, read_options
+from .pictures import Processors, Seen, shown_with
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -31,14 +32,16 @@ class _Row:
 
     line: int
     prompts: dict[str, list[int]]  # by member; one that is not there reads what the first one does
+    seen: Seen | None  # with pictures, what members are given
     options: dict[str, Any]
-    coefficients: list[float] | None
+    coefficients: torch.Tensor | dict[str, torch.Tensor] | None  # (1, members), by phase if they differ
     seed: int
 
     @property
     def group(self) -> str:
         """Rows of one group are generated together."""
-        return json.dumps([self.options, self.coefficients is None, list(self.prompts)], sort_keys=True)
+        alone = None if self.seen is None else self.line  # how pictures of several rows lie together is each family's own
+        return json.dumps([self.options, type(self.coefficients).__name__, list(self.prompts), alone], sort_keys=True)
 
 
 class Answerer:
@@ -48,7 +51,8 @@ class Answerer:
 
     Args:
         model ([`EFTForCausalLM`]): The combination.
-        tokenizer (`PreTrainedTokenizerBase`): What prompts are written with.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): What prompts are written with. Conversations may show pictures if every
+            member has a processor: this one, or one of `model.processors`.
         options (`Mapping[str, Any]`): Of `generate`, for all rows; a row's own go before. `max_new_tokens` must be among them.
         seed (`int`, *optional*, defaults to 0): The run's.
         chat (`bool`, *optional*, defaults to `False`): Whether a prompt is what a user says, in the chat template.
@@ -72,13 +76,14 @@ class Answerer:
         tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizers = tokenizers
-        self.model, self.tokenizer, self.options = model, tokenizer, read_options(options)
+        self.model, self.tokenizer, self.options = model, tokenizer_of(tokenizer), read_options(options)
         check_together(self.options, model.generation_config.num_beams, speculative)
         check_tokens(self.options, model.vocab_size)
         self.seed, self.chat, self.system = seed, chat, system
         self.extra: dict[str, Any] = {}
+        self._readers = Processors(model, tokenizer)
         if chat:  # a template that is not there, or takes no system message, is said before any line is read
-            chat_ids(tokenizer, with_system([{"role": "user", "content": "Hello"}], system))
+            self._readers.read(with_system([{"role": "user", "content": "Hello"}], system))
         if speculative:
             if not (tuned := model.combination.tuned_names):
                 raise ValueError(f"There is no tuned member to draft: the recipe is {model.combination}.")
@@ -123,51 +128,60 @@ class Answerer:
         options = read_options(own, before=self.options)
         check_together(options, self.model.generation_config.num_beams, bool(self.extra))
         check_tokens(options, self.model.vocab_size)
-        prompts = self.prompts(item)
-        check_length(self.model, max(map(len, prompts.values())), options["max_new_tokens"])
+        prompts, seen = self._read(item)
+        check_length(self.model, max(map(len, prompts.values())) if seen is None else seen.longest, options["max_new_tokens"])
         noise = _noise(self.seed if seed is None else seed, item.line)
-        return _Row(item.line, prompts, options, self._coefficients(item.recipe), noise)
+        return _Row(item.line, prompts, seen, options, self._coefficients(item.recipe), noise)
 
     def ids(self, item: Item) -> list[int]:
         """The tokens of an item's prompt, as the first member reads it."""
-        return next(iter(self.prompts(item).values()))
+        return next(iter(self._read(item)[0].values()))
 
-    def prompts(self, item: Item) -> dict[str, list[int]]:
-        """The tokens of an item's prompt, by member; of the first one alone where all read the same."""
+    def given(self, item: Item) -> dict[str, Any]:
+        """An item's prompt as `analyse` takes it: the first member's tokens, and with pictures what members see."""
+        prompts, seen = self._read(item)
+        ids = torch.tensor(next(iter(prompts.values())))
+        return {"prompt": ids, **({} if seen is None else seen.pictures)}
+
+    def _read(self, item: Item) -> tuple[dict[str, list[int]], Seen | None]:
+        """The tokens of an item's prompt, by member; of the first one alone where all read the same, or see pictures."""
         first = next(iter(self.model.members))
-        messages = None if item.messages is None else read_messages(item.messages)
+        pictures = self._readers.any
+        messages = None if item.messages is None else read_messages(item.messages, pictures=pictures)
         if messages is None and self.chat:
-            messages = with_system([{"role": "user", "content": item.prompt}], self.system)
+            said = {"role": "user", "content": shown_with(str(item.prompt), item.images)}
+            messages = with_system([said], self.system, pictures=pictures)
+        seen = None
         if messages is None:
             read_text(item.prompt, "the prompt")
             prompts = {first: list(self.tokenizer(item.prompt)["input_ids"])}
-        elif self.tokenizers is None:
-            prompts = {first: chat_ids(self.tokenizer, messages)}
         else:
-            chat_ids(self.tokenizer, messages)  # one template at least is needed
-            made = member_inputs([messages], {name: self.tokenizers[name] for name in self.model.members})
-            prompts = {name: inputs["input_ids"][0].tolist() for name, inputs in made.items()}
+            ids, seen = self._readers.read(messages)  # one template at least is needed
+            prompts = {first: ids}
+            if self.tokenizers is not None and seen is None:
+                made = member_inputs([messages], {name: self.tokenizers[name] for name in self.model.members})
+                prompts = {name: inputs["input_ids"][0].tolist() for name, inputs in made.items()}
         if not prompts[first]:
             raise ValueError("the prompt is empty: the tokenizer made no token of it")
-        return prompts
+        return prompts, seen
 
-    def _coefficients(self, own: Mapping[str, Any]) -> list[float] | None:
+    def _coefficients(self, own: Mapping[str, Any]) -> torch.Tensor | dict[str, torch.Tensor] | None:
         if not own:
             return None
-        names = list(self.model.members)
-        truncation: Truncation | None = self.model.combination.truncation
+        names, now = list(self.model.members), self.model.combination
         weights = own.get("weights")
         if weights is not None and not isinstance(weights, dict):
             raise ValueError(f'`weights` must be numbers by member, as in {{"helpful": 0.7}}, got {weights!r}')
         for name, value in {**own, **(weights or {})}.items():
-            if name != "weights" and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise ValueError(f"{name!r} must be a number, got {value!r}")
-        chosen = recipe(names, own.get("alpha"), own.get("beta"), weights, truncation)
-        return [chosen.coefficient(name) for name in names]
+            numbers = list(value.values()) if isinstance(value, dict) and value else [value]
+            if name != "weights" and any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+                raise ValueError(f"{name!r} must be a number, or one for each phase, got {value!r}")
+        return recipe(names, own.get("alpha"), own.get("beta"), weights, now.truncation, now.phases).row(names)
 
     def reply(self, item: Item, streamer: Any = None) -> list[dict[str, Any]]:
         """What follows one prompt, with the common noise of torch rather than its own."""
-        return self._decoded([self.prompts(item)], dict(self.options), {"streamer": streamer})
+        prompts, seen = self._read(item)
+        return self._decoded([prompts], seen, dict(self.options), {"streamer": streamer})
 
     # What comes out -----------------------------------------------------------------------------------------------------
 
@@ -180,19 +194,25 @@ class Answerer:
             seeds = [row.seed if n == 0 else _noise(row.seed, n) for row in rows for n in range(count)]
             extra |= {"coupling": "match", "seed": seeds}
         if rows[0].coefficients is not None:
-            extra["coefficients"] = torch.tensor([row.coefficients for row in rows])  # (rows, members)
-        replies = self._decoded([row.prompts for row in rows], options, extra)
+            extra["coefficients"] = _stacked([row.coefficients for row in rows])
+        replies = self._decoded([row.prompts for row in rows], rows[0].seen, options, extra)
         if count == 1:
             return replies
         return [{"replies": replies[start : start + count]} for start in range(0, len(replies), count)]
 
     def _decoded(
-        self, rows: Sequence[Mapping[str, list[int]]], options: Mapping[str, Any], extra: dict[str, Any]
+        self,
+        rows: Sequence[Mapping[str, list[int]]],
+        seen: Seen | None,
+        options: Mapping[str, Any],
+        extra: dict[str, Any],
     ) -> list[dict[str, Any]]:
         by_member = {name: padded([row[name] for row in rows], self.pad(options)) for name in rows[0]}
         inputs = by_member.pop(next(iter(by_member)))
         if by_member:
             extra["member_inputs"] = by_member
+        if seen is not None:
+            extra |= seen.pictures
         given: dict[str, Any] = {name: value.to(self.model.device) for name, value in inputs.items()}
         if "stop_strings" in options:
             extra["tokenizer"] = self.tokenizer
@@ -220,6 +240,13 @@ class Answerer:
         ended = (length > 0 and tokens[length - 1] in ends) or length < options["max_new_tokens"]
         text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
         return {"text": text, "tokens": length, "finish": "stop" if ended else "length"}
+
+
+def _stacked(rows: Sequence[Any]) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The coefficients of several rows, `(rows, members)`; by phase, where they are."""
+    if isinstance(rows[0], torch.Tensor):
+        return torch.cat(list(rows))
+    return {phase: torch.cat([row[phase] for row in rows]) for phase in rows[0]}
 
 
 def check_length(model: EFTForCausalLM, length: int, new: Any) -> None:

@@ -30,6 +30,7 @@ class Item:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # alpha, beta or weights of this line
     options: Mapping[str, Any] = field(default_factory=dict)  # of `generate`, and `seed`
     error: str | None = None
+    images: tuple[Any, ...] = ()  # shown with `prompt`, where that is what a user says
 
 
 def read_items(data: bytes, as_json: bool | None = None) -> list[Item]:
@@ -100,7 +101,7 @@ def _asked(given: dict[str, Any]) -> tuple[str | None, tuple[Mapping[str, Any], 
     if len(there := [f"`{name}`" for name in PROMPT_FIELDS if name in given]) != 1:
         raise ValueError(f"expected either `prompt` or `messages`, got {' and '.join(there) or 'neither'}")
     if "messages" in given:
-        return None, tuple(read_messages(given.pop("messages")))
+        return None, tuple(read_messages(given.pop("messages"), pictures=True))
     prompt = read_text(given.pop("prompt"), "`prompt`")
     if not prompt.strip():
         raise ValueError("the prompt is empty")

@@ -13,13 +13,14 @@ import torch
 from ..files import write
 from ..members.cache import EFTCache
 from ..members.releases import CACHE, cache_of
-from ..prompts import chat_ids
 from ..prompts.messages import with_system
+from ..prompts.pictures import tokenizer_of
 from ..recipe.combination import BASE, REFERENCE, Combination
 from ..recipe.shorthands import recipe
 from .answer import check_length
 from .option_values import check_tokens
 from .options import check_together, read_options
+from .pictures import Processors, Seen, shown_with
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -31,6 +32,7 @@ COMMANDS = {
     "/weight NAME NUMBER": "the weight of a tuned model (λ)",
     "/only WHO": "who answers from now on: a member, or combined",
     "/compare": "what each member and the combination say to the last question",
+    "/image FILE": "a picture that is shown with what is said next, to members that see",
     "/system TEXT": "a system message for a new conversation; without a text, none",
     "/reset": "a new conversation",
     "/save FILE": "write the conversation to a file of JSON",
@@ -46,7 +48,8 @@ class ChatSession:
 
     Args:
         model ([`EFTForCausalLM`]): The combination. Its recipe is replaced by `/alpha`, `/beta` and `/weight`.
-        tokenizer (`PreTrainedTokenizerBase`): Of the tuned member, with a chat template.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): Of the tuned member, with a chat template. Pictures may be shown if every
+            member has a processor: this one, or one of `model.processors`.
         system (`str`, *optional*): A system message.
         options (`Mapping[str, Any]`, *optional*): Of `generate`.
 
@@ -73,12 +76,14 @@ class ChatSession:
     def __init__(
         self, model: EFTForCausalLM, tokenizer: Any, system: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer_of(tokenizer)
+        self._readers = Processors(model, tokenizer)
         self.options: dict[str, Any] = read_options(options or {}, before={"max_new_tokens": 256})
         check_together(self.options, model.generation_config.num_beams)
         check_tokens(self.options, model.vocab_size)
         self.system, self.who = system, COMBINED
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
+        self._images: list[str] = []  # shown with what is said next
         self._cache: EFTCache | None = None
         self._read: list[int] = []  # what the cache holds
         self._check(system)
@@ -100,9 +105,11 @@ class ChatSession:
         Raises:
             `ValueError`: If the conversation has become too long, or the chat template does not take it. It is then as it was before.
         """
-        reply = self._reply([*self.messages, {"role": "user", "content": text}], self.who, show)
+        said = {"role": "user", "content": shown_with(text, self._images)}
+        reply = self._reply([*self.messages, said], self.who, show)
         if reply:  # with its spaces: the next prompt then begins with the tokens that were read and generated
-            self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+            self.messages += [said, {"role": "assistant", "content": reply}]
+            self._images = []
         return reply.strip()
 
     def compare(self, show: Callable[[str, str], None] | None = None) -> dict[str, str]:
@@ -128,7 +135,7 @@ class ChatSession:
         """Who can answer."""
         return [*(name for name in self.model.members if name != REFERENCE), COMBINED]
 
-    def _reply(self, messages: Sequence[Mapping[str, str]], who: str, show: Callable[[str], None] | None) -> str:
+    def _reply(self, messages: Sequence[Mapping[str, Any]], who: str, show: Callable[[str], None] | None) -> str:
         from transformers import TextStreamer
 
         pieces: list[str] = []
@@ -139,23 +146,23 @@ class ChatSession:
                 if show is not None and text:
                     show(text)
 
-        ids = chat_ids(self.tokenizer, with_system(messages, self.system))
-        check_length(self.model, len(ids), self.options["max_new_tokens"])
+        ids, seen = self._readers.read(with_system(messages, self.system, pictures=self._readers.any))
+        check_length(self.model, len(ids) if seen is None else seen.longest, self.options["max_new_tokens"])
         recipe_before = self.model.combination
         try:
             if who != COMBINED:
                 self.model.combination = Combination({who: 1.0})
-            self._generate(ids, Pieces(self.tokenizer, skip_prompt=True, skip_special_tokens=True))
+            self._generate(ids, seen, Pieces(self.tokenizer, skip_prompt=True, skip_special_tokens=True))
         except KeyboardInterrupt:
             pass  # the reply is what was said until then
         finally:
             self.model.combination = recipe_before
         return "".join(pieces)
 
-    def _generate(self, ids: list[int], streamer: Any) -> None:
+    def _generate(self, ids: list[int], seen: Seen | None, streamer: Any) -> None:
         cache, read = self._cache, self._read
         self._cache, self._read = None, []  # a reply that is stopped leaves members at different tokens
-        cache = _read_so_far(cache, read, ids)
+        cache = _read_so_far(cache, read, ids) if seen is None else None  # equal ids say nothing of a picture
         tokens = torch.tensor([ids], device=self.model.device)
         out = self.model.generate(
             input_ids=tokens,
@@ -165,10 +172,11 @@ class ChatSession:
                 **self.options,
                 **({} if cache is None else {CACHE: cache}),
                 **({"tokenizer": self.tokenizer} if "stop_strings" in self.options else {}),
+                **({} if seen is None else seen.pictures),
                 "return_dict_in_generate": True,
             },
         )
-        if isinstance(returned := cache_of(out), EFTCache):
+        if seen is None and isinstance(returned := cache_of(out), EFTCache):
             self._cache = returned
             self._read = out.sequences[0, : self._cache.get_seq_length()].tolist()
 
@@ -221,7 +229,15 @@ class ChatSession:
 
     def _check(self, system: str | None) -> None:
         """Refuse a template that is not there, or takes no system message, before anything is lost to it."""
-        chat_ids(self.tokenizer, with_system([{"role": "user", "content": "Hello"}], system))
+        self._readers.read(with_system([{"role": "user", "content": "Hello"}], system))
+
+    def _do_image(self, rest: str) -> str:
+        self._readers.check()
+        path = Path(rest).expanduser()
+        if not rest or not path.is_file():
+            raise ValueError(f"Which picture? As in /image cat.png; there is no file {rest!r}.")
+        self._images.append(str(path.resolve()))
+        return f"{path.name} is shown with what you say next"
 
     def _do_system(self, rest: str) -> str:
         self._check(rest)
@@ -229,7 +245,7 @@ class ChatSession:
         return self._do_reset("") + (", with this system message" if rest else ", without a system message")
 
     def _do_reset(self, rest: str) -> str:
-        self.messages = []
+        self.messages, self._images = [], []
         return "a new conversation"
 
     def _do_save(self, rest: str) -> str:

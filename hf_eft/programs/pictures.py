@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..prompts import chat_ids
 from ..prompts.messages import read_messages
-from ..prompts.pictures import pictures_in, seen_by
+from ..prompts.pictures import is_processor, seen_by, shown_in
 
 if TYPE_CHECKING:
     from ..modeling_eft import EFTForCausalLM
@@ -44,6 +45,11 @@ class Seen:
         beside = {name: value for name, value in self.inputs.items() if name not in ("input_ids", "attention_mask")}
         return {**beside, **({"member_inputs": self.own} if self.own else {})}
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that a member reads."""
+        return max(len(self.prompt), *self.lengths.values()) if self.own else len(self.prompt)
+
     def alone(self, name: str) -> dict[str, Any]:
         """What a member is given that answers alone, without the mask."""
         return {key: value for key, value in self.own.get(name, self.inputs).items() if key != "attention_mask"}
@@ -56,8 +62,8 @@ class Processors:
     Args:
         model ([`EFTForCausalLM`]): The combination.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
-            What prompts are written with. A processor is that of all members for which no other is given.
-        own (`Mapping[str, ProcessorMixin]`, *optional*): By member, its own.
+            What prompts are written with. A processor is that of all members for which no other is known.
+        own (`Mapping[str, ProcessorMixin]`, *optional*): By member, its own, in place of the one that the model keeps (`model.processors`).
 
     Raises:
         `ValueError`: If there is a processor of no member, or one that makes nothing of pictures.
@@ -74,19 +80,34 @@ class Processors:
             )
         self._tokenizer = tokenizer
         common = tokenizer if is_processor(tokenizer) else None
-        self._by_name = {name: own.get(name, common) for name in model.members}
+        known = {**model.processors, **own}
+        self._by_name = {name: known.get(name, common) for name in model.members}
 
     @property
     def any(self) -> bool:
         """Whether a member can be shown pictures."""
         return any(each is not None for each in self._by_name.values())
 
+    @property
+    def all(self) -> bool:
+        """Whether every member can."""
+        return all(each is not None for each in self._by_name.values())
+
+    def apart(self) -> Processors:
+        """The same with copies of the processors, for another thread: what one of them reads with is changed by each call."""
+        other = copy.copy(self)
+        if is_processor(self._tokenizer):
+            other._tokenizer, other._by_name = copy.deepcopy((self._tokenizer, self._by_name))
+        else:
+            other._by_name = copy.deepcopy(self._by_name)
+        return other
+
     def check(self) -> None:
         """Raise a `ValueError` if not every member can be shown pictures."""
         if blind := [name for name, each in self._by_name.items() if each is None]:
             raise ValueError(
                 f"pictures cannot be shown to {', '.join(f'the member {name!r}' for name in blind)}, which has no processor, and all "
-                "members must read one conversation. Send text alone; or serve members that all have a processor beside their tokenizer."
+                "members must read one conversation. Send text alone; or take members that all have a processor beside their tokenizer."
             )
 
     def read(self, messages: Any, developer_as_system: bool = False, **options: Any) -> tuple[list[int], Seen | None]:
@@ -106,11 +127,11 @@ class Processors:
             `ValueError`: If the messages are none, a template does not take them, or a member cannot be shown pictures.
         """
         read = read_messages(messages, developer_as_system=developer_as_system, pictures=True)
-        if pictures_in(read):
+        if shown_in(read):
             seen = self._seen(read, options)
             return seen.prompt, seen
         if is_processor(self._tokenizer):
-            made = seen_by(next(iter(self._by_name)), self._tokenizer, [read], [[]], **options)
+            made = seen_by(next(iter(self._by_name)), self._tokenizer, [read], **options)
             return made["input_ids"][0].tolist(), None
         return chat_ids(self._tokenizer, read, **options), None
 
@@ -120,15 +141,11 @@ class Processors:
         made: dict[int, dict[str, Any]] = {}
         for name, processor in self._by_name.items():
             if id(processor) not in made:  # one that serves several members is asked once
-                made[id(processor)] = seen_by(name, processor, [messages], [pictures_in(messages)], **options)
+                made[id(processor)] = seen_by(name, processor, [messages], **options)
         return Seen(made[id(first)], {name: made[id(each)] for name, each in self._by_name.items() if each is not first})
 
 
-def is_processor(tokenizer: Any) -> bool:
-    """Whether this makes inputs of pictures too."""
-    return getattr(tokenizer, "image_processor", None) is not None
-
-
-def tokenizer_of(tokenizer: Any) -> Any:
-    """The tokenizer itself, where it may be in a processor."""
-    return tokenizer.tokenizer if is_processor(tokenizer) else tokenizer
+def shown_with(text: str, pictures: Sequence[Any]) -> list[dict[str, Any]] | str:
+    """The content of a message: a text with pictures before it."""
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    return [*parts, {"type": "text", "text": text}] if parts else text

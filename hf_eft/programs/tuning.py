@@ -11,6 +11,7 @@ from typing import Any
 from .. import tiny
 from ..folders.folder import check_target
 from ..hub import compose, load_members
+from ..prompts.pictures import tokenizer_of
 from ..recipe.combination import BASE, REFERENCE, TUNED
 from ..training.chats import read_chats, read_documents
 from ..training.embedded import embedded_texts
@@ -109,7 +110,7 @@ def _inputs(request: Request, settings: Settings) -> tuple[list[Any], Any, Any, 
     )
     if REFERENCE not in tokenizers:
         raise ValueError(f"{request.reference} has no tokenizer, which the data are read with: save one beside the model.")
-    reference, tokenizer = models[REFERENCE], tokenizers[REFERENCE]
+    reference, tokenizer = models[REFERENCE], tokenizer_of(tokenizers[REFERENCE])
     bases = [models[name] for name in places if name != REFERENCE]
     return bases, reference, tokenizer, _texts(request, settings, tokenizer)
 

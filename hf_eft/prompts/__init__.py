@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .messages import read_messages
-from .pictures import KINDS, pictures_in, seen_by, take_pictures
+from .pictures import KINDS, seen_by, shown_in, take_pictures
 
 _ASKED = "Who?"
 _ENDING = 64  # tokens, more than any template writes before an answer
@@ -161,13 +161,12 @@ def member_inputs(
         raise ValueError("There are no conversations: give a list of messages for each row.")
     seeing = [name for name, tokenizer in tokenizers.items() if hasattr(tokenizer, "image_processor")]
     conversations = [read_messages(messages, pictures=bool(seeing)) for messages in conversations]
-    shown = [pictures_in(messages) for messages in conversations]
     built = {}
     for name, tokenizer in tokenizers.items():
         if name in seeing:
-            built[name] = seen_by(name, tokenizer, conversations, shown, **options)
+            built[name] = seen_by(name, tokenizer, conversations, **options)
             continue
-        if any(shown):
+        if any(map(shown_in, conversations)):
             raise ValueError(
                 f"The messages show pictures, and the member {name!r} has a tokenizer, which reads text alone. Give its processor; or "
                 "make its prompts of messages that say in words what the pictures show."

@@ -40,8 +40,8 @@ def read_messages(given: Any, *, developer_as_system: bool = False, pictures: bo
         developer_as_system (`bool`, *optional*, defaults to `False`):
             Whether the role `"developer"`, which is OpenAI's newer name for it, becomes `"system"`, the one that templates know.
         pictures (`bool`, *optional*, defaults to `False`):
-            Whether whoever reads them can see: parts `{"type": "image", "image": ...}`, a picture of PIL or the path of a file, are then
-            taken as well.
+            Whether whoever reads them can see: parts `{"type": "image", "image": ...}`, a picture of PIL or the path of a file, and
+            `{"type": "video", "video": ...}`, a list of such pictures or an array of frames, are then taken as well.
 
     Returns:
         `list[dict[str, Any]]`: New messages, each with a `role` and a `content` that are texts; a `content` with pictures is a list of
@@ -68,9 +68,9 @@ def read_messages(given: Any, *, developer_as_system: bool = False, pictures: bo
     return [_message(index, message, developer_as_system, pictures) for index, message in enumerate(given)]
 
 
-def with_system(messages: Sequence[Mapping[str, Any]], system: str | None) -> list[dict[str, Any]]:
+def with_system(messages: Sequence[Mapping[str, Any]], system: str | None, **options: Any) -> list[dict[str, Any]]:
     """The messages of a chat behind a system message, where there is one: read as [`read_messages`] reads them."""
-    return read_messages([*([{"role": "system", "content": system}] if system else []), *messages])
+    return read_messages([*([{"role": "system", "content": system}] if system else []), *messages], **options)
 
 
 def read_text(value: Any, where: str) -> str:
@@ -121,17 +121,42 @@ def _content(content: Any, optional: bool, pictures: bool) -> str | list[dict[st
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
     if not _is_list(content):
         raise ValueError(f"`content` must be a text or a list of parts of text, got {_got(content)}")
-    if pictures and any(map(is_picture, content)):
-        return [
-            _picture(f"content[{i}]", part) if is_picture(part) else {"type": "text", "text": _part(f"content[{i}]", part)}
-            for i, part in enumerate(content)
-        ]
+    if pictures and any(is_picture(part) or is_film(part) for part in content):
+        return [_shown(f"content[{i}]", part) for i, part in enumerate(content)]
     return " ".join(_part(f"content[{i}]", part) for i, part in enumerate(content))
 
 
 def is_picture(part: Any) -> bool:
     """Whether a part of a content is a picture."""
     return isinstance(part, Mapping) and part.get("type") == "image"
+
+
+def is_film(part: Any) -> bool:
+    """Whether a part of a content is a film."""
+    return isinstance(part, Mapping) and part.get("type") == "video"
+
+
+def _shown(where: str, part: Any) -> dict[str, Any]:
+    if is_film(part):
+        return _film(where, part)
+    return _picture(where, part) if is_picture(part) else {"type": "text", "text": _part(where, part)}
+
+
+def _film(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    frames = part.get("video")
+    if unread := [name for name in without_nulls(part) if name not in ("type", "video")]:
+        raise ValueError(f"`{where}.{unread[0]}` is not read: a film is its frames, all of which are shown")
+    is_array = len(getattr(frames, "shape", ())) == 4
+    if not is_array and (not _is_list(frames) or not frames):
+        raise ValueError(
+            f"`{where}.video` must be the frames of a film, a list of pictures of PIL or of their files, or an array of shape (frames, "
+            f"height, width, channels), got {_got(frames if isinstance(frames, str) else type(frames).__name__)}; files of films are not "
+            "decoded here"
+        )
+    if is_array:
+        return {"type": "video", "video": frames}
+    read = [_picture(f"{where}.video[{i}]", {"image": each})["image"] for i, each in enumerate(frames or ())]
+    return {"type": "video", "video": read}
 
 
 def _picture(where: str, part: Mapping[str, Any]) -> dict[str, Any]:

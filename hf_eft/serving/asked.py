@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from ..grammar.calls import response_format
 from ..members.vocabulary import end_tokens
 from ..programs.option_values import check_tokens
 from ..programs.options import check_name, check_together, read_options
-from ..programs.pictures import Seen, tokenizer_of
+from ..programs.pictures import Seen
+from ..prompts.pictures import tokenizer_of
 from ..recipe.shorthands import recipe
 from .answers import Answer
 from .bodies import MOST, Body
@@ -111,6 +113,7 @@ class Reader:
         self.model, self.tokenizer = model, tokenizer_of(tokenizer)
         self.limits = limits or Limits()
         self._chats = Chats(model, tokenizer, processors)
+        self.seeing = asyncio.Lock()  # whoever has processors make something of pictures
         self.room: int | None = None
         self.looks = True
         self._defaults = copy.deepcopy(model.generation_config)
@@ -140,9 +143,11 @@ class Reader:
             )
         self._chats.check_sight(where)
 
-    def chat(self, messages: Any, tools: list[dict[str, Any]], options: dict[str, Any]) -> tuple[list[int], Seen | None]:
+    def chat(
+        self, messages: Any, tools: list[dict[str, Any]], options: dict[str, Any], shows: bool = False
+    ) -> tuple[list[int], Seen | None]:
         """The tokens of a chat that is to be continued, and what members see, if there are pictures; see [`Chats`]."""
-        return self._chats.read(messages, tools, options)
+        return self._chats.read(messages, tools, options, shows)
 
     def job(self, body: Body, prompt: Sequence[int], wanted: Wanted) -> Job:
         r"""

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from ..programs.pictures import Seen
 from .answers import Piece
 from .asked import Job, Wanted
 from .bodies import ChatBody, Format, TextFormat
@@ -19,13 +20,15 @@ class Chat(Endpoint[ChatBody]):
     kind = ChatBody
     talk = "messages"
 
-    def read(self, body: ChatBody) -> list[Job]:
+    def asks(self, body: ChatBody) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
+        return body.messages, read_tools(body.tools, body.tool_choice).tools, body.chat_template_kwargs
+
+    def read(self, body: ChatBody, prompt: Sequence[int], seen: Seen | None) -> list[Job]:
         tools = read_tools(body.tools, body.tool_choice)
         if body.top_logprobs is not None and not body.logprobs:
             raise ValueError("`top_logprobs` are for `logprobs: true`.")
         if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
             raise ValueError("`max_tokens` and `max_completion_tokens` are two words for the same number: give one of them.")
-        prompt, seen = self.reader.chat(body.messages, tools.tools, body.chat_template_kwargs)
         wanted = Wanted(
             new_tokens=body.max_completion_tokens or body.max_tokens,
             count=body.n,

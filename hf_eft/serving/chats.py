@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.json_lines import shown
 from ..programs.pictures import Processors, Seen
-from ..prompts.messages import is_picture
+from ..prompts.messages import is_film, is_picture
 from .images import FORM
 
 if TYPE_CHECKING:
@@ -36,16 +36,20 @@ class Chats:
 
     def __init__(self, model: EFTForCausalLM, tokenizer: Any, processors: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._processors = Processors(model, tokenizer, processors)
+        self._texts = Processors(model, tokenizer, processors)
+        # Pictures are read on another thread, which is in the way of nobody: tokenizers know one way of padding at a time.
+        self._pictures = self._texts.apart()
 
     def check_sight(self, where: str) -> None:
         """Raise a `ValueError` if not every member can be shown the picture that is `where`."""
         try:
-            self._processors.check()
+            self._texts.check()
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
-    def read(self, messages: Any, tools: list[dict[str, Any]], options: dict[str, Any]) -> tuple[list[int], Seen | None]:
+    def read(
+        self, messages: Any, tools: list[dict[str, Any]], options: dict[str, Any], shows: bool
+    ) -> tuple[list[int], Seen | None]:
         r"""
         The tokens of a chat that is to be continued, and what members see.
 
@@ -53,6 +57,7 @@ class Chats:
             messages (`Any`): The messages, as the client sent them, pictures opened.
             tools (`list[dict]`): The tools that the template writes.
             options (`dict`): `chat_template_kwargs` of the request.
+            shows (`bool`): Whether there are pictures, read on another thread, by one at a time.
 
         Returns:
             `tuple[list[int], Seen or None]`: The first member's tokens; without pictures, those of all.
@@ -63,13 +68,18 @@ class Chats:
         for i, message in enumerate(messages if isinstance(messages, list) else []):
             content = message.get("content") if isinstance(message, dict) else None
             for j, part in enumerate(content if isinstance(content, list) else []):
+                if is_film(part):  # whose frames may be files of this machine
+                    raise ValueError(
+                        f"messages[{i}]: content[{j}]: films are not read here: send the frames that matter, each as a picture."
+                    )
                 if is_picture(part) and not hasattr(part.get("image"), "convert"):  # the path of a file of this machine
                     raise ValueError(f"messages[{i}]: content[{j}]: a picture is {FORM}, got {shown(part)}.")
         template = str(getattr(self._tokenizer, "chat_template", ""))
         if own := _NOT_THE_TEMPLATES & options.keys():
             raise ValueError(f"`chat_template_kwargs` are for the template: {sorted(own)[0]!r} is not.")
         given = {"developer_as_system": "developer" not in template, **options}
-        prompt, seen = self._processors.read(messages, tools=tools or None, **given)
-        if tools and prompt == self._processors.read(messages, **given)[0]:
+        processors = self._pictures if shows else self._texts
+        prompt, seen = processors.read(messages, tools=tools or None, **given)
+        if tools and prompt == processors.read(messages, **given)[0]:
             logger.warning("The chat template has no place for `tools`: the models do not see them.")
         return prompt, seen

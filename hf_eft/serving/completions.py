@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from ..programs.pictures import Seen
 from .answers import Piece
 from .asked import Job, Wanted
 from .bodies import CompletionBody
@@ -16,7 +17,7 @@ class Completions(Endpoint[CompletionBody]):
 
     kind = CompletionBody
 
-    def read(self, body: CompletionBody) -> list[Job]:
+    def read(self, body: CompletionBody, prompt: Sequence[int], seen: Seen | None) -> list[Job]:
         wanted = Wanted(
             new_tokens=body.max_tokens,
             count=body.n,
@@ -26,7 +27,7 @@ class Completions(Endpoint[CompletionBody]):
             presence=body.presence_penalty,
             frequency=body.frequency_penalty,
         )
-        return [self.reader.job(body, self._ids(prompt), wanted) for prompt in body.prompts]
+        return [self.reader.job(body, self._ids(each), wanted) for each in body.prompts]
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

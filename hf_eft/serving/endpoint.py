@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.responses import Response, StreamingResponse
 
+from ..programs.pictures import Seen
 from .answers import Answer, Piece
 from .asked import Job, Reader
 from .bodies import Body, read_body
@@ -39,8 +40,12 @@ class Endpoint(Generic[_B]):
     def __init__(self, reader: Reader, generator: Generator, name: str) -> None:
         self.reader, self._generator, self.name = reader, generator, name
 
-    def read(self, body: _B) -> list[Job]:
-        """The jobs of a request."""
+    def asks(self, body: _B) -> tuple[Any, list[dict[str, Any]], dict[str, Any]] | None:
+        """The messages of a request, its tools and the options of its template; `None` if it is no chat."""
+        return None
+
+    def read(self, body: _B, prompt: Sequence[int], seen: Seen | None) -> list[Job]:
+        """The jobs of a request; of a chat, whose prompt is read, and what its members see."""
         raise NotImplementedError
 
     def whole(self, run: Run[_B]) -> dict[str, Any]:
@@ -64,8 +69,8 @@ class Endpoint(Generic[_B]):
             raise ValueError(f"`generation_config` has a value of a wrong type, or out of range: {error}") from error
 
     async def _answer(self, body: _B) -> Response:
-        body = await self._opened(body)
-        run = Run(body, self.read(body), self.name, self._generator)
+        body, shows = await self._opened(body)
+        run = Run(body, self.read(body, *await self._talk(body, shows)), self.name, self._generator)
         if not body.stream:
             async for _ in run.told():
                 pass
@@ -74,13 +79,24 @@ class Endpoint(Generic[_B]):
         await anext(events)  # what is wrong at once is an answer of its own, with its status
         return StreamingResponse(events, media_type="text/event-stream", headers={"x-request-id": run.id})
 
-    async def _opened(self, body: _B) -> _B:
-        """The body with its pictures opened, on another thread: that takes time, and other requests go on."""
+    async def _talk(self, body: _B, shows: bool) -> tuple[list[int], Seen | None]:
+        """The prompt of a chat and what its members see. What processors make of pictures is made on another thread, of one at a time."""
+        if (asked := self.asks(body)) is None:
+            return [], None
+        if not shows:
+            return self.reader.chat(*asked)
+        async with self.reader.seeing:
+            return await asyncio.to_thread(self.reader.chat, *asked, shows=True)
+
+    async def _opened(self, body: _B) -> tuple[_B, bool]:
+        """
+        The body with its pictures opened, on another thread: that takes time, and other requests go on. And whether there are any.
+        """
         if self.talk is None or (where := first_image(items := getattr(body, self.talk), self.talk)) is None:
-            return body
+            return body, False
         self.reader.check_sight(where)
         opened = await asyncio.to_thread(with_images, items, self.talk, self.reader.limits)
-        return body.model_copy(update={self.talk: opened})
+        return body.model_copy(update={self.talk: opened}), True
 
 
 class Run(Generic[_B]):

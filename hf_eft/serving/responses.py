@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from ..programs.pictures import Seen
 from .answers import LENGTH
 from .asked import Job, Wanted
 from .bodies import ResponseBody
@@ -20,10 +21,12 @@ class Responses(Endpoint[ResponseBody]):
     kind = ResponseBody
     talk = "input"
 
-    def read(self, body: ResponseBody) -> list[Job]:
+    def asks(self, body: ResponseBody) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
+        return messages_of(body), read_tools(body.tools, body.tool_choice).tools, body.chat_template_kwargs
+
+    def read(self, body: ResponseBody, prompt: Sequence[int], seen: Seen | None) -> list[Job]:
         tools = read_tools(body.tools, body.tool_choice)
         messages = messages_of(body)
-        prompt, seen = self.reader.chat(messages, tools.tools, body.chat_template_kwargs)
         wanted_format = body.text.format if body.text is not None else None
         wanted = Wanted(
             new_tokens=body.max_output_tokens,

@@ -9,8 +9,9 @@ import torch
 from lookers import combination, own_inputs, picture, processor
 from tokenizers.processors import TemplateProcessing
 
-from hf_eft.programs.pictures import Processors, is_processor, tokenizer_of
+from hf_eft.programs.pictures import Processors
 from hf_eft.prompts import member_inputs
+from hf_eft.prompts.pictures import is_processor, tokenizer_of
 
 FAMILIES = ("qwen2_vl", "llava", "llava")
 CHAT = [{"role": "user", "content": [{"type": "text", "text": "w20"}, {"type": "image", "image": picture(1)}]}]
@@ -65,3 +66,19 @@ def test_the_token_that_begins_a_text_stands_once(family: str) -> None:
     [ids] = member_inputs([CHAT], {"base": made})["base"]["input_ids"].tolist()
     assert ids[0] == 1 and ids.count(1) == 1
     assert ids == own_inputs({"base": made}, "w20", picture(1))["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_processors_apart_are_copies_that_make_the_same(alone: bool) -> None:
+    """Reading pads, and how is kept by the tokenizer: another thread has its own."""
+    first, others = processor("qwen2_vl"), processor("llava")
+    own = {"base": first, "tuned": others, "reference": others}
+    viewers = Processors(combination(*FAMILIES), first if alone else first.tokenizer, own)
+    before = first.tokenizer.backend_tokenizer.padding
+    prompt, seen = viewers.apart().read(CHAT)
+    assert first.tokenizer.backend_tokenizer.padding == before is None
+    expected = viewers.read(CHAT)
+    assert seen is not None and expected[1] is not None and prompt == expected[0]
+    assert first.tokenizer.backend_tokenizer.padding is not None  # what `apart` is for
+    assert seen.own["tuned"] is seen.own["reference"]
+    torch.testing.assert_close(seen.pictures["pixel_values"], expected[1].pictures["pixel_values"])

@@ -19,6 +19,8 @@ from hf_eft import Combination, EFTForCausalLM, Phase, tiny
 from hf_eft.analysis import analyse
 from hf_eft.folders.card_text import blocks_of_members, formula
 from hf_eft.playground.dials import dials_of
+from hf_eft.programs.answer import Answerer
+from hf_eft.programs.batch import read_items
 from hf_eft.programs.conversation import ChatSession
 from hf_eft.serving import EFTServer, vllm
 from hf_eft.training.learner import name_of_learner
@@ -55,6 +57,31 @@ def test_the_command_line(tmp_path: Path) -> None:
         (["--alpha", "1", "--budget", "think=x"], "expected a number of tokens"), (["--alpha", "think=x"], "expected a number"),
     ):  # fmt: skip
         assert message in " ".join(invoke("generate", PROMPT, *EMBEDDED, *wrong).stderr.replace("│", " ").split()), wrong
+
+
+def test_lines_of_a_batch_have_strengths_by_phase() -> None:
+    phases = [Phase(budget=4)]
+    strengths: list[Any] = [{"think": 1.5, "answer": 0.25}, {"think": 0.0, "answer": 1.0}, 0.5, {"think": 1.5, "answer": 1.5}]
+    own = [Combination.emulate(alpha=alpha, phases=phases) for alpha in strengths]
+    expected = [said(*with_tokenizer(combination=recipe)) for recipe in own]
+    assert len(set(expected[:2])) == 2
+    model, tokenizer = with_tokenizer(combination=Combination.emulate(phases=phases))
+    lines = [{"prompt": PROMPT, "alpha": alpha} for alpha in strengths]
+    weights = {"tuned": strengths[0]}
+    lines += [
+        {"prompt": PROMPT, "weights": weights},
+        {"prompt": PROMPT, "alpha": {"think": 1.5}},
+        {"prompt": PROMPT, "alpha": {}},
+    ]
+    items = read_items("\n".join(map(json.dumps, lines)).encode(), True)
+    for size in (len(items), 1):
+        answerer = Answerer(model, tokenizer, {"max_new_tokens": 16, "do_sample": False})
+        found = [answer for i in range(0, len(items), size) for answer in answerer(items[i : i + size])]
+        assert [answer["text"] for answer in found[:5]] == [*expected, expected[0]]
+        assert "in each of the phases" in found[5]["error"] and "'alpha' must be a number" in found[6]["error"]
+    plain, tokenizer = with_tokenizer()
+    [answer] = Answerer(plain, tokenizer, {"max_new_tokens": 16, "do_sample": False})(items[:1])
+    assert answer["text"] == said(*with_tokenizer(combination=Combination.emulate(alpha=strengths[0], phases=[Phase()])))
 
 
 def test_a_chat_changes_strengths_by_phase() -> None:

@@ -173,6 +173,7 @@ REFUSED = {
     "a_path": (part("/etc/hostname"), "pictures are not fetched from there"),
     "a_path_to_a_template": ({"type": "image", "image": "/etc/hostname"}, "a picture is .*data:image/png"),
     "a_place_to_a_template": ({"type": "image", "url": "http://127.0.0.1/"}, "a picture is .*data:image/png"),
+    "a_path_to_a_film": ({"type": "video", "video": ["/etc/hostname"]}, "films are not read here"),
     "no_picture": (part("data:text/plain;base64,YWJj"), "begins with .?data:image/png;base64"),
     "no_base64": (part("data:image/png;base64,???"), "is no base64"),
     "broken": (part("data:image/png;base64,YWJj"), "no picture in PNG, JPEG, WEBP, GIF that can be read"),
