@@ -21,7 +21,7 @@ from ..members.padding import readable
 from ..members.releases import CACHE, takes_cache
 from ..members.vocabulary import end_tokens, width
 from ..prompts.pictures import tokenizers_of
-from .covers import END, Cost, Covers, Missing, State, log_sum
+from .covers import END, Cost, Covers, Missing, State, following, log_sum
 from .prompts import EOS, OFFSET, PAD, PromptReader
 from .reader import Asked, ByteReader
 from .tokens import BYTES, ByteTokenizer, Lexicon
@@ -134,7 +134,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         self._covers = Covers(model, Lexicon(tokens, ends, width(model)), covers, threshold)
         self._as_tokens = prompt == "tokens"
         self._reader = ByteReader(self._covers, PromptReader(tokenizer, tokens, self._covers, self._as_tokens))
-        self._missing = PerThread()
+        self._last = PerThread()
         self._lock = Lock()
         self.training = model.training  # not `train()`, which would change the model's mode
 
@@ -150,7 +150,7 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
     @property
     def missing(self) -> list[Missing]:
         """How much of its text's probability was left out since the prompt, for each row of this thread's last forward."""
-        return list(self._missing.value or [])
+        return [state.missing for state in self._last.value or []]
 
     @property
     def device(self) -> torch.device:
@@ -225,10 +225,8 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
             cache = DynamicCache(config=self.config)
         with self._lock:
             states = self._read(self._asked(input_ids, attention_mask, cache, logits_to_keep))
-        self._missing.value = [row[-1].missing for row in states]
-        logits = {id(state): _as_logits(state) for row in states for state in row}
-        stacked = torch.stack([torch.stack([logits[id(state)] for state in row]) for row in states])  # (rows, positions, 259)
-        return CausalLMOutputWithPast(logits=stacked.to(self.device), **{CACHE: cache if use_cache else None})
+        self._last.value = [row[-1] for row in states]
+        return CausalLMOutputWithPast(logits=_as_logits(states).to(self.device), **{CACHE: cache if use_cache else None})
 
     def _asked(
         self, input_ids: torch.Tensor, attention_mask: Any, cache: Cache | None, logits_to_keep: int | torch.Tensor
@@ -245,7 +243,8 @@ class ByteLevelModel(PreTrainedModel, GenerationMixin):
         prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
         ids, ends = input_ids.cpu() * mask[:, cached:], prompt * mask[:, cached:]  # (rows, new)
         if cache is not None:
-            stored = cache.update(*(each[:, None, :, None].to(self.device) for each in (ids, ends)), 0)
+            device = self.device
+            stored = cache.update(*(each[:, None, :, None].to(device) for each in (ids, ends)), 0)
             ids, ends = (each[:, 0, :, 0].cpu() for each in stored)  # (rows, cached + new)
         boundaries = (ends * mask).amax(-1).tolist()
         return [
@@ -330,8 +329,10 @@ def _checked_mask(attention_mask: Any, rows: int, length: int) -> torch.Tensor:
     return (attention_mask != 0).long().cpu()
 
 
-def _as_logits(state: State) -> torch.Tensor:
-    logits = torch.full((BYTES + OFFSET,), -math.inf)
-    logits[EOS] = state.next[END]
-    logits[OFFSET:] = state.next[:BYTES]
+def _as_logits(rows: Sequence[Sequence[State]]) -> torch.Tensor:
+    """What follows each state as log-probs of the ids, `(rows, positions, 259)`, float32."""
+    after = following([state for row in rows for state in row]).float().view(len(rows), -1, BYTES + 1)
+    logits = after.new_full((*after.shape[:-1], BYTES + OFFSET), -math.inf)
+    logits[..., EOS] = after[..., END]
+    logits[..., OFFSET:] = after[..., :BYTES]
     return logits

@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ..members.checks import check_finite
 from ..members.member import Member
+from ..members.trial import reads_padding
 from .states import apart, together
-from .tokens import BYTES, Lexicon, Node
+from .tokens import BYTES, Lexicon, Node, grouped_log_sum, masses
 
 END = BYTES  # the index of the end of text among what may come next
 _SPARES = 4  # covers left out that are remembered, the most likely ones
 _SPARE_BYTES = 16  # and for how long
+_NOTHING = torch.full((BYTES + 1,), -math.inf, dtype=torch.float64)
 
 
 @dataclass(eq=False)
@@ -26,6 +30,7 @@ class Context:
 
     log_prob: float
     table: torch.Tensor  # (tokens,), in the lexicon's order
+    first: torch.Tensor  # (256,), the log-probs of the next byte, float64
     end: float
     length: int
     states: tuple[Any, ...]
@@ -72,26 +77,24 @@ class State:
         spares (`list[Spare]`): The most likely of those that were left out.
         left_out (`float`): The log of an upper bound of the probability of all that was left out.
         kept (`float`): The share that was kept, if what was left out would have gone on as what was kept did.
+        joint (`torch.Tensor` of shape `(257,)`):
+            The log-probability of the text and each next byte or its end, over the covers that are kept, float64; of [`measured`] states.
+        log_prob (`float`): The log-probability of the text, over the covers that are kept: a lower bound.
     """
 
     covers: list[tuple[Context, Node]]
     spares: list[Spare] = field(default_factory=list)
     left_out: float = -math.inf
     kept: float = 1.0
-
-    @functools.cached_property
-    def joint(self) -> torch.Tensor:
-        """The log-probability of the text and each next byte or its end, over the covers that are kept, `(257,)`, float64."""
-        terms = []
-        for context, node in self.covers:
-            end = context.end if node.depth == 0 else -math.inf
-            terms.append(torch.cat([node.masses(context.table), torch.tensor([end], dtype=torch.float64)]) + context.log_prob)
-        return torch.stack(terms).logsumexp(0) if terms else torch.full((BYTES + 1,), -math.inf, dtype=torch.float64)
+    joint: torch.Tensor = field(init=False, repr=False, default_factory=lambda: _NOTHING)
+    log_prob: float = field(init=False, default=-math.inf)
 
     @property
-    def log_prob(self) -> float:
-        """The log-probability of the text, over the covers that are kept: a lower bound."""
-        return float(self.joint.logsumexp(-1))
+    def share(self) -> float:
+        """The log-probability that a byte has which no kept cover leads to."""
+        if self.log_prob == -math.inf:
+            return 0.0
+        return log_sum([spare.log_prob for spare in self.spares]) - math.log(BYTES + 1) if self.spares else -math.inf
 
     @property
     def missing(self) -> Missing:
@@ -100,19 +103,37 @@ class State:
             return Missing(0.0, 0.0)
         return Missing(1 - self.kept, 1 / (1 + math.exp(min(700.0, self.log_prob - self.left_out))))
 
-    @functools.cached_property
-    def next(self) -> torch.Tensor:
-        r"""
-        Log-probs of the next byte and, last, of the end of text, `(257,)`. What no kept cover leads to has an equal share of what the
-        spares weigh, so that it is unlikely but not ruled out. Where the model can write no such text, nothing is known: all are equal.
-        """
-        joint = self.joint
-        if not self.covers or self.log_prob == -math.inf:
-            return torch.zeros_like(joint).log_softmax(-1)
-        if self.spares:
-            share = log_sum([spare.log_prob for spare in self.spares])
-            joint = torch.where(joint == -math.inf, share - math.log(BYTES + 1), joint)
-        return joint.log_softmax(-1)
+
+def following(states: Sequence[State]) -> torch.Tensor:
+    r"""
+    Log-probs of the next byte and, last, of the end of text, `(states, 257)`, float64. What no kept cover leads to has an equal share of
+    what the spares weigh, so that it is unlikely but not ruled out. Where the model can write no such text, nothing is known, and all are
+    equal.
+    """
+    joint = torch.stack([state.joint for state in states])
+    shares = torch.tensor([state.share for state in states], dtype=torch.float64)[:, None]
+    return torch.where(joint == -math.inf, shares, joint).log_softmax(-1)
+
+
+def measured(states: Sequence[State]) -> Sequence[State]:
+    """The same, which know now how probable they are, and what follows them: the sums over the covers of all of them at once."""
+    if not states:
+        return states
+    owners = torch.tensor([i for i, state in enumerate(states) for _ in state.covers], dtype=torch.long)
+    covers = [cover for state in states for cover in state.covers]
+    terms = torch.full((len(covers), BYTES + 1), -math.inf, dtype=torch.float64)
+    at_ends = [k for k, (_, node) in enumerate(covers) if node.depth == 0]
+    if at_ends:
+        terms[at_ends, :BYTES] = torch.stack([covers[k][0].first for k in at_ends])
+        terms[at_ends, BYTES] = torch.tensor([covers[k][0].end for k in at_ends], dtype=torch.float64)
+    inside = [k for k, (_, node) in enumerate(covers) if node.depth]
+    if inside:
+        terms[inside, :BYTES] = masses([(covers[k][0].table, covers[k][1]) for k in inside])
+    terms += torch.tensor([context.log_prob for context, _ in covers], dtype=torch.float64)[:, None]
+    joint = grouped_log_sum(terms, owners, len(states))
+    for state, row, total in zip(states, joint, joint.logsumexp(-1).tolist(), strict=True):
+        state.joint, state.log_prob = row, total
+    return states
 
 
 @dataclass
@@ -143,40 +164,61 @@ class Covers:
         self.threshold = threshold
         self.cost = Cost()
 
+    @functools.cached_property
+    def _pads(self) -> bool:
+        """Whether sequences of different lengths can be read in one forward, the shorter ones behind padding."""
+        model = self.member.model
+        layers = DynamicCache(config=model.config).layers
+        return all(type(layer) is DynamicLayer for layer in layers) and reads_padding(model, self.member.device)
+
     @torch.no_grad()
     def read(
         self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], log_probs: Sequence[float]
     ) -> list[Context]:
-        """Continue contexts by tokens; those of one length in one forward. `None` is the empty context."""
+        """Continue contexts by tokens, as many as can be in one forward. `None` is the empty context."""
         read: dict[int, Context] = {}
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for i, (context, ids) in enumerate(zip(after, tokens, strict=True)):
-            groups.setdefault((context.length if context else 0, len(ids)), []).append(i)
-        for (length, count), group in groups.items():
-            known = [context.states if (context := after[i]) is not None else () for i in group]
-            cache = together(known, self.member.model.config)
-            outputs = self.member.forward(
-                input_ids=torch.tensor([list(tokens[i]) for i in group]),
-                inputs_embeds=None,
-                attention_mask=None,
-                position_ids=None,
-                cache=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                extra={},
-            )
-            self.cost.forwards += 1
-            self.cost.covers += len(group)
-            self.cost.tokens += len(group) * count
-            check_finite(outputs.logits, self.member.name)
-            states = apart(cache, known, count)
-            for row, (i, logits) in enumerate(zip(group, outputs.logits[:, -1].float().cpu(), strict=True)):
-                read[i] = Context(log_probs[i], *self.lexicon.read(logits), length + count, states[row])
+            length, count = context.length if context else 0, len(ids)
+            groups.setdefault((bool(length) and count) if self._pads else (length, count), []).append(i)
+        for group in groups.values():
+            for i, context in zip(
+                group,
+                self._forward([after[i] for i in group], [tokens[i] for i in group], [log_probs[i] for i in group]),
+                strict=True,
+            ):
+                read[i] = context
         return [read[i] for i in range(len(after))]
+
+    def _forward(
+        self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], log_probs: Sequence[float]
+    ) -> list[Context]:
+        """One forward: of the empty context, or of contexts that are continued by one number of tokens."""
+        known = [context.states if context else () for context in after]
+        lengths, counts = [context.length if context else 0 for context in after], [len(ids) for ids in tokens]
+        cache = together(known, self.member.model.config)
+        outputs = self.member.forward(
+            input_ids=torch.tensor([[0] * (max(counts) - len(ids)) + list(ids) for ids in tokens]),
+            inputs_embeds=None,
+            **_behind_padding(lengths, counts),
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            extra={},
+        )
+        self.cost.forwards += 1
+        self.cost.covers += len(after)
+        self.cost.tokens += sum(counts)
+        check_finite(outputs.logits, self.member.name)
+        states = apart(cache, known, counts)
+        tables, ends = self.lexicon.read(outputs.logits[:, -1].float().cpu())
+        first = self.lexicon.first(tables)
+        wholes = [length + count for length, count in zip(lengths, counts, strict=True)]
+        return [Context(*each) for each in zip(log_probs, tables, first, ends, wholes, states, strict=True)]
 
     def start(self, contexts: Sequence[Context]) -> list[State]:
         """Texts that end where a token does."""
-        return [State([(context, self.lexicon.root)]) for context in contexts]
+        return list(measured([State([(context, self.lexicon.root)]) for context in contexts]))
 
     def advance(self, states: Sequence[State], following: Sequence[int]) -> list[State]:
         """Append one byte to every text. Nothing is known of what follows a special id (below 0), such as the end of a text."""
@@ -195,6 +237,7 @@ class Covers:
             )
             for (after, _), context in zip(starting, contexts, strict=True):
                 after.covers.append((context, self.lexicon.root))
+        measured(grown)
         return [after if after.covers else self._revived(after) for after in grown]
 
     def _grow(self, state: State, byte: int) -> tuple[State, list[Spare]]:
@@ -240,4 +283,13 @@ class Covers:
                 others = [*revived.spares, *(other for other in state.spares[i + 1 :])]
                 revived.spares = sorted(others, key=lambda other: -other.log_prob)[:_SPARES]
                 return revived
-        return State([], [], state.left_out)
+        return state
+
+
+def _behind_padding(lengths: Sequence[int], counts: Sequence[int]) -> dict[str, torch.Tensor | None]:
+    """Mask and positions of rows that hold so many tokens and read so many, where they differ; tokens end together, and begin later."""
+    wholes = [length + count for length, count in zip(lengths, counts, strict=True)]
+    if min(wholes) == max(wholes):
+        return {"attention_mask": None, "position_ids": None}
+    mask = torch.arange(max(wholes)) >= max(wholes) - torch.tensor(wholes)[:, None]  # (rows, held + read)
+    return {"attention_mask": mask.long(), "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -max(counts) :]}

@@ -34,15 +34,30 @@ class PromptReader:
         self._leading = with_special[:count]
         self._space, self._doubled = self._spelled(plain)[:-1], self._spelled(self._cut(" a"))[:-2] != b""
 
-    def enter(self, ids: Sequence[int]) -> tuple[State, list[int]]:
-        """The state at a token's end in the prompt, and the bytes of the prompt that follow it."""
+    def enter(self, prompts: Sequence[Sequence[int]]) -> list[tuple[State, list[int]]]:
+        """For each prompt the state at a token's end in it, and the bytes of the prompt that follow it; read together."""
+        cuts = [self._cut_at_token(ids) for ids in prompts]
+        tokens = [cut[0] for cut in cuts if isinstance(cut, tuple)]
+        read = iter(self.covers.start(self.covers.read([None] * len(tokens), tokens, [0.0] * len(tokens))))
+        entered: list[tuple[State, list[int]]] = []
+        for cut in cuts:
+            if isinstance(cut, tuple):
+                entered.append((next(read), list(cut[1])))
+            elif cut is None:
+                entered.append((State([]), []))
+            else:
+                entered.append((self._from_first_byte(cut), list(cut)))
+        return entered
+
+    def _cut_at_token(self, ids: Sequence[int]) -> tuple[list[int], bytes] | bytes | None:
+        """Its tokens and the bytes behind them; all its bytes, where it is read from the first one; `None` for a row that is padded."""
         if EOS in ids and ids[-1] == PAD:
-            return State([]), []  # a row that has ended, and is padded while others go on
+            return None  # it has ended, and others go on
         text = self._as_text(ids)
-        if self.as_tokens and (cut := self._settled(text)) is not None:
-            settled, rest = cut
-            [context] = self.covers.read([None], [settled], [0.0])
-            return self.covers.start([context])[0], list(rest)
+        return (self._settled(text) if self.as_tokens else None) or text
+
+    def _from_first_byte(self, text: bytes) -> State:
+        """The state in front of a text."""
         in_front = b"" if text.startswith(b" ") and not self._doubled else self._space
         if in_front not in self.starts:
             [context] = self.covers.read([None], [self._first()], [0.0])
@@ -50,7 +65,7 @@ class PromptReader:
             for byte in in_front:
                 [state] = self.covers.advance([state], [byte])
             self.starts[in_front] = state
-        return self.starts[in_front], list(text)
+        return self.starts[in_front]
 
     def _first(self) -> list[int]:
         """What a text begins with: what the tokenizer puts there or, as the first token must follow something, a begin or end of text."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ class ByteReader:
         for text in asked:
             for n in {max(text.lengths), *(n for n in text.lengths if n < text.boundary)}:  # a part of a prompt is a prompt
                 wanted[_key(text, n)] = min([n, *(m for m in text.lengths if m >= text.boundary)])
-        going = [self._begun(*key, shortest) for key, shortest in wanted.items()]
+        going = self._begun(wanted)
         while going:
             for each in going:
                 if not each.pending:
@@ -90,14 +90,23 @@ class ByteReader:
             self.states.popitem(last=False)
         return [[found[key] if key in found else self.states[key] for key in row] for row in keys]
 
-    def _begun(self, boundary: int, content: bytes, shortest: int) -> _Going:
+    def _begun(self, wanted: Mapping[Key, int]) -> list[_Going]:
+        """The texts on their way to the shortest lengths that are asked for, from the longest beginning that is known, or the prompt."""
+        going = {key: self._known(*key, shortest) for key, shortest in wanted.items()}
+        fresh = [key for key, known in going.items() if known is None]
+        if fresh:
+            entered = self.prompts.enter([_ids(content[: _WIDTH * boundary]) for boundary, content in fresh])
+            for (boundary, content), (state, pending) in zip(fresh, entered, strict=True):
+                going[boundary, content] = _Going(content, boundary, state, boundary, pending)
+        return [each for each in going.values() if each is not None]
+
+    def _known(self, boundary: int, content: bytes, shortest: int) -> _Going | None:
         for n in range(shortest, max(boundary, shortest - _STATES) - 1, -1):
             key = boundary, content[: _WIDTH * n]
             if key in self.states:
                 self.states.move_to_end(key)
                 return _Going(content, boundary, self.states[key], n, [])
-        state, pending = self.prompts.enter(_ids(content[: _WIDTH * boundary]))
-        return _Going(content, boundary, state, boundary, pending)
+        return None
 
     def _step(self, going: Sequence[_Going]) -> None:
         """One byte more of every text."""

@@ -28,38 +28,55 @@ _WHOLE = (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
 )
-_PIECES = 32  # how many short ones before they are put together
+_ROOM = 32  # tokens that a line has room for beyond those that it holds
+
+
+class _Line:
+    """Room for the keys and values of one sequence in one layer, `(1, heads, room, size)`; `used` says how many tokens are there."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
+        self.parts = tuple(part.new_empty((*part.shape[:-2], room, part.shape[-1])) for part in (keys, values))
+        self.used = 0
+        self.add(keys, values)
+
+    def add(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        end = self.used + keys.shape[-2]
+        for part, more in zip(self.parts, (keys, values), strict=True):
+            part[..., self.used : end, :] = more
+        self.used = end
 
 
 @dataclass(frozen=True, eq=False)
-class _Pieces:
-    """Keys and values of a layer that holds all tokens, in pieces `(1, heads, tokens, size)`: those of the beginning are shared."""
+class _Held:
+    """The first tokens of a line: a layer that holds all tokens. Who is first to go on from here goes on in the line, others in a copy."""
 
-    keys: tuple[torch.Tensor, ...]
-    values: tuple[torch.Tensor, ...]
+    line: _Line
+    length: int
 
-    def followed_by(self, keys: torch.Tensor, values: torch.Tensor) -> _Pieces:
-        return _Pieces(_added(self.keys, keys), _added(self.values, values))
-
-
-def _added(pieces: tuple[torch.Tensor, ...], piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    pieces = (*pieces, piece.clone())
-    short = pieces[-_PIECES:]
-    if len(short) == _PIECES and all(each.shape[-2] < _PIECES for each in short):
-        return (*pieces[:-_PIECES], torch.cat(short, dim=-2))
-    return pieces
+    def followed_by(self, keys: torch.Tensor, values: torch.Tensor) -> _Held:
+        length = self.length + keys.shape[-2]
+        if self.line.used == self.length and length <= self.line.parts[0].shape[-2]:
+            self.line.add(keys, values)
+            return _Held(self.line, length)
+        before = [part[..., : self.length, :] for part in self.line.parts]
+        line = _Line(before[0], before[1], length + length // 4 + _ROOM)
+        line.add(keys, values)
+        return _Held(line, length)
 
 
 def together(rows: Sequence[Sequence[Any]], config: Any) -> DynamicCache:
-    """One cache whose rows are sequences of one length; an empty one for sequences without states."""
+    """
+    One cache whose rows are sequences; an empty one for sequences without states. Shorter ones have zeros in front, where all layers hold
+    all tokens; the others are of one length.
+    """
     cache = DynamicCache(config=config)
     if rows[0]:
         cache.layers = [_joined(layers) for layers in zip(*rows, strict=True)]
     return cache
 
 
-def apart(cache: Cache, before: Sequence[Sequence[Any]], read: int) -> list[tuple[Any, ...]]:
-    """The states of every row after `read` more tokens, from those `before`."""
+def apart(cache: Cache, before: Sequence[Sequence[Any]], read: Sequence[int]) -> list[tuple[Any, ...]]:
+    """The states of every row after so many more tokens, from those `before`."""
     for layer in cache.layers:
         if type(layer) is not DynamicLayer and type(layer) not in _WHOLE:
             raise ValueError(
@@ -67,8 +84,8 @@ def apart(cache: Cache, before: Sequence[Sequence[Any]], read: int) -> list[tupl
             )
     return [
         tuple(
-            (known[i] if known else _Pieces((), ())).followed_by(
-                layer.keys[row : row + 1, :, -read:], layer.values[row : row + 1, :, -read:]
+            _gone_on(
+                known[i] if known else None, *(part[row : row + 1, :, -read[row] :] for part in (layer.keys, layer.values))
             )
             if type(layer) is DynamicLayer
             else _row_of(layer, row)
@@ -80,14 +97,24 @@ def apart(cache: Cache, before: Sequence[Sequence[Any]], read: int) -> list[tupl
 
 def _joined(layers: Sequence[Any]) -> Any:
     first = layers[0]
-    if isinstance(first, _Pieces):
+    if isinstance(first, _Held):
         layer = DynamicLayer()
-        layer.lazy_initialization(first.keys[0], first.values[0])
+        layer.lazy_initialization(*first.line.parts)
+        longest = max(each.length for each in layers)
         layer.keys, layer.values = (
-            torch.cat([torch.cat(getattr(each, name), dim=-2) for each in layers]) for name in _BY_NAME
+            part.new_zeros((len(layers), *part.shape[1:-2], longest, part.shape[-1])) for part in first.line.parts
         )  # (rows, heads, tokens, size)
+        for row, each in enumerate(layers):
+            for whole, part in zip((layer.keys, layer.values), each.line.parts, strict=True):
+                whole[row, :, longest - each.length :] = part[0, :, : each.length]
         return layer
     return _mapped(first, lambda get: torch.cat([get(each) for each in layers]))
+
+
+def _gone_on(held: _Held | None, keys: torch.Tensor, values: torch.Tensor) -> _Held:
+    if held is None:
+        return _Held(_Line(keys, values, keys.shape[-2] + _ROOM), keys.shape[-2])
+    return held.followed_by(keys, values)
 
 
 def _row_of(layer: Any, row: int) -> Any:

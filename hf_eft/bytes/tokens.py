@@ -13,6 +13,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 BYTES = 256
+_LEAST = -1e300  # as good as no probability
 _SENTENCEPIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 
@@ -170,12 +171,21 @@ class Node:
             start = high
         return children
 
-    def masses(self, table: torch.Tensor) -> torch.Tensor:
-        """The log-probability of each next byte, `(256,)`, float64, from those of all tokens in order, `(tokens,)`."""
-        values = table[self.open : self.high].double()
-        if not len(values) or (top := values.max()) == -torch.inf:
-            return torch.full((BYTES,), -torch.inf, dtype=torch.float64)
-        return torch.zeros(BYTES, dtype=torch.float64).index_add_(0, self.next, (values - top).exp()).log() + top
+
+def masses(of: Sequence[tuple[torch.Tensor, Node]]) -> torch.Tensor:
+    """For log-probs of all tokens in order, `(tokens,)`, and a node, the log-probability of each next byte, `(pairs, 256)`, float64."""
+    values = torch.cat([table[node.open : node.high] for table, node in of]).double()
+    pairs = torch.arange(len(of)).repeat_interleave(torch.tensor([node.high - node.open for _, node in of]))
+    places = pairs * BYTES + torch.cat([node.next for _, node in of])
+    return grouped_log_sum(values, places, len(of) * BYTES).view(len(of), BYTES)
+
+
+def grouped_log_sum(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """The log of the sums of what values, `(n, ...)`, are the logs of, by group, `(n,)`: `(count, ...)`."""
+    where = groups.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    top = values.new_full((count, *values.shape[1:]), -torch.inf).scatter_reduce_(0, where, values, "amax")
+    top.clamp_(min=_LEAST)  # where there is none, not the difference of two infinities
+    return torch.zeros_like(top).index_add_(0, groups, (values - top[groups]).exp()).log() + top
 
 
 class Lexicon:
@@ -195,10 +205,22 @@ class Lexicon:
         self.ids = torch.tensor([i for _, i in texts])  # (tokens,)
         self.ends = torch.tensor(sorted(i for i in ends if i < width), dtype=torch.long)
         self.root = Node(0, 0, 0, len(texts), [text for text, _ in texts])
+        self._per_byte = self.root.next.bincount(minlength=BYTES)  # (256,): how many tokens begin with it
 
-    def read(self, logits: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Log-probs of the tokens in order, `(tokens,)`, and of the end of text, from logits, `(vocab,)`; nothing else can follow."""
-        ends = logits[self.ends].float()
-        tokens = logits[self.ids].float()
-        total = torch.cat([tokens, ends]).logsumexp(-1)
-        return tokens - total, float(ends.logsumexp(-1) - total) if len(ends) else -torch.inf
+    def read(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+        """
+        Log-probs of the tokens in order, `(rows, tokens)`, and of the end of text, of each row, from logits, `(rows, vocab)`; nothing else
+        can follow.
+        """
+        ends = logits[:, self.ends].float()
+        tokens = logits[:, self.ids].float()
+        total = torch.cat([tokens, ends], dim=-1).logsumexp(-1, keepdim=True)
+        over = ends.logsumexp(-1) - total[:, 0] if ends.shape[-1] else torch.full((len(logits),), -torch.inf)
+        return tokens - total, over.tolist()
+
+    def first(self, tables: torch.Tensor) -> torch.Tensor:
+        """The log-probability of each byte as a token's first, `(rows, 256)`, float64, from log-probs of the tokens, `(rows, tokens)`."""
+        values = tables.double()
+        top = values.amax(-1, keepdim=True).clamp(min=_LEAST)
+        per_byte = self._per_byte.expand(len(tables), -1).contiguous()
+        return torch.segment_reduce((values - top).exp(), "sum", lengths=per_byte, axis=1).log() + top

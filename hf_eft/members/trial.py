@@ -60,6 +60,11 @@ def check_trial(name: str, model: Any, device: torch.device, attention_mask: Any
         )
 
 
+def reads_padding(model: Any, device: torch.device) -> bool:
+    """Whether a model reads a text behind padding as it reads it alone."""
+    return _what_is_found(model, device).get("padding") is None
+
+
 def check_moving(name: str, model: Any, device: torch.device) -> None:
     """Raise if a member would read wrongly what follows states that were moved, as those of rows are that keep fewer drafted tokens."""
     found = _what_is_found(model, device)
