@@ -13,6 +13,9 @@ from .rules.rule import ByRule, Rule
 # number or a rule for each phase.
 Coefficient = float | Sequence[float] | Callable[[int], float] | Rule | ByRule | Mapping[str, float | Rule | ByRule]
 
+# What tuned members are weighted with: no schedule, as weights are added up.
+Weight = float | Rule | ByRule | Mapping[str, float | Rule | ByRule]
+
 
 class ByPhase(Mapping[str, float | ByRule]):
     """A number or a rule for each phase, by its name. Immutable."""

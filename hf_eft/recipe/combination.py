@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .coefficients import ByPhase, Coefficient, at, checked, drafting, mapped, minus, no_number, rules_of, shown, total
+from .coefficients import ByPhase, Coefficient, Weight, at, checked, drafting, mapped, minus, no_number, rules_of, shown, total
 from .described import plain, read
 from .phases import ANSWER, BASE, REFERENCE, TUNED, Phase, check_phases, spelled, speller
 from .rules.rule import ByRule, Rule
@@ -130,7 +130,7 @@ class Combination:
     @classmethod
     def steer(
         cls,
-        weights: Mapping[str, float | Mapping[str, float]],
+        weights: Mapping[str, Weight],
         truncation: Truncation | None = None,
         references: Mapping[str, str] | None = None,
         phases: Sequence[Phase] = (),
@@ -166,9 +166,7 @@ class Combination:
         return cls.emulate(alpha=alpha, truncation=Truncation("base", p), phases=phases)
 
     @classmethod
-    def contrast(
-        cls, strength: float | Mapping[str, float] = 0.5, plausibility: float = 0.1, phases: Sequence[Phase] = ()
-    ) -> Combination:
+    def contrast(cls, strength: Weight = 0.5, plausibility: float = 0.1, phases: Sequence[Phase] = ()) -> Combination:
         """
         Contrastive decoding (arXiv 2210.15097, 2309.09117): `(1 + strength) base - strength reference` where the base finds the token
         plausible.
@@ -185,7 +183,7 @@ class Combination:
         return cls({BASE: scale, REFERENCE: mapped(scale, lambda value: 1.0 - value)}, phases=phases)
 
     @classmethod
-    def mix(cls, weights: Mapping[str, float | Mapping[str, float]], phases: Sequence[Phase] = ()) -> Combination:
+    def mix(cls, weights: Mapping[str, Weight], phases: Sequence[Phase] = ()) -> Combination:
         """Multi-objective decoding (MOD, arXiv 2406.18853): `sum_i w_i tuned_i`, weights that sum to 1, no base and no reference."""
         _check_tuned_names("mix", weights)
         sums = total(list(weights.values()))

@@ -253,6 +253,7 @@ def described(**changes: Any) -> dict[str, Any]:
             r"'tuned' has different rules in different phases, got entropy\(to 2\) and kl\(1, to 2\)",
         ),
         (lambda: Combination.emulate(alpha=Entropy()).coefficient("tuned"), r"is what the rule entropy\(to 2\) says of a token, no number"),
+        (lambda: Combination.from_dict(described(rule=["kl"])), "There is no rule \\['kl'\\], but"),
         (lambda: Combination.from_dict(described(rule="sharp")), "There is no rule 'sharp', but 'kl', 'confidence'"),
         (lambda: Combination.from_dict(described(options={"edge": 1})), "The rule 'kl' has no option 'edge', but 'bound', 'most'"),
         (lambda: Combination.from_dict(described(options=[1])), r"The options of the rule 'kl' must be an object, got \[1\]"),
