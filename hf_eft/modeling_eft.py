@@ -54,7 +54,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
       continuous batching, which refuses what it would not do exactly. Beams and assisted decoding need members whose states can be
       moved and rolled back: those that keep recurrent states outside of their cache are refused by name.
     - **Batching and padding**: any batch, padded on the left (or on the right in `forward`): pass `attention_mask`.
-    - **Forwards per token**: one of each distinct model, however many members it serves as.
+    - **Forwards per token**: one of each distinct model, however many members it serves as; fewer with `generate(skipping=...)`.
     - **Memory**: the members' weights (nothing is copied), a cache for each distinct model, and one float32 buffer of the shape of
       the logits.
     - **Members**: stay usable alone; their configurations and generation configurations are left as they are. Moving or casting

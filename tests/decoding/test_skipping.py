@@ -28,6 +28,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "no cache": {"use_cache": False},
     "prompt in pieces": {"prefill_chunk_size": 4},
     "a processor": {"repetition_penalty": 1.4},
+    "guidance": {"guidance_scale": 1.5},
     "texts that end": {"eos_token_id": 6, "do_sample": True},
 }
 
@@ -46,6 +47,8 @@ def both(combined: Any, inputs: Any, skipping: Any = True, **options: Any) -> tu
 def test_the_tokens_are_those_of_all_members(recipe: str, rows: int) -> None:
     combined, inputs = model(RECIPES[recipe]), prompts(rows)
     for name, options in STRATEGIES.items():
+        if name == "guidance" and recipe != "schedule":
+            continue  # a truncation leaves it differences of `-inf`
         few = rows == 3 or recipe in ("one member", "by tuned", "plausible")
         if few and name not in ("greedy", "sample", "beams", "texts that end"):
             continue
@@ -132,7 +135,7 @@ def test_prompts_that_end_in_an_end_token_have_not_ended() -> None:
 def test_a_rule_that_reads_members_has_these_run() -> None:
     def agreed(log_probs: Any) -> torch.Tensor:
         same = log_probs["tuned"].argmax(-1) == log_probs["base"].argmax(-1)
-        return torch.where(same, 0.0, 0.8)
+        return torch.where(same, 0.8, 0.0)
 
     combined = model(Combination.emulate(alpha=Rule.of(agreed, reads=["base", "tuned"])))
     expected, got = both(combined, prompts(1))

@@ -147,7 +147,17 @@ def test_what_is_seen_and_what_is_read_byte_by_byte() -> None:
         EFTForCausalLM.from_models(**byte_members()).generate(**ids_of(b"ab"), max_new_tokens=2, skipping=True)
 
 
-def test_members_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "is_sharded", lambda member: member is thinking.member("qwen3", 1))
-    with pytest.raises(ValueError, match=r"skipped with members of several processes \('tuned'\)"):
+@pytest.mark.parametrize(
+    "asked, error",
+    [
+        ("is_sharded", r"skipped with members of several processes \('tuned'\)"),
+        (
+            "looks_beside",
+            r"skipped with members quantised by LLM.int8 with a threshold \('tuned'\), .* `llm_int8_threshold=0.0`",
+        ),
+    ],
+)
+def test_members_that_do_not_read_alone(asked: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, asked, lambda member: member is thinking.member("qwen3", 1))
+    with pytest.raises(ValueError, match=error):
         model(RECIPES["schedule"]).generate(**prompts(1), **OPTIONS, skipping=True)

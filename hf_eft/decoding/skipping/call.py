@@ -13,6 +13,7 @@ from ...members.cache import EFTCache
 from ...members.call import PerThread, innermost
 from ...members.devices import is_sharded
 from ...members.members import Members
+from ...members.quantised import looks_beside
 from ...members.releases import CACHE
 from ...members.vocabulary import end_tokens
 from ...recipe.combination import BASE, Combination
@@ -99,6 +100,11 @@ def refuse_members(members: Members) -> None:
             raise _refusal(
                 f"with byte-level members ({name!r}), which read a block as a prompt",
                 "Use members of one vocabulary, or leave it out",
+            )
+        if looks_beside(member.model):
+            raise _refusal(
+                f"with members quantised by LLM.int8 with a threshold ({name!r}), which read a token otherwise beside others",
+                "Quantise with `llm_int8_threshold=0.0`, or leave it out",
             )
         if is_sharded(member.model):
             raise _refusal(f"with members of several processes ({name!r}), which must all run the same models", "Leave it out")
