@@ -21,7 +21,7 @@ from .folders.saving import EFTSavingMixin
 from .members.adapters import by_adapter
 from .members.auto import auto_class
 from .members.cache import EFTCache
-from .members.call import PerThread
+from .members.call import PerThread, innermost
 from .members.checks import check_coefficients, check_mask, check_rows
 from .members.embeds import ids_from_embeds
 from .members.learnt import recommended
@@ -260,6 +260,10 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         check_rows(tokens, cache)
         check_mask(attention_mask, tokens, cache)
         cache = _cache_for(members, cache, use_cache)
+        if (
+            cache is not None and not torch.compiler.is_compiling() and innermost(self) is None
+        ):  # `generate` has checked its prompts
+            cache.check_padding({name: inputs.get("attention_mask") for name, inputs in given})
         pictures = {} if torch.compiler.is_compiling() else take_pictures(kwargs)
         if pictures and (inputs_embeds is not None or position_ids is not None):
             raise ValueError(
