@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
-from .bytes import in_vocabulary
+from .bytes import in_bytes, in_vocabulary
 from .configuration_eft import EFTConfig
 from .decoding.generation import EFTGenerationMixin
 from .decoding.inputs import split_masks
@@ -171,8 +171,8 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         combination.check_names(members.names)
         models = members.models
         model = cls(describe(members, combination), members, combination)
-        if tokenizers and vocabulary is None:
-            model._held_tokenizers = dict(tokenizers)
+        if tokenizers:
+            model._held_tokenizers = dict(tokenizers) if vocabulary is None else in_bytes(tokenizers)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)
