@@ -65,7 +65,7 @@ def test_markers_that_are_texts_need_the_tokenizer_of_bytes() -> None:
     )  # fmt: skip
     inputs = ByteTokenizer()("It is <t>so", return_tensors="pt")
     options: dict[str, Any] = {"max_new_tokens": 9, "eos_token_id": None}
-    spelt = [list(b + OFFSET for b in mark) for mark in (b"<t>", b"</t>")]
+    spelt = [[b + OFFSET for b in mark] for mark in (b"<t>", b"</t>")]
     ids = Combination.emulate(alpha={"think": 1.5, "answer": 0.5}, phases=[Phase("think", *spelt, budget=3)])
     expected = EFTForCausalLM.from_models(
         given["base"], tuned=given["tuned"], reference=given["reference"], combination=ids, vocabulary="bytes",
