@@ -27,7 +27,8 @@ ROOMS: dict[str, Room] = {
         "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced"
         " members_by_name adapters adapters_given adapters_refused"
         " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states"
-        " learnt tune_learnt one_pass static_drafts quantised_refused devices_at_once sight sight_refused replaced_forwards",
+        " learnt tune_learnt one_pass static_drafts quantised_refused devices_at_once sight sight_refused replaced_forwards"
+        " sight_widths sight_dtypes padding_of_own_prompts",
         140,
     ),
     "decoding": Room(
@@ -36,7 +37,8 @@ ROOMS: dict[str, Room] = {
         " roll_back padding caches prompts paged paged_options"
         " paged_refused paged_answers paged_limits"
         " automatic lookup noise given_to_members tokens_left speculative_request recipes vocabulary"
-        " small_combination drafts static_drafts sharded devices_at_once pictures sight thinking thinking_drafts",
+        " small_combination drafts static_drafts sharded devices_at_once pictures sight thinking thinking_drafts"
+        " films thinking_compiled",
         140,
     ),
     "leaves": Room(
