@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
-from .bytes import in_vocabulary
+from .bytes import in_bytes, in_vocabulary
 from .configuration_eft import EFTConfig
 from .decoding.generation import EFTGenerationMixin
 from .decoding.inputs import split_masks
@@ -21,7 +21,7 @@ from .folders.saving import EFTSavingMixin
 from .members.adapters import by_adapter
 from .members.auto import auto_class
 from .members.cache import EFTCache
-from .members.call import PerThread
+from .members.call import PerThread, innermost
 from .members.checks import check_coefficients, check_mask, check_rows
 from .members.embeds import ids_from_embeds
 from .members.learnt import recommended
@@ -172,8 +172,8 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         combination.check_names(members.names)
         models = members.models
         model = cls(describe(members, combination), members, combination)
-        if tokenizers and vocabulary is None:
-            model._held_tokenizers = dict(tokenizers)
+        if tokenizers:
+            model._held_tokenizers = dict(tokenizers) if vocabulary is None else in_bytes(tokenizers)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -262,6 +262,10 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         check_rows(tokens, cache)
         check_mask(attention_mask, tokens, cache)
         cache = _cache_for(members, cache, use_cache)
+        if (
+            cache is not None and not torch.compiler.is_compiling() and innermost(self) is None
+        ):  # `generate` has checked its prompts
+            cache.check_padding({name: inputs.get("attention_mask") for name, inputs in given})
         pictures = {} if torch.compiler.is_compiling() else take_pictures(kwargs)
         if pictures and (inputs_embeds is not None or position_ids is not None):
             raise ValueError(

@@ -111,6 +111,7 @@ TESTS: dict[str, str] = {
     "folders/loading.py": "folders/test_saving.py::test_the_folder_brings_it_back",
     "folders/options.py": "folders/test_options.py::test_dtypes",
     "members/parts.py": "folders/test_saving.py::test_the_folder_brings_it_back",
+    "folders/processing.py": "folders/test_saving_processors.py::test_each_member_s_processor_comes_back",
     "folders/places.py": "folders/test_saving.py::test_the_folder_brings_it_back",
     "folders/recipe.py": "hub/test_hub.py::test_a_recipe_refers_to_commits",
     "files/repositories.py": "folders/test_saving.py::test_the_folder_brings_it_back",

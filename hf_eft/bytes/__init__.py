@@ -287,6 +287,11 @@ def in_vocabulary(
     }
 
 
+def in_bytes(tokenizers: Mapping[str, Any]) -> dict[str, ByteTokenizer]:
+    """The tokenizers of members that are read as bytes: what spells the markers of phases, and writes chats in their templates."""
+    return {name: ByteTokenizer(each) for name, each in tokenizers_of(tokenizers).items()}
+
+
 def _view(
     name: str, model: PreTrainedModel, tokenizers: Mapping[str, Any], made: dict[tuple[int, int], ByteLevelModel]
 ) -> ByteLevelModel:

@@ -97,6 +97,8 @@ class EFTGenerationMixin(
         user_made = getattr(cache, "_is_user_defined", False)
         room = self._request.prompts.longest if self._request.prompts is not None else 0
         attached = EFTCache.attach(cache, self._called_members.distinct_models, room + (max_cache_length if user_made else own))
+        prompts = self._request.prompts
+        attached.check_padding({name: mask for name, (_, mask, _) in prompts.by_name.items()} if prompts is not None else {})
         if speculates and isinstance(cache, StaticCache):
             for name, each in attached.members.items():
                 make_whole(each, room + own)

@@ -53,6 +53,7 @@ class EFTCache(Cache):
     uneven: bool  # its rows ended at different tokens, and stand in line on the right
     apart: bool  # a member has read another prompt, so that its count is its own
     positions: dict[str, Positions | None]  # of members that were shown pictures; `None` where its columns are others by now
+    padded: frozenset[str]  # members with prompts of their own that have padding, which nobody else knows of
     seen_tokens: int  # asked for only where no member's cache counts for all, and such caches are never cropped
     unsettled_tokens: int  # read since the last `crop`
     unread: dict[str, Unread]  # what members that were left out of steps have missed
@@ -98,7 +99,7 @@ class EFTCache(Cache):
         attached.main_member = main
         attached.sibling_caches = siblings
         attached.joints, attached.broken, attached.uneven, attached.apart = {}, False, False, False
-        attached.positions, attached.unread = {}, {}
+        attached.positions, attached.padded, attached.unread = {}, frozenset(), {}
         attached.seen_tokens = attached.unsettled_tokens = 0
         return attached
 
@@ -120,6 +121,25 @@ class EFTCache(Cache):
         """Have a member that was left out of a step read its tokens, `(rows, n)`, before those of the next step that asks it."""
         missed = self.unread.get(name)
         self.unread[name] = Unread(input_ids, position_ids) if missed is None else missed.followed_by(input_ids, position_ids)
+
+    def check_padding(self, masks: Mapping[str, torch.Tensor | None]) -> None:
+        r"""
+        Note which members read prompts of their own with padding, when the first are read.
+
+        Args:
+            masks (`Mapping[str, torch.Tensor or None]`): By member that reads other tokens, which of these are padding.
+
+        Raises:
+            `ValueError`: If such a member goes on, and nobody says where its padding was.
+        """
+        said = {name: mask for name, mask in masks.items() if isinstance(mask, torch.Tensor)}
+        if self.get_seq_length() == 0:
+            self.padded = frozenset(name for name, mask in said.items() if mask.dim() == 2 and not bool(mask.all()))
+        if unsaid := [name for name in self.padded if name not in said]:
+            raise ValueError(
+                f"`cache` holds a prompt of the member {unsaid[0]!r} with padding, of which nothing says where it was. Give the mask of "
+                f"all its tokens, those in the cache and those behind them: `member_inputs={{{unsaid[0]!r}: {{'attention_mask': ...}}}}`."
+            )
 
     def count(self, tokens: int) -> None:
         """Record that all members have read `tokens` more tokens. A number that grows would have every step compiled anew, and
@@ -184,6 +204,7 @@ class EFTCache(Cache):
         self.seen_tokens = self.unsettled_tokens = 0
         for of_a_text in (self.joints, self.positions, self.unread):
             of_a_text.clear()
+        self.padded = frozenset()
         for cache in self.sibling_caches.values():
             cache.reset()
         self.broken = self.uneven = self.apart = False

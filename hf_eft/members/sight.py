@@ -191,7 +191,6 @@ def in_forward(
             name: cache.read_by(name, int(cache.get_seq_length())) for name in cache.positions
         }  # prompts of their own are as long as they are
         rows, count = input_ids.shape
-        # (Without `member_inputs` again, nobody says where padding of a prompt of its own was: its rows have none.)
         longer: dict[str, Any] = {
             name: (input_ids.new_empty(rows, n + count), None, {}) for name, n in read.items() if n != cache.get_seq_length()
         }

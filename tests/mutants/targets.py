@@ -28,7 +28,7 @@ ROOMS: dict[str, Room] = {
         " members_by_name adapters adapters_given adapters_refused"
         " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states"
         " learnt tune_learnt one_pass static_drafts quantised_refused devices_at_once sight sight_refused replaced_forwards"
-        " unread",
+        " sight_widths sight_dtypes padding_of_own_prompts unread",
         140,
     ),
     "decoding": Room(
@@ -38,7 +38,7 @@ ROOMS: dict[str, Room] = {
         " paged_refused paged_answers paged_limits"
         " automatic lookup noise given_to_members tokens_left speculative_request recipes vocabulary"
         " small_combination drafts static_drafts sharded devices_at_once pictures sight thinking thinking_drafts ruled"
-        " skipping skipping_refused",
+        " skipping skipping_refused films thinking_compiled",
         140,
     ),
     "leaves": Room(
