@@ -1,0 +1,50 @@
+"""What the validation people of the first seed choose: of every family an option, of the rules one, and one that is recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from candidates import CONSTANT, PLAIN
+
+Scores = Mapping[str, float]
+Validated = Mapping[str, Mapping[str, Scores]]  # family, option, metric
+CONSTANTS = (PLAIN, CONSTANT, "constant β")
+
+
+def wanted(scores: Scores, refuses: bool = False) -> float:
+    """Facts and form, and what is refused by a model that has to."""
+    found = scores["factuality"] + scores["helpfulness"]
+    return found + (scores["harmlessness"] - scores["overrefusal"] if refuses else 0.0)
+
+
+def is_rule(family: str) -> bool:
+    return family not in CONSTANTS and not family.startswith("truncation")
+
+
+def options(validated: Validated, refuses: bool = False) -> dict[str, str]:
+    """The best option of every family; of equals the first."""
+    return {
+        family: max(found, key=lambda option: round(wanted(found[option], refuses), 9)) for family, found in validated.items()
+    }
+
+
+def rule(validated: Validated, refuses: bool = False) -> str:
+    """The family of the best rule."""
+    best = options(validated, refuses)
+    return max(filter(is_rule, best), key=lambda family: round(wanted(validated[family][best[family]], refuses), 9))
+
+
+def recommended(rows: Mapping[str, Validated]) -> tuple[str, str]:
+    """
+    The rule, as family and option, that is best over all of these rows: one that needs no training, so that it can be recommended to
+    whoever has other models.
+    """
+    shared: dict[tuple[str, str], Any] = {}
+    for validated in rows.values():
+        for family, found in validated.items():
+            for option, scores in found.items():
+                if is_rule(family) and not family.startswith("gate"):
+                    shared.setdefault((family, option), []).append(wanted(scores))
+    complete = {which: sum(values) for which, values in shared.items() if len(values) == len(rows)}
+    return max(complete, key=lambda which: round(complete[which], 9))
