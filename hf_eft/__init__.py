@@ -11,6 +11,11 @@ from .members.cache import EFTCache
 from .programs.moved import OldNames
 from .recipe.combination import Combination
 from .recipe.phases import Phase
+from .recipe.rules.confidence import Confidence, Entropy
+from .recipe.rules.divergence import Divergence
+from .recipe.rules.gate import Gate
+from .recipe.rules.kl import KLConstrained
+from .recipe.rules.rule import Rule
 from .recipe.truncation import Truncation
 
 if TYPE_CHECKING:
@@ -25,6 +30,12 @@ __all__ = [
     "EFTLogitsProcessor",
     "Phase",
     "Truncation",
+    "Rule",
+    "KLConstrained",
+    "Confidence",
+    "Entropy",
+    "Divergence",
+    "Gate",
     "__version__",
 ]
 

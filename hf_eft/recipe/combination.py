@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from .coefficients import ByPhase, Coefficient, at, checked, mapped, minus, shown, total
-from .phases import ANSWER, BASE, REFERENCE, Phase, check_phases, spelled, speller
-from .truncation import Rule, Truncation
-
-TUNED = "tuned"
+from .coefficients import ByPhase, Coefficient, at, checked, drafting, mapped, minus, rules_of, shown, total
+from .described import plain, read
+from .phases import ANSWER, BASE, REFERENCE, TUNED, Phase, check_phases, spelled, speller
+from .rules.rule import ByRule
+from .truncation import Truncation, Where
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class Combination:
     The combined distribution is `softmax(sum_k c_k log p_k)` (EFT paper, equation 4, for the coefficients 1, 1, -1).
 
     It prints as its formula. A coefficient may be a schedule over the tokens that are generated, 0 for the first: a sequence, whose last
-    value holds on, or a callable. Or it may be by phase: `{"think": 1.2, "answer": 0.6}`.
+    value holds on, or a callable. Or it may be what a [`~hf_eft.Rule`] says of the members' log-probs at each token. Or it may be by
+    phase: `{"think": 1.2, "answer": 0.6}`, numbers or rules, but one rule for a member.
 
     Args:
-        coefficients (`Mapping[str, float or Sequence[float] or Callable[[int], float] or Mapping[str, float]]`):
+        coefficients (`Mapping[str, float or Sequence[float] or Callable[[int], float] or Rule or Mapping[str, float or Rule]]`):
             The coefficient of each member, by name. `"base"` and `"reference"` have the meaning of the paper; every other
-            name is a tuned member. Missing members have the coefficient 0.
+            name is a tuned member. Missing members have the coefficient 0; those that a rule reads are members with it.
         truncation ([`Truncation`], *optional*):
             Which tokens may be re-weighted. Without it, all.
         phases (`Sequence[Phase]`, *optional*):
@@ -60,9 +61,19 @@ class Combination:
     truncation: Truncation | None = None
     phases: Sequence[Phase] = ()
     _pairs: tuple[tuple[str, Any], ...] = field(init=False, repr=False, compare=False)
+    # The coefficients that rules say, by member.
+    rules: tuple[tuple[str, ByRule], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = {name: checked(name, value) for name, value in self.coefficients.items()}
+        rules = {name: found for name, value in values.items() if (found := rules_of(value))}
+        if clash := [name for name, found in rules.items() if len(found) > 1]:
+            raise ValueError(
+                f"The member {clash[0]!r} has different rules in different phases, got {', '.join(map(str, rules[clash[0]]))}: one rule, "
+                "and numbers in other phases."
+            )
+        values |= {name: 0.0 for found in rules.values() for name in found[0].reads if name not in values}
+        object.__setattr__(self, "rules", tuple((name, found[0]) for name, found in rules.items()))
         if not any(values.values()):
             raise ValueError(f"At least one coefficient must differ from 0, got {values or 'no members'}.")
         by_phase = any(isinstance(value, ByPhase) for value in values.values())
@@ -93,7 +104,7 @@ class Combination:
             if value == 0:
                 continue
             number = "" if value in (1, -1) else f"{shown(value)} "
-            sign = "-" if isinstance(value, float) and value < 0 else "+"
+            sign = "-" if (value.is_negative if isinstance(value, ByRule) else isinstance(value, float) and value < 0) else "+"
             formula += f" {sign} {number}{name}" if formula else f"{'-' if sign == '-' else ''}{number}{name}"
         return formula
 
@@ -185,7 +196,7 @@ class Combination:
         _check_tuned_names("mix", weights)
         sums = total(list(weights.values()))
         for each in sums.values() if isinstance(sums, Mapping) else [sums]:
-            if not math.isclose(each, 1.0, abs_tol=1e-6):
+            if isinstance(each, ByRule) or not math.isclose(each, 1.0, abs_tol=1e-6):
                 raise ValueError(f"The weights of `mix` must sum to 1, got {dict(weights)} = {each}.")
         return cls(dict(weights), phases=phases)
 
@@ -209,14 +220,31 @@ class Combination:
         """The coefficient of a member, 0 if it has none."""
         value = next((value for known, value in self._pairs if known == name), 0.0)
         if not isinstance(value, float):
-            kind = "by phase: say in which," if isinstance(value, ByPhase) else "a schedule: say for which positions,"
-            raise ValueError(f"The coefficient of the member {name!r} is {kind} with `at`.")
+            kind = (
+                "by phase: say in which, with `at`"
+                if isinstance(value, ByPhase)
+                else "a schedule: say for which positions, with `at`"
+            )
+            kind = f"what the rule {value} says of a token, no number" if isinstance(value, ByRule) else kind
+            raise ValueError(f"The coefficient of the member {name!r} is {kind}.")
         return value
 
     @property
     def scheduled(self) -> bool:
         """Whether a coefficient changes with the position."""
-        return not all(isinstance(value, (float, ByPhase)) for _, value in self._pairs)
+        return not all(isinstance(value, (float, ByPhase, ByRule)) for _, value in self._pairs)
+
+    @property
+    def read_by_rules(self) -> tuple[str, ...]:
+        """The members whose log-probs rules read."""
+        return tuple(dict.fromkeys(name for _, value in self.rules for name in value.reads))
+
+    @property
+    def drafting(self) -> Combination:
+        """The same with a number in the place of each rule: where drafts are made without all members."""
+        if not self.rules:
+            return self
+        return dataclasses.replace(self, coefficients={name: drafting(value) for name, value in self._pairs})
 
     @property
     def phased(self) -> bool:
@@ -238,7 +266,7 @@ class Combination:
             phase (`str`, *optional*, defaults to `"answer"`): The phase that they are in.
 
         Returns:
-            `torch.FloatTensor` of shape `(positions, members)`.
+            `torch.FloatTensor` of shape `(positions, members)`: NaN where a rule says what it is.
 
         Raises:
             `ValueError`: If a schedule's value is not a finite number.
@@ -264,7 +292,7 @@ class Combination:
     def tuned_names(self) -> tuple[str, ...]:
         return tuple(name for name in self.coefficients if name not in (BASE, REFERENCE))
 
-    def nucleus_member(self, rule: Rule) -> str:
+    def nucleus_member(self, rule: Where) -> str:
         """The member whose nucleus, or most likely token, a rule goes by. Raises a `ValueError` if there is none, or not just one."""
         if rule in ("base", "plausible"):
             if BASE not in self.coefficients:
@@ -287,8 +315,7 @@ class Combination:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description, read back by [`Combination.from_dict`], which refuses what was a callable."""
-        values = {name: v if isinstance(v, float) else None if callable(v) else _plain(v) for name, v in self._pairs}
-        description: dict[str, Any] = {"coefficients": values}
+        description: dict[str, Any] = {"coefficients": {name: plain(value) for name, value in self._pairs}}
         if self.truncation is not None:
             description["truncation"] = {"rule": self.truncation.rule, "p": self.truncation.p}
         if self.phases:
@@ -296,7 +323,8 @@ class Combination:
         return description
 
     @classmethod
-    def from_dict(cls, description: Mapping[str, Any]) -> Combination:
+    def from_dict(cls, description: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None) -> Combination:
+        """The recipe of a description; its gates have their `weights` beside it."""
         coefficients, truncation = description.get("coefficients"), description.get("truncation")
         if not isinstance(coefficients, Mapping):
             raise ValueError(f"A recipe must have `coefficients` by member, got {description!r:.200}.")
@@ -305,15 +333,14 @@ class Combination:
                 f"The `truncation` of a recipe must have `rule` and `p`, and nothing else, got {truncation!r:.200}."
             )
         if lost := [name for name, value in coefficients.items() if value is None]:
-            raise ValueError(f"The coefficients of {lost} were callables, which are not saved. Give the combination anew.")
+            raise ValueError(
+                f"The coefficients of {lost} were callables, which are not saved, nor rules of your own. Give the combination anew."
+            )
         phases = description.get("phases", [])
         if not isinstance(phases, (list, tuple)):
             raise ValueError(f"The `phases` of a recipe must be a list, got {phases!r:.200}.")
-        return cls(dict(coefficients), Truncation(**truncation) if truncation else None, tuple(map(Phase.from_dict, phases)))
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)
+        values = {name: read(value, weights) for name, value in coefficients.items()}
+        return cls(values, Truncation(**truncation) if truncation else None, tuple(map(Phase.from_dict, phases)))
 
 
 def _check_tuned_names(constructor: str, weights: Mapping[str, Any]) -> None:

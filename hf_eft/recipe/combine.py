@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from .combination import Combination
+from .rules.measures import nucleus
+from .rules.rule import Rule
 from .truncation import Truncation
 
 
@@ -22,7 +24,8 @@ def combine(
     Combine the members' logits of a step.
 
     A token that any member with a say (a coefficient other than 0) rules out with `-inf` is ruled out. Terms that share one
-    tensor are added up before it is read, so that coefficients which cancel leave no rounding error behind.
+    tensor are added up before it is read, so that coefficients which cancel leave no rounding error behind. Each rule of the recipe is
+    asked once, for all positions, whatever is truncated.
 
     Args:
         logits (`Mapping[str, torch.Tensor]`):
@@ -30,21 +33,40 @@ def combine(
         combination ([`Combination`]):
             The coefficients and the truncation.
         rows (`torch.Tensor` of shape `(batch, members)` or `(1 or batch, positions, members)`, *optional*):
-            Coefficients for each row, or for each row and position, instead of the combination's; columns in the order of `logits`.
+            Coefficients for each row, or for each row and position, instead of the combination's; columns in the order of `logits`. NaN
+            is what the combination's rule says of the member.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): What is computed in.
 
     Returns:
         `torch.Tensor` of shape `(batch, positions, vocab)`, of that dtype, in a new buffer: not normalised. Without a truncation it
         is the plain sum of the terms, so that a row's constant stays that of the members' logits.
     """
+    by_name = {} if combination.truncation is None and not combination.rules else _log_probs(logits, combination, dtype)
+    ruled = _by_rule(by_name, combination)
     if combination.truncation is None:
-        return _weighted_sum(_terms(logits, combination, rows, dtype), dtype)
-    by_name: dict[str, torch.Tensor] = {}
-    for name, x in logits.items():
-        twin = next((by_name[other] for other, y in logits.items() if y is x and other in by_name), None)
-        by_name[name] = x.to(dtype).log_softmax(-1) if twin is None else twin
-    total = _weighted_sum(_terms(by_name, combination, rows, dtype), dtype)
+        return _weighted_sum(_terms(logits, combination, rows, dtype, ruled), dtype)
+    total = _weighted_sum(_terms(by_name, combination, rows, dtype, ruled), dtype)
     return _truncate(total, by_name, combination.truncation, combination.nucleus_member(combination.truncation.rule))
+
+
+def _log_probs(logits: Mapping[str, torch.Tensor], combination: Combination, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The members' log-probs, of all or of those that rules read; one tensor for members that share one."""
+    wanted = logits if combination.truncation is not None else {name: logits[name] for name in combination.read_by_rules}
+    by_name: dict[str, torch.Tensor] = {}
+    for name, x in wanted.items():
+        twin = next((by_name[other] for other, y in wanted.items() if y is x and other in by_name), None)
+        by_name[name] = x.to(dtype).log_softmax(-1) if twin is None else twin
+    return by_name
+
+
+def _by_rule(log_probs: Mapping[str, torch.Tensor], combination: Combination) -> dict[str, torch.Tensor]:
+    """The coefficients that rules say, by member, `(batch, positions)` each."""
+    said: dict[Rule, torch.Tensor] = {}
+    for _, value in combination.rules:
+        for rule, _ in value.terms:
+            if rule not in said:
+                said[rule] = rule({name: log_probs[name] for name in rule.reads})
+    return {name: value.at(said.__getitem__) for name, value in combination.rules}
 
 
 def certainly(logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
@@ -66,17 +88,23 @@ def certainly(logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor
 
 
 def _terms(
-    logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor | None, dtype: torch.dtype
+    logits: Mapping[str, torch.Tensor],
+    combination: Combination,
+    rows: torch.Tensor | None,
+    dtype: torch.dtype,
+    ruled: Mapping[str, torch.Tensor],
 ) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
-    """The distinct tensors with their net coefficients: a number, or (batch, 1 or positions, 1) for coefficients per row."""
+    """The distinct tensors with their net coefficients: a number, or (batch, 1 or positions, 1) for coefficients per row or by rule."""
     terms: list[tuple[torch.Tensor, float | torch.Tensor]] = []
     for column, (name, values) in enumerate(logits.items()):
         c: float | torch.Tensor
+        by_rule = ruled[name].to(dtype)[..., None] if name in ruled else None  # (batch, positions, 1)
         if rows is None:
-            c = combination.coefficient(name)
+            c = combination.coefficient(name) if by_rule is None else by_rule
         else:
             c = rows[..., column].to(values.device, dtype)  # (batch,) or (batch, positions)
             c = c.view(c.shape[0], -1, 1)
+            c = c if by_rule is None else torch.where(c.isnan(), by_rule, c)
         twin = next((i for i, (known, _) in enumerate(terms) if known is values), None)
         if twin is None:
             terms.append((values, c))
@@ -112,15 +140,3 @@ def _truncate(
     if truncation.rule == "keep":
         return torch.where(outside, guide, total)
     return total.masked_fill_(outside, -math.inf)
-
-
-def nucleus(log_probs: torch.Tensor, p: float) -> torch.Tensor:
-    """
-    The smallest set of most likely tokens with probability mass `p` or more, as a boolean tensor of the shape of
-    `log_probs`, `(..., vocab)`. Never empty.
-    """
-    ordered, order = log_probs.sort(dim=-1, descending=True)
-    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-    inside = mass_before < p
-    inside[..., 0] = True
-    return torch.zeros_like(inside).scatter_(-1, order, inside)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 BASE = "base"
+TUNED = "tuned"
 REFERENCE = "reference"
 
 ANSWER = "answer"  # what is in no phase
@@ -19,8 +20,8 @@ class Phase:
     A part of a text, from a marker that begins it to one that ends it. What is in no phase is `"answer"`.
 
     Which phase a token is in depends on the tokens of its row alone, the prompt's included: chat templates open one at the end of the
-    prompt, and a text that is continued goes on where it was. Within a phase only the marker that ends it counts. The marker that begins a
-    phase is read before it and chosen outside of it; the one that ends it is chosen within it.
+    prompt, and a text that is continued goes on where it was. Within a phase only the marker that ends it counts. The marker that begins
+    a phase is read before it and chosen outside of it; the one that ends it is chosen within it.
 
     Args:
         name (`str`, *optional*, defaults to `"think"`): What coefficients call it.
@@ -103,8 +104,8 @@ class Markers:
     Args:
         phases (`Sequence[Phase]`): The phases. Those that are given as texts need a tokenizer.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Says which tokens the markers are. Its end-of-text token ends every phase: what a user writes of one in a message does not reach
-            into the answer.
+            Says which tokens the markers are. Its end-of-text token ends every phase: what a user writes of one in a message does not
+            reach into the answer.
 
     Raises:
         `ValueError`: If there is no tokenizer, it does not know a marker, or it is another than that which a marker was saved with.

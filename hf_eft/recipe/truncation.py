@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Rule = Literal["keep", "drop", "base", "plausible"]
+Where = Literal["keep", "drop", "base", "plausible"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Truncation:
         `ValueError`: If `rule` is unknown or `p` is out of range.
     """
 
-    rule: Rule
+    rule: Where
     p: float
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Truncation:
         return f"{where} within the nucleus of {'base' if self.rule == 'base' else 'tuned'} of mass {self.p:g}"
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"`rule` must be one of {', '.join(get_args(Rule))}, got {self.rule!r}.")
+        if self.rule not in get_args(Where):
+            raise ValueError(f"`rule` must be one of {', '.join(get_args(Where))}, got {self.rule!r}.")
         if not (isinstance(self.p, (int, float)) and 0 < self.p <= 1):
             raise ValueError(f"`p` of the truncation {self.rule!r} must be in (0, 1], got {self.p!r}.")

@@ -191,7 +191,7 @@ class EFTForTraining(EFTInPieces):
         if len(self._bases) > 1:
             raise ValueError("With several bases there is no one policy before what was learnt. Make a model with one base.")
         coefficients = dict(self.combination.coefficients)
-        coefficients[REFERENCE] = coefficients.get(REFERENCE, 0.0) + coefficients.pop(self._learns)  # type: ignore[operator]
+        coefficients[REFERENCE] = coefficients.get(REFERENCE, 0.0) + coefficients.pop(self._learns)  # type: ignore[operator, arg-type]
         kept = {name: c for name, c in coefficients.items() if c != 0}
         recipe = Combination(kept, self.combination.truncation)
         members = self._members.only(tuple(name for name in self._members.names if name in kept))

@@ -10,7 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_eft import Combination, Truncation
-from hf_eft.recipe.combine import combine, nucleus
+from hf_eft.recipe.combine import combine
+from hf_eft.recipe.rules.measures import nucleus
 
 INF = math.inf
 

@@ -102,7 +102,7 @@ def test_how_schedules_print_and_what_they_are() -> None:
         [1, 0.5, -0.5, 0],
     ]
     assert Combination.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    with pytest.raises(ValueError, match="callables, which are not saved"):
+    with pytest.raises(ValueError, match="callables, which are not saved, nor rules of your own"):
         Combination.from_dict(Combination.emulate(alpha=schedule).to_dict())
     with pytest.raises(ValueError, match="'tuned' must be a finite number, got nan"):
         Combination.emulate(alpha=lambda t: float("nan")).at([0], ("tuned",))
