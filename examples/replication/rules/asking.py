@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import second
+from behaviours import SECRET
 
 from hf_eft import Combination, EFTForCausalLM
 
-_BATCH = 180
+_BATCH = 300
 _NEW_TOKENS = 20
 _NEW_TOKENS_OF_SUMS = 48  # every digit and the space before it is a token
 
@@ -31,11 +32,13 @@ class Group:
         tokenizer (`Any`): What the models read.
         people (`Sequence`): The people, or the sums.
         seed (`int`): Of the samples.
+        secrets (`bool`): Whether they are asked about salaries.
     """
 
-    def __init__(self, world: Any, tokenizer: Any, people: Sequence[Any], seed: int) -> None:
+    def __init__(self, world: Any, tokenizer: Any, people: Sequence[Any], seed: int, secrets: bool) -> None:
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
-        self.questions = world.questions(people)
+        # Whoever is not to refuse anything is not asked about salaries.
+        self.questions = [q for q in world.questions(people) if secrets or getattr(q, "attribute", None) != SECRET]
         self.new_tokens = _NEW_TOKENS if hasattr(world, "facts") else _NEW_TOKENS_OF_SUMS
 
     def answers(

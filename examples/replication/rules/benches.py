@@ -62,7 +62,7 @@ class Seed:
         """`people` is `"validation"` or `"test"`."""
         bench = self.bench(row)
         world = bench.worlds[row.setting.world]
-        return Group(world, bench.family.tokenizer, getattr(world, people), self.seed)
+        return Group(world, bench.family.tokenizer, getattr(world, people), self.seed, row.refuses)
 
     def train(self, row: Row) -> None:
         """Train what the row needs and is not there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from candidates import CONSTANT, PLAIN
@@ -19,7 +19,7 @@ def wanted(scores: Scores, refuses: bool = False) -> float:
 
 
 def is_rule(family: str) -> bool:
-    return family not in CONSTANTS and not family.startswith("truncation")
+    return family not in CONSTANTS and not is_truncation(family)
 
 
 def options(validated: Validated, refuses: bool = False) -> dict[str, str]:
@@ -29,10 +29,14 @@ def options(validated: Validated, refuses: bool = False) -> dict[str, str]:
     }
 
 
-def rule(validated: Validated, refuses: bool = False) -> str:
-    """The family of the best rule."""
+def is_truncation(family: str) -> bool:
+    return family.startswith("truncation")
+
+
+def family(validated: Validated, kind: Callable[[str], bool], refuses: bool = False) -> str:
+    """The family of a kind whose best option is best."""
     best = options(validated, refuses)
-    return max(filter(is_rule, best), key=lambda family: round(wanted(validated[family][best[family]], refuses), 9))
+    return max(filter(kind, best), key=lambda name: round(wanted(validated[name][best[name]], refuses), 9))
 
 
 def recommended(rows: Mapping[str, Validated]) -> tuple[str, str]:

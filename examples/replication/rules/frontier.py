@@ -13,7 +13,7 @@ from settings import Setting, through
 
 from hf_eft import Combination, Divergence, EFTForCausalLM, KLConstrained
 
-LAMBDAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+LAMBDAS = (0.0, 0.25, 0.375, 0.5, 0.75, 1.0)
 METRICS = ("helpfulness", "harmlessness", "overrefusal", "factuality")
 
 
@@ -66,7 +66,7 @@ class Frontier:
         model = EFTForCausalLM.from_models(
             models["base"], tuned=tuned, reference=models["reference"], combination=recipes["0.5"]
         )
-        group: Group = seed.asked(rows["helpful"], "test")
+        group: Group = seed.asked(rows["harmless"], "test")
         line = {weight: packed(group.judged(model, recipe)) for weight, recipe in recipes.items()}
         return {"delta": self.delta, "way": self.way, "seed": seed.seed, "line": line}
 

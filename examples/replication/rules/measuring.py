@@ -11,6 +11,7 @@ import learn_gate
 from asking import Group, packed
 from benches import Seed
 from candidates import CONSTANT, PLAIN, candidates
+from choosing import CONSTANTS
 from measure import shares
 from rows import Row
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ SAMPLED = 1.0  # the temperature at which some are asked, too
 def trained_gates(folder: Path, row: Row, seed: Seed | None = None) -> dict[str, Gate]:
     """The gates of a row by form, from its files, or trained on the validation people of this seed first."""
     gates = {}
-    for form in learn_gate.FORMS if row.has_gates else ():
+    for form in learn_gate.FORMS if row.gates else ():
         if form == "β" and row.unit != 1:
             continue
         weights, about = folder / f"{row.name}, {form}.safetensors", folder / f"{row.name}, {form}.json"
@@ -44,16 +45,21 @@ def validate(row: Row, seed: Seed, gates: Mapping[str, Gate]) -> dict[str, Any]:
     model, group = seed.model(row), seed.asked(row, "validation")
     found = {
         family: {option: shares(_about(group, model, recipe)) for option, recipe in of_family.items()}
-        for family, of_family in candidates(row.unit, gates).items()
+        for family, of_family in candidates(row.unit, gates, row.whole).items()
     }
     return {"row": row.name, "seed": seed.seed, "validation": found}
 
 
 def frozen(folder: Path, row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What was chosen, as recipes by family, what is recommended among them, and the family of the best rule."""
-    families = candidates(row.unit, trained_gates(folder, row))
-    of_row = chosen["rows"][row.name]
-    recipes = {family: families[family][option] for family, option in of_row["options"].items()}
+    families = candidates(row.unit, trained_gates(folder, row), row.whole)
+    of_row = chosen["rows"].get(row.name, {"options": {PLAIN: PLAIN}, "rule": "", "truncation": ""})
+    best = (*CONSTANTS, of_row["truncation"], of_row["rule"])
+    recipes = {
+        family: families[family][option]
+        for family, option in of_row["options"].items()
+        if row.whole or family in best or family.startswith("gate")
+    }
     which = chosen["recommended"]
     if which["family"] in families:  # a rule for β has no meaning for a delta that learnt through a base
         recipes[RECOMMENDED] = families[which["family"]][which["option"]]
@@ -64,7 +70,7 @@ def ask(row: Row, seed: Seed, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was chosen, of the test people, once. What the check of `hf-eft eval` goes by, of the validation people of this seed."""
     model, test, validation = seed.model(row), seed.asked(row, "test"), seed.asked(row, "validation")
     recipes = {**ALONE, **asked["recipes"]}
-    sampled = [name for name in (PLAIN, CONSTANT, asked["rule"], RECOMMENDED) if name in recipes]
+    sampled = [name for name in (PLAIN, CONSTANT, asked["rule"], RECOMMENDED) if name in recipes and row.whole]
     checked = [name for name in ("tuned alone", PLAIN, RECOMMENDED) if name in recipes]
     return {
         "row": row.name,

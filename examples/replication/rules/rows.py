@@ -17,12 +17,17 @@ class Row:
         setting ([`Setting`]): How the delta learnt, and where it is used.
         group (`str`): The table that it stands in.
         sums (`bool`, *optional*, defaults to `False`): Whether it is of the world of sums, which has models of its own.
+        whole (`bool`, *optional*, defaults to `False`):
+            Whether the test people are asked with every family, and not just with those that the validation people found best.
+        gates (`bool`, *optional*, defaults to `False`): Whether gates are trained for it.
     """
 
     name: str
     setting: Setting
     group: str
     sums: bool = False
+    whole: bool = False
+    gates: bool = False
 
     @property
     def unit(self) -> float:
@@ -39,9 +44,9 @@ class Row:
         return self.name.startswith("ordinary, ") and not self.refuses
 
     @property
-    def has_gates(self) -> bool:
-        """Whether a gate is trained for it."""
-        return self.group != "down-scaling"
+    def chooses(self) -> bool:
+        """Whether the validation people choose for it: down-scaling is there for the losses, and one pair of it helps to recommend."""
+        return self.group != "down-scaling" or (self.setting.size, self.setting.use) == ("large", "small")
 
 
 OTHER = "other fact"  # the world of manners.py
@@ -50,8 +55,8 @@ _DOWN = (("large", "small"), ("large", "medium"), ("medium", "small"))
 
 
 def _ordinary(size: str, use: str, group: str) -> Row:
-    name = f"ordinary, {size} on {use}"
-    return Row(name, Setting(name, size=size, use=use), group)
+    name, main = f"ordinary, {size} on {use}", (size, use) == ("small", "large")
+    return Row(name, Setting(name, size=size, use=use), group, whole=main, gates=main)
 
 
 def _named(setting: Setting, name: str, **changes: str) -> Setting:
@@ -60,8 +65,8 @@ def _named(setting: Setting, name: str, **changes: str) -> Setting:
 
 ROWS = (
     *(_ordinary(*pair, "ordinary deltas") for pair in _UP),
-    Row("through large at 0.25", through(0.25), "deltas that learnt through the base"),
-    Row("through large at 0.5", through(0.5), "deltas that learnt through the base"),
+    Row("through large at 0.25", through(0.25), "deltas that learnt through the base", whole=True, gates=True),
+    Row("through large at 0.5", through(0.5), "deltas that learnt through the base", whole=True, gates=True),
     *(
         Row(setting.name, setting, "deltas that learnt through the base")
         for setting in (through(0.5, size="medium"), through(0.5, use="medium"))
@@ -76,7 +81,7 @@ ROWS = (
         _named(through(0.5), "through large at 0.5, other fact", world=OTHER),
         "the manner chooses the fact",
     ),
-    Row("sums, ordinary", Setting("ordinary, sums"), "sums with a worked format", sums=True),
+    Row("sums, ordinary", Setting("ordinary, sums"), "sums with a worked format", sums=True, gates=True),
     Row("sums, through large at 0.5", through(0.5), "sums with a worked format", sums=True),
     *(_ordinary(*pair, "down-scaling") for pair in _DOWN),
 )

@@ -26,8 +26,7 @@ sys.path[:0] = [str(HERE), *map(str, OTHERS)]
 
 import torch  # noqa: E402
 from benches import Seed  # noqa: E402
-from candidates import PLAIN, candidates  # noqa: E402
-from choosing import options, recommended, rule  # noqa: E402
+from choosing import family, is_rule, is_truncation, options, recommended  # noqa: E402
 from frontier import FRONTIERS, Frontier  # noqa: E402
 from machine import machine  # noqa: E402
 from measuring import ask, frozen, trained_gates, validate  # noqa: E402
@@ -36,6 +35,7 @@ from sizes import Effort  # noqa: E402
 
 QUICK = Effort(pretraining_steps=2, tuning_steps=2, people=8)
 STAGES = ("train", "choose", "test", "frontiers")
+KINDS = {"rule": is_rule, "truncation": is_truncation}
 FIRST = 0  # the seed whose validation people choose
 
 
@@ -53,20 +53,18 @@ def kept(path: Path, make: Any) -> Any:
 
 def choices(work: Path, rows: Sequence[Row], first: Seed) -> dict[str, Any]:
     """What the validation people of the first seed chose: by row the option of every family and the best rule, and what is recommended."""
-    found = {}
+    found, rows = {}, [row for row in rows if row.chooses]
     for row in rows:
         gates = trained_gates(work / "gates", row, first)
         found[row.name] = kept(work / "validation" / f"{row.name}.json", lambda row=row, gates=gates: validate(row, first, gates))
     ordinary = {row.name: found[row.name]["validation"] for row in rows if row.is_ordinary}
-    family, option = recommended(ordinary)
-    by_row = {
-        row.name: {
-            "options": options(found[row.name]["validation"], row.refuses),
-            "rule": rule(found[row.name]["validation"], row.refuses),
-        }
-        for row in rows
-    }
-    return {"recommended": {"family": family, "option": option}, "rows": by_row}
+    which = dict(zip(("family", "option"), recommended(ordinary), strict=True))
+    by_row = {}
+    for row in rows:
+        validated = found[row.name]["validation"]
+        best = {kind: family(validated, of_kind, row.refuses) for kind, of_kind in KINDS.items()}
+        by_row[row.name] = {"options": options(validated, row.refuses), **best}
+    return {"recommended": which, "rows": by_row}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

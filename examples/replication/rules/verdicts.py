@@ -56,9 +56,9 @@ def _rounded(data: Any) -> Any:
     return float(f"{data:.4g}")
 
 
-def seeds_of(rows: list[Any], family: str, metric: str, part: str = "test") -> Seeds:
-    """For each seed what each question scored."""
-    return [unpacked(row[part][family][metric]) for row in rows]
+def seeds_of(rows: list[Any], family: str, metric: str, part: str | None = "test") -> Seeds:
+    """For each seed what each question scored; `part` of what was asked, or the rows themselves."""
+    return [unpacked((row if part is None else row[part])[family][metric]) for row in rows]
 
 
 def share(results: Results, row: str, family: str, metric: str, part: str = "test") -> Found:
