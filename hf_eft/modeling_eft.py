@@ -228,6 +228,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0): Which positions' logits to return; 0 for all.
             coefficients (`torch.FloatTensor` of shape `(batch, members)` or `(1 or batch, positions, members)`, *optional*):
                 Coefficients for each row, or for each row and token read, instead of the recipe's; columns in the order of `members`.
+                NaN is what the recipe's rule says of a member that has one.
                 Without them, a recipe with a schedule counts from the first token of the sequence, and one with phases reads these
                 from the tokens, which it can without a cache that holds some already.
             certain_tokens (`torch.LongTensor` of shape `(1 or batch, positions)`, *optional*):
@@ -268,7 +269,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
             start = int(cache.get_seq_length()) if cache is not None else 0
             made = self._varying_from(start, tokens, attention_mask)
             coefficients, certain_tokens = made["coefficients"], made.get("certain_tokens")
-        check_coefficients(coefficients, tokens, members.names)
+        check_coefficients(coefficients, tokens, members.names, self.combination.ruled)
         loss_kwargs = {key: kwargs.pop(key) for key in _LOSS_ONLY if key in kwargs}
         refuse_inputs(kwargs)
 

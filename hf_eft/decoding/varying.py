@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationMixin
 
 from ..members.call import innermost
+from ..members.checks import check_finite
 from ..members.members import Members
 from ..recipe.combination import Combination
 from ..recipe.phases import ANSWER, Phase
@@ -59,8 +60,7 @@ class EFTPhasesMixin(GenerationMixin):
                 f"for each of {list(self._members.names)}, got {given}."
             )
         stacked = torch.stack([coefficients[name].detach().cpu().float() for name in names], dim=1)
-        if not bool(torch.isfinite(stacked).all()):
-            raise ValueError("`coefficients` by phase must be finite.")
+        check_finite(stacked, self._members.names, self.combination.ruled)
         return stacked
 
     def _follow(self, input_ids: torch.Tensor) -> tuple[Phases, Strengths]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,8 +120,10 @@ def check_static(models: Mapping[str, PreTrainedModel]) -> None:
             ) from error
 
 
-def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, names: tuple[str, ...]) -> None:
-    """Raise if coefficients given for rows (and tokens) do not fit these, or are no numbers."""
+def check_coefficients(
+    coefficients: torch.Tensor | None, tokens: torch.Tensor, names: tuple[str, ...], ruled: Collection[str] = ()
+) -> None:
+    """Raise if coefficients given for rows (and tokens) do not fit these, or are no numbers; NaN is what the rule of a `ruled` member says."""
     if coefficients is None:
         return
     if not isinstance(coefficients, torch.Tensor):
@@ -134,12 +137,19 @@ def check_coefficients(coefficients: torch.Tensor | None, tokens: torch.Tensor, 
             f"`coefficients` must have a row for each sequence and a column for each of {list(names)}, shape "
             f"({batch}, {len(names)}), got {shape}."
         )
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(coefficients).all()):
-        where = (~torch.isfinite(coefficients)).nonzero()[0].tolist()
-        raise ValueError(
-            f"`coefficients` must be finite, got {coefficients[tuple(where)].item()} for the member {names[where[-1]]!r} in row "
-            f"{where[0]}."
-        )
+    if not torch.compiler.is_compiling():
+        check_finite(coefficients, names, ruled)
+
+
+def check_finite(coefficients: torch.Tensor, names: Sequence[str], ruled: Collection[str]) -> None:
+    """Raise if coefficients, `(..., members)`, are no numbers; NaN is what the recipe's rule says, where the member is among the `ruled`."""
+    by_rule = torch.tensor([name in ruled for name in names], device=coefficients.device)
+    wrong = ~(torch.isfinite(coefficients) | (coefficients.isnan() & by_rule))
+    if bool(wrong.any()):
+        where = wrong.nonzero()[0].tolist()
+        found, name = coefficients[tuple(where)].item(), names[where[-1]]
+        rule = f" The recipe has no rule for {name!r} that NaN could stand for." if math.isnan(found) else ""
+        raise ValueError(f"`coefficients` must be finite, got {found} for the member {name!r} in row {where[0]}.{rule}")
 
 
 def check_rows(tokens: torch.Tensor, cache: Cache | None) -> None:

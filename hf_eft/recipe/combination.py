@@ -235,6 +235,11 @@ class Combination:
         return not all(isinstance(value, (float, ByPhase, ByRule)) for _, value in self._pairs)
 
     @property
+    def ruled(self) -> tuple[str, ...]:
+        """The members whose coefficients rules say, in some phase or in all."""
+        return tuple(name for name, _ in self.rules)
+
+    @property
     def read_by_rules(self) -> tuple[str, ...]:
         """The members whose log-probs rules read."""
         return tuple(dict.fromkeys(name for _, value in self.rules for name in value.reads))

@@ -49,6 +49,26 @@ def combine(
     return _truncate(total, by_name, combination.truncation, combination.nucleus_member(combination.truncation.rule))
 
 
+def filled(logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor) -> torch.Tensor:
+    r"""
+    Coefficients with what the recipe's rules say in the place of NaN.
+
+    Args:
+        logits (`Mapping[str, torch.Tensor]`): As [`combine`] takes them.
+        combination ([`Combination`]): The recipe.
+        rows (`torch.Tensor` of shape `(1 or batch, positions, members)`): Coefficients, columns in the order of `logits`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, positions, members)`, on the device of `rows`.
+    """
+    ruled = _by_rule(_log_probs(logits, combination, torch.float32), combination) if combination.rules else {}
+    columns = [
+        torch.where(rows[..., i].isnan(), ruled[name].to(rows.device), rows[..., i]) if name in ruled else rows[..., i]
+        for i, name in enumerate(logits)
+    ]
+    return torch.stack(torch.broadcast_tensors(*columns), dim=-1)
+
+
 def _log_probs(logits: Mapping[str, torch.Tensor], combination: Combination, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The members' log-probs, of all or of those that rules read; one tensor for members that share one."""
     wanted = logits if combination.truncation is not None else {name: logits[name] for name in combination.read_by_rules}

@@ -15,6 +15,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from ...members.combined import Generates
 from ...members.member import Member
 from ...members.quantised import check_alone
+from ...recipe.combination import Combination
 from ...recipe.phases import ANSWER
 from .options import refusal
 
@@ -183,10 +184,11 @@ def check_options(options: Mapping[str, Any], known: Mapping[str, type], vocab_s
     return options
 
 
-def check_coefficient_rows(coefficients: Any, names: tuple[str, ...], phases: Sequence[str]) -> tuple[Any, ...]:
+def check_coefficient_rows(coefficients: Any, names: tuple[str, ...], recipe: Combination) -> tuple[Any, ...]:
     """The coefficients of a request, a row or a row for each phase. Raise a `ValueError` if they are none."""
     if not isinstance(coefficients, Mapping):
-        return _checked_row(coefficients, names)
+        return _checked_row(coefficients, names, recipe)
+    phases = [phase.name for phase in recipe.phases]
     expected = [ANSWER, *phases]
     if not phases or set(coefficients) != set(expected):
         has = (
@@ -195,11 +197,12 @@ def check_coefficient_rows(coefficients: Any, names: tuple[str, ...], phases: Se
             else "it has none: give the model one, as in `Combination(..., phases=[Phase()])`"
         )
         raise ValueError(f"`coefficients` are by phase, {list(coefficients)}, of which the recipe must know each; {has}.")
-    return tuple(_checked_row(coefficients[phase], names) for phase in expected)
+    return tuple(_checked_row(coefficients[phase], names, recipe) for phase in expected)
 
 
-def _checked_row(coefficients: Sequence[float], names: tuple[str, ...]) -> tuple[float, ...]:
+def _checked_row(coefficients: Sequence[float], names: tuple[str, ...], recipe: Combination) -> tuple[float, ...]:
     row = tuple(float(value) for value in coefficients)
-    if len(row) != len(names) or not all(map(math.isfinite, row)):
+    by_rule = [math.isnan(value) and name in recipe.ruled for name, value in zip(names, row, strict=False)]
+    if len(row) != len(names) or not all(ruled or math.isfinite(value) for ruled, value in zip(by_rule, row, strict=True)):
         raise ValueError(f"`coefficients` must be a finite number for each of {list(names)}, got {list(row)}.")
     return row

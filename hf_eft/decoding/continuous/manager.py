@@ -156,7 +156,7 @@ class EFTBatchingManager(ContinuousBatchingManager):
         options = check_options(options, known, self.model.model.vocab_size)
         if coefficients is not None:
             options["coefficients"] = check_coefficient_rows(
-                coefficients, self.model.members.names, [phase.name for phase in self.model.model.combination.phases]
+                coefficients, self.model.members.names, self.model.model.combination
             )
         new = self._check_length(input_ids, max_new_tokens)
         taken = super().add_request(input_ids, request_id, new, streaming, record_timestamps, eos_token_id, **options)

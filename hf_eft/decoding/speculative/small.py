@@ -29,7 +29,8 @@ class SmallCombination:
     Contract:
 
     - **Recipes**: those with a base and a member `"reference"` that is another model. Coefficients by row, schedules and truncations are
-      those of the call. Others are refused by name in the call.
+      those of the call. A rule, which may have to ask the base, is the number `drafting` of the rule while a draft is made, and itself
+      where it is looked at. Others are refused by name in the call.
     - **Everything else**: as with a member that drafts. With adapters on one model, a drafting step is one pass.
 
     Args:
@@ -63,7 +64,8 @@ class SmallDrafter(MemberDrafter):
         self._all = reading.members
         names = small_members(self._all, combination, by_row)
         super().__init__(names[0], reading)
-        self.name, self.members, self._combination = SMALL, names, combination
+        self.name, self.members, self._combination = SMALL, names, combination.drafting
+        self._rules = {name: rule.drafting for name, rule in combination.rules}
 
     def propose(self, logits: Mapping[str, torch.Tensor], coefficients: torch.Tensor | None) -> torch.Tensor:
         vocabulary, owner = self._all.vocabulary, self._all.owner
@@ -72,7 +74,14 @@ class SmallDrafter(MemberDrafter):
         # One tensor for base and reference, whose coefficients are added up; where they cancel, and for members without a say, any will do.
         base = read.get(owner[REFERENCE], next(iter(read.values())))
         by_name = {name: base if name == BASE else read.get(owner[name], base) for name in self._all.names}
-        return combine(by_name, self._combination, coefficients)
+        return combine(by_name, self._combination, self._numbers(coefficients))
+
+    def _numbers(self, coefficients: torch.Tensor | None) -> torch.Tensor | None:
+        """Coefficients with a number wherever a rule says one, which cannot be asked without the base."""
+        if coefficients is None or not self._rules:
+            return coefficients
+        each = [self._rules.get(name, 0.0) for name in self._all.names]
+        return torch.where(coefficients.isnan(), torch.tensor(each, device=coefficients.device), coefficients)
 
 
 def small_members(members: Members, combination: Combination, by_row: bool) -> tuple[str, ...]:
@@ -87,8 +96,8 @@ def small_members(members: Members, combination: Combination, by_row: bool) -> t
     Raises:
         `ValueError`: If the recipe has no small combination that is smaller than itself.
     """
-    coefficients = dict(combination.coefficients)
-    if not (by_row and BASE in members.names) and not coefficients.get(BASE):
+    coefficients = dict(combination.drafting.coefficients)
+    if not (by_row and BASE in members.names) and not combination.coefficients.get(BASE):
         raise ValueError(
             f"The small combination is the recipe without its base, and {combination} has none: all its members would draft, and nothing "
             "would be left to verify. Let a member draft, or decode without an assistant."
