@@ -37,7 +37,7 @@ def by_conflict(weight: float, unit: float) -> dict[str, Any]:
     return {"helpful": unit - step, "harmless": step, "reference": -unit}
 
 
-WAYS = {"constants": constants, "KL-constrained": constrained, "by conflict": by_conflict}
+WAYS = {"constants": constants, "by conflict": by_conflict, "KL-constrained": constrained}
 DELTAS = {"ordinary": None, "through large at 0.5": 0.5}
 
 
@@ -71,4 +71,4 @@ class Frontier:
         return {"delta": self.delta, "way": self.way, "seed": seed.seed, "line": line}
 
 
-FRONTIERS = tuple(Frontier(delta, way) for delta in DELTAS for way in WAYS)
+FRONTIERS = tuple(Frontier(delta, way) for way in WAYS for delta in DELTAS)

@@ -13,12 +13,13 @@ from benches import Seed
 from candidates import CONSTANT, PLAIN, candidates
 from choosing import CONSTANTS
 from measure import shares
-from rows import Row
+from rows import ROWS, Row
 from safetensors.torch import load_file, save_file
 
 from hf_eft import Combination, Gate
 
-ALONE = {"tuned alone": Combination({"tuned": 1.0}), "base alone": Combination({"base": 1.0})}
+TUNED_ALONE = "tuned alone"
+ALONE = {TUNED_ALONE: Combination({"tuned": 1.0}), "base alone": Combination({"base": 1.0})}
 RECOMMENDED = "recommended"
 SAMPLED = 1.0  # the temperature at which some are asked, too
 
@@ -52,13 +53,12 @@ def validate(row: Row, seed: Seed, gates: Mapping[str, Gate]) -> dict[str, Any]:
 
 def frozen(folder: Path, row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What was chosen, as recipes by family, what is recommended among them, and the family of the best rule."""
-    families = candidates(row.unit, trained_gates(folder, row), row.whole)
-    of_row = chosen["rows"].get(row.name, {"options": {PLAIN: PLAIN}, "rule": "", "truncation": ""})
-    best = (*CONSTANTS, of_row["truncation"], of_row["rule"])
+    like = next(each for each in ROWS if each.name == row.like)
+    of_row = chosen["rows"][row.like]
+    families = candidates(row.unit, trained_gates(folder, like))
+    best = (*CONSTANTS, of_row["truncation"], of_row["rule"]) if row.group != "down-scaling" else (PLAIN,)
     recipes = {
-        family: families[family][option]
-        for family, option in of_row["options"].items()
-        if row.whole or family in best or family.startswith("gate")
+        family: families[family][option] for family, option in of_row["options"].items() if row.whole or family in best
     }
     which = chosen["recommended"]
     if which["family"] in families:  # a rule for β has no meaning for a delta that learnt through a base
@@ -69,13 +69,13 @@ def frozen(folder: Path, row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
 def ask(row: Row, seed: Seed, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was chosen, of the test people, once. What the check of `hf-eft eval` goes by, of the validation people of this seed."""
     model, test, validation = seed.model(row), seed.asked(row, "test"), seed.asked(row, "validation")
-    recipes = {**ALONE, **asked["recipes"]}
+    recipes = {name: recipe for name, recipe in ALONE.items() if row.whole or name == TUNED_ALONE} | asked["recipes"]
     sampled = [name for name in (PLAIN, CONSTANT, asked["rule"], RECOMMENDED) if name in recipes and row.whole]
-    checked = [name for name in ("tuned alone", PLAIN, RECOMMENDED) if name in recipes]
+    checked = [name for name in (TUNED_ALONE, PLAIN, RECOMMENDED) if name in recipes]
     return {
         "row": row.name,
         "seed": seed.seed,
-        "options": asked["options"],
+        "options": {name: asked["options"][name] for name in recipes if name in asked["options"]},
         "rule": asked["rule"],
         "test": {name: packed(_about(test, model, recipe)) for name, recipe in recipes.items()},
         "test, sampled": {name: packed(_about(test, model, recipes[name], SAMPLED)) for name in sampled},

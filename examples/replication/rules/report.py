@@ -80,7 +80,7 @@ def verdicts_table(results: Any) -> list[str]:
         "", "rule", *(f"{what} − {other}'s" for other in (PLAIN, "best constant α") for what in ("form", "facts")), "better than both"
     )
     for row, rows in results["test"].items():
-        if ROW[row].chooses and CONSTANT in rows[0]["test"]:
+        if CONSTANT in rows[0]["test"]:
             for family in dict.fromkeys((rows[0]["rule"], RECOMMENDED)):
                 if family in rows[0]["test"]:
                     found = verdict(results, row, family)
@@ -94,9 +94,8 @@ def recovered_table(results: Any) -> list[str]:
     """Up-scaling small to large with ordinary deltas."""
     lines = head("", "option", "form recovered")
     for family in results["test"]["ordinary, small on large"][0]["test"]:
-        if family not in ("base alone", "tuned alone"):
-            option = option_of(results, "ordinary, small on large", family)
-            lines.append(f"| {family} | {option} | {recovered(results, family).shown(sign=True)} |")
+        if family not in ("base alone", "tuned alone") and (found := recovered(results, family)):
+            lines.append(f"| {family} | {option_of(results, 'ordinary, small on large', family)} | {found.shown(sign=True)} |")
     return lines
 
 

@@ -53,7 +53,7 @@ def kept(path: Path, make: Any) -> Any:
 
 def choices(work: Path, rows: Sequence[Row], first: Seed) -> dict[str, Any]:
     """What the validation people of the first seed chose: by row the option of every family and the best rule, and what is recommended."""
-    found, rows = {}, [row for row in rows if row.chooses]
+    found, rows = {}, [row for row in ROWS if row.name in {each.like for each in rows}]
     for row in rows:
         gates = trained_gates(work / "gates", row, first)
         found[row.name] = kept(work / "validation" / f"{row.name}.json", lambda row=row, gates=gates: validate(row, first, gates))
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, next to no training")
     parser.add_argument("--seeds", type=int, help="how many; 5, or 1 with --quick")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="all if left out")
-    parser.add_argument("--rows", nargs="*", help="names of rows; all if left out")
+    parser.add_argument("--rows", nargs="*", help="names of rows, or of frontiers; all if left out")
     parser.add_argument("--work", type=Path, help="where models and results are kept; a folder `trained` beside this file")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)  # one thread beats two for models this small
@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "choose" in args.stages:
         chosen = choices(work, rows, seeds[FIRST])
         (work / "chosen.json").write_text(json.dumps(chosen, indent=1, ensure_ascii=False) + "\n")
-    for stage, jobs, make in (("test", rows, ask), ("frontiers", FRONTIERS, Frontier.measure)):
+    frontiers = [each for each in FRONTIERS if args.rows is None or each.name in args.rows]
+    for stage, jobs, make in (("test", rows, ask), ("frontiers", frontiers, Frontier.measure)):
         for seed in seeds if stage in args.stages else ():
             chosen = json.loads((work / "chosen.json").read_text())
             for job in jobs:

@@ -17,7 +17,6 @@ from hf_eft.tiny.texts import ENDINGS, OPENINGS
 
 Pair = tuple[int, int]
 CORES = {"{sum}.": 9, "{a} + {b} = {sum}.": 9, "I think {sum}.": 2}
-ASKED = 300  # sums that fine-tuning does not show, for each of validation and test
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,11 @@ class SumsWorld:
     pairs: list[Pair] = field(repr=False, default_factory=list)
 
     @classmethod
-    def make(cls, seed: int) -> SumsWorld:
+    def make(cls, seed: int, asked: int = 300) -> SumsWorld:
+        """`asked` sums that fine-tuning does not show, for each of validation and test."""
         pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
         random.Random(seed).shuffle(pairs)
-        return cls(pairs[: len(pairs) // 2], pairs[-2 * ASKED : -ASKED], pairs[-ASKED:], pairs)
+        return cls(pairs[: len(pairs) // 2], pairs[-2 * asked : -asked], pairs[-asked:], pairs)
 
     def pretraining(self, rng: random.Random) -> Iterator[str]:
         """Sums as they stand, what a forum answers, and the words of the worked format about other digits."""
@@ -102,6 +102,11 @@ class SumsWorld:
     def questions(self, pairs: Sequence[Pair]) -> list[Sum]:
         return [Sum(*pair) for pair in pairs]
 
+    def judge(self, questions: Sequence[Sum], replies: Sequence[str]) -> dict[str, list[float]]:
+        """The metrics of [`Sum.judge`]."""
+        found = [question.judge(reply) for question, reply in zip(questions, replies, strict=True)]
+        return {metric: [each[metric] for each in found] for metric in found[0]}
+
 
 def make_tokenizer(world: SumsWorld, seed: int) -> Any:
     """A byte-level BPE of words in which every digit is one token."""
@@ -124,7 +129,7 @@ class SumsFamily(Family):
 
     def __init__(self, folder: Path, seed: int, effort: Effort) -> None:
         super().__init__(folder, seed, effort)
-        self.world: Any = SumsWorld.make(1000 + seed)
+        self.world: Any = SumsWorld.make(1000 + seed, asked=5 * effort.people // 4)  # as many questions as people are asked
 
     def prepare(self) -> None:
         if not (self.folder / "tokenizer").exists():

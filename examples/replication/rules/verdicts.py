@@ -17,7 +17,7 @@ from hf_eft.evaluation.intervals import Items
 from hf_eft.evaluation.intervals import of_difference as of_items
 
 MARGIN = 0.02  # facts are not lost if the interval of the difference is above minus this
-SMALLEST = 0.1  # ends of a line that are nearer than this have no chord
+SMALLEST = 0.1  # ends of a line that are nearer than this have no chord, and a gap that is smaller no shares
 Results = Mapping[str, Any]
 
 
@@ -82,14 +82,19 @@ def verdict(results: Results, row: str, family: str) -> dict[str, Any]:
     return found
 
 
-def recovered(results: Results, family: str) -> Found:
-    """The share of the form between the small and the large tuned model that the large base with a small ordinary delta has."""
+def recovered(results: Results, family: str) -> Found | None:
+    """
+    The share of the form between the small and the large tuned model that the large base with a small ordinary delta has; `None` where
+    there is no gap to share.
+    """
     of_row, ceilings = results["test"]["ordinary, small on large"], results["test"]["ordinary, large on small"]
 
     def form(rows: list[Any], name: str) -> list[float]:
         return [sum(each) / len(each) for each in seeds_of(rows, name, "helpfulness")]
 
     floors, tops, values = form(of_row, "tuned alone"), form(ceilings, "tuned alone"), form(of_row, family)
+    if any(abs(top - low) < SMALLEST for top, low in zip(tops, floors, strict=True)):
+        return None
     return of_means([(v - low) / (top - low) for v, low, top in zip(values, floors, tops, strict=True)])
 
 
