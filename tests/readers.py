@@ -23,7 +23,7 @@ from reader_files import models, of_file, of_json, place, replaced
 from hf_eft import Combination, EFTConfig, hub
 from hf_eft.bytes.tokens import token_bytes
 from hf_eft.cli.models import parsed_truncation
-from hf_eft.cli.options import generation_options, named_numbers
+from hf_eft.cli.options import generation_options, named_numbers, strengths
 from hf_eft.evaluation import Evaluation
 from hf_eft.evaluation.custom_data import METRICS, custom_task
 from hf_eft.evaluation.resume import Store
@@ -180,6 +180,7 @@ def _command_line(data: bytes) -> None:
     for read in (
         lambda: generation_options(arguments),
         lambda: named_numbers(arguments, "--weight"),
+        lambda: strengths(arguments, "--weight"),
         lambda: parsed_truncation(arguments[0]),
     ):
         try:

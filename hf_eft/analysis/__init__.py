@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..decoding.phases import Phases, Strengths, markers_of
+from ..members.checks import check_numbers
 from ..modeling_eft import EFTForCausalLM
 from ..prompts import MemberPrompts
 from ..prompts.pictures import take_pictures
 from ..recipe.combination import BASE, REFERENCE, Combination
-from ..recipe.combine import certainly, combine
+from ..recipe.combine import certainly, combine, filled
 from .effects import Effects
 from .passage import Passage
 from .records import Analysis, Shift, TokenRecord
@@ -99,15 +101,18 @@ def analyse(
     for piece, logits in passage.read(members):
         varies = model.combination.scheduled or model.combination.phased
         rows = coefficients if coefficients is not None else weights[None, piece] if varies else None
+        if model.combination.rules:
+            weights[piece] = filled(logits, model.combination, weights[None, piece])[0]
         combined = members.vocabulary.widen(combine(logits, model.combination, rows), members.vocabulary.size)
         combined = certainly(combined, None if certain is None else certain[:, piece])[0]
         effects = Effects.of(
             _log_probs(logits), combined.log_softmax(-1), tokens[piece].to(combined.device), weights[piece].to(combined.device),
             against, tuple(pairs), _LISTED,
         )  # fmt: skip
-        deltas, delta = _deltas(effects.said, pairs, dict(zip(members.names, weights[piece].T.tolist(), strict=True)))
+        by_name = dict(zip(members.names, weights[piece].T.tolist(), strict=True))
+        deltas, delta = _deltas(effects.said, pairs, by_name)
         for i, token in enumerate(map(Token, tokens[piece].tolist(), said[piece])):
-            records.append(_record(effects, i, token, against, deltas, delta, records[-1] if records else None, texts))
+            records.append(_record(effects, i, token, by_name, against, deltas, delta, records[-1] if records else None, texts))
     return Analysis(
         prompt=prompt if isinstance(prompt, str) else texts.decode(passage.prompt.tolist()),
         continuation="".join(said),
@@ -162,6 +167,11 @@ def rewards(
     pairs = {name: other for name, other in _pairs(members.names, references).items() if other is not None}
     if not pairs:
         raise ValueError(f"No tuned member has a reference to be compared with: the members are {list(members.names)}.")
+    if len(pairs) > 1 and model.combination.rules:
+        raise ValueError(
+            f"The rewards of {list(pairs)} are weighted as in the recipe, whose rules are asked of all members: "
+            f"{model.combination}. Give the model a recipe of numbers."
+        )
     ranked = []
     for continuation in continuations:
         passage = Passage.of(tokenizer, prompt, continuation)
@@ -202,18 +212,22 @@ def _weights(
         if coefficients is None:
             return strengths.coefficients(states, lambda: [range(count)], [0], 1)[0], certain
     if coefficients is None:
-        return combination.at(range(count if combination.scheduled else 1), names).expand(count, -1), None
+        return combination.at(range(count if combination.scheduled else 1), names).repeat(
+            1 if combination.scheduled else count, 1
+        ), None
     if coefficients.shape != (1, len(names)):
         raise ValueError(
             f"`coefficients` must have the shape (1, {len(names)}), a column for each member, got {tuple(coefficients.shape)}."
         )
-    return coefficients.float().cpu().expand(count, -1), certain
+    check_numbers(coefficients, names, combination.ruled)
+    return coefficients.float().cpu().repeat(count, 1), certain
 
 
 def _recipe(model: EFTForCausalLM, coefficients: torch.Tensor | None) -> Combination:
     if coefficients is None:
         return model.combination
-    given = dict(zip(model._members.names, coefficients[0].tolist(), strict=True))
+    given: dict[str, Any] = dict(zip(model._members.names, coefficients[0].tolist(), strict=True))
+    given |= {name: rule for name, rule in model.combination.rules if math.isnan(given[name])}
     return Combination(given, model.combination.truncation, model.combination.phases)
 
 
@@ -243,6 +257,7 @@ def _record(
     effects: Effects,
     i: int,
     token: Token,
+    weights: Mapping[str, list[float]],
     against: str,
     deltas: Mapping[str, list[float]],
     delta: list[float],
@@ -263,6 +278,7 @@ def _record(
         token=token,
         log_prob=effects.said_combined[i],
         log_probs=at(effects.said),
+        coefficients=at(weights),
         lift=effects.said_combined[i] - effects.said[against][i],
         delta=delta[i] if delta else None,
         deltas=own,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..recipe.rules.measures import kl
+
 _LEAST = 1e-6  # a change of probability that is more than rounding
 
 
@@ -87,12 +89,6 @@ class Effects:
 def total_variation(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """`1/2 sum |p - q|` of distributions, `(..., vocab)`: `(...,)`, 0 to 1."""
     return (0.5 * (p - q).abs().sum(-1)).clamp(max=1.0)
-
-
-def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """`sum p log(p / q)` of distributions given as log-probs, `(..., vocab)`: `(...,)`, nats; `inf` where q rules out what p does not."""
-    mass = p.exp()
-    return torch.where(mass > 0, mass * (p - q), 0.0).sum(-1).clamp(min=0.0)  # 0 log 0 is 0
 
 
 def _of(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -158,6 +158,8 @@ def _values(analysis: Analysis) -> dict[str, list[float | None]]:
         values["reward"] = [record.reward for record in records]
     if len(analysis.tuned) > 1:
         values |= {f"delta_{name}": [record.deltas[name] for record in records] for name in records[0].deltas}
+    if len({tuple(record.coefficients.values()) for record in records}) > 1:
+        values |= {f"coefficient_{name}": [record.coefficients[name] for record in records] for name in records[0].coefficients}
     values["kl"] = [record.kl[against] for record in records]
     return values | {f"acceptance_{name}": [record.acceptance[name] for record in records] for name in analysis.tuned}
 
@@ -168,7 +170,7 @@ def _quantities(analyses: Sequence[Analysis], columns: list[dict[str, Any]]) -> 
     against = " or ".join(dict.fromkeys(analysis.against for analysis in analyses))
     described = []
     for key in keys:
-        kind, _, name = key.partition("_") if key.startswith(("delta_", "acceptance_")) else (key, "", "")
+        kind, _, name = key.partition("_") if key.startswith(("delta_", "acceptance_", "coefficient_")) else (key, "", "")
         label, about, drawn, unit = _DESCRIBED[kind]
         sizes = sorted(abs(v) for each in columns for v in each["values"].get(key, []) if v is not None)
         bounded = kind in ("total_variation", "acceptance")
@@ -197,6 +199,7 @@ _DESCRIBED = {
     "lift": ("lift", "By how much the combination raised this token's log-prob over {against}'s.", "diverging", "nats"),
     "delta": ("delta", "What {tuned} thinks more of this token than its reference does: the log ratio.", "diverging", "nats"),
     "reward": ("reward so far", "The sum of the deltas up to this token: the implicit reward.", "diverging", "nats"),
+    "coefficient": ("coefficient", "What the log-prob of {tuned} is multiplied by here.", "diverging", ""),
     "kl": ("KL divergence", "Divergence of the combination from {against}.", "sequential", "nats"),
     "acceptance": ("acceptance", "How likely a draft by {tuned} is accepted here, when sampling.", "sequential", ""),
 }

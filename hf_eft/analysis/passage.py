@@ -46,8 +46,8 @@ class Passage:
         pictures: Mapping[str, Any] | None = None,
     ) -> Passage:
         """
-        From texts or tokens. Two texts are written as one, where that leaves the prompt's tokens as they are, so that a word has the tokens
-        that it has in running text.
+        From texts or tokens. Two texts are written as one, where that leaves the prompt's tokens as they are, so that a word has the
+        tokens that it has in running text.
         """
         before = prompt_ids(tokenizer, prompt)
         if isinstance(continuation, str):

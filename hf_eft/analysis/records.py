@@ -30,6 +30,7 @@ class TokenRecord:
         token (`Token`): Its id, and the text that it adds.
         log_prob (`float`): The combination's log-prob of it.
         log_probs (`Mapping[str, float]`): The members', by name.
+        coefficients (`Mapping[str, float]`): What the members' log-probs were multiplied by here, by name.
         lift (`float`): By how much the combination lifted it, over the member that it is compared with.
         delta (`float`, *optional*): The log ratio of tuned and reference; of several tuned members, the sum weighted as in the recipe.
         deltas (`Mapping[str, float]`): The log ratio of each tuned member and its reference.
@@ -39,7 +40,8 @@ class TokenRecord:
         choices (`Mapping[str, Token]`): The members', by name.
         changed (`bool`): Whether `choice` is another than that of the member that is compared with.
         changed_by (`str`, *optional*):
-            Whose term has the largest share in that: in the margin of the one choice over the other. `"truncation"` if no member's has any.
+            Whose term has the largest share in that: in the margin of the one choice over the other. `"truncation"` if no member's has
+            any.
         total_variation (`Mapping[str, float]`): Between the combination and each member, 0 to 1.
         kl (`Mapping[str, float]`): Divergence of the combination from each member.
         tuned_total_variation (`Mapping[str, float]`): Between each tuned member and the member that is compared with.
@@ -56,6 +58,7 @@ class TokenRecord:
     token: Token
     log_prob: float
     log_probs: Mapping[str, float]
+    coefficients: Mapping[str, float]
     lift: float
     delta: float | None
     deltas: Mapping[str, float]
@@ -82,6 +85,7 @@ class TokenRecord:
             "token": self.token.text,
             "log_prob": self.log_prob,
             **_named("log_prob", self.log_probs),
+            **_named("coefficient", self.coefficients),
             "lift": self.lift,
             **({} if self.delta is None else {"delta": self.delta, "reward": self.reward}),
             **_named("delta", self.deltas),
@@ -149,8 +153,8 @@ class Analysis:
         Returns:
             `dict[str, Any]`: Flat and JSON-able: `tokens`; `log_prob` of the continuation and `log_prob_<member>`; `reward` and
             `reward_<tuned member>` (sums of log ratios); the share of tokens whose choice was `changed`; means over the tokens of
-            `total_variation_<member>`, `kl_<member>`, `acceptance_<tuned member>` and `agrees_<tuned member>`; `recipe` and `against`. What
-            is not finite is `None`.
+            `total_variation_<member>`, `kl_<member>`, `acceptance_<tuned member>` and `agrees_<tuned member>`; `recipe` and `against`.
+            What is not finite is `None`.
         """
         last = self.records[-1]
         flat: dict[str, Any] = {

@@ -17,7 +17,7 @@ from ..recipe.phases import Phase
 from ..recipe.shorthands import recipe
 from ..recipe.truncation import Truncation
 from .app import notes, said
-from .options import by_phase, named, named_numbers, number, option
+from .options import by_phase, named, number, option, strengths
 
 _MODELS, _RECIPE, _RUNNING = "Models", "Recipe", "How the models run"
 _ENDS = 2**16  # bytes at both ends of a file that tell it from another
@@ -45,17 +45,22 @@ class Composition:
         list[str] | None,
         option(
             _RECIPE,
-            "Strength of what fine-tuning changed (1 if nothing is given). By phase: --alpha think=1.2 --alpha answer=0.6.",
-            metavar="[PHASE=]NUMBER",
+            "Strength of what fine-tuning changed (1 if nothing is given). By phase: --alpha think=1.2 --alpha answer=0.6. By rule, at "
+            "each token: --alpha kl:bound=1,most=2; or confidence, entropy, divergence.",
+            metavar="[PHASE=]NUMBER_OR_RULE",
         ),
     ] = None
     beta: Annotated[
         list[str] | None,
-        option(_RECIPE, "Amplification of what scale changed, instead of alpha. By phase too.", metavar="[PHASE=]NUMBER"),
+        option(
+            _RECIPE,
+            "Amplification of what scale changed, instead of alpha. By phase and rule too.",
+            metavar="[PHASE=]NUMBER_OR_RULE",
+        ),
     ] = None
     weight: Annotated[
         list[str] | None,
-        option(_RECIPE, "The weight of a tuned model, as in --weight helpful=0.7; for each.", metavar="NAME=NUMBER"),
+        option(_RECIPE, "The weight of a tuned model, as in --weight helpful=0.7; for each.", metavar="NAME=NUMBER_OR_RULE"),
     ] = None
     truncation: Annotated[
         str | None,
@@ -104,7 +109,7 @@ class Composition:
             if self.budget:
                 raise typer.BadParameter("say the strength as well, as in --alpha 1", param_hint="--budget")
             return None
-        weights = named_numbers(self.weight, "--weight") or None
+        weights = strengths(self.weight, "--weight") or None
         alpha, beta = by_phase(self.alpha, "--alpha"), by_phase(self.beta, "--beta")
         try:
             phases = self._budgeted(phases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
@@ -11,8 +12,11 @@ import typer
 
 from ..files.json_lines import parsed
 from ..programs.options import check_name, read_options
+from ..recipe.rules.known import rule_of_text
+from ..recipe.rules.rule import Rule
 
 _PYTHON = {"True": True, "False": False, "None": None}  # as those write them who read transformers' documentation
+_NAMED = re.compile(r"\w+=")  # before a rule's options stands a colon
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,20 +92,34 @@ def _value(text: str) -> Any:
         return text
 
 
+def by_phase(given: list[str] | None, option: str) -> float | Rule | dict[str, float | Rule] | None:
+    """`["0.8"]` as a number, `["kl:bound=1"]` as a rule, `["think=kl", "answer=0.6"]` as numbers and rules by phase."""
+    if not given:
+        return None
+    if any(_NAMED.match(each) for each in given):
+        return strengths(given, option)
+    if len(given) > 1:
+        raise typer.BadParameter("given twice; for phases, as in think=1.2", param_hint=option)
+    return strength(given[0], option)
+
+
 def named_numbers(given: list[str] | None, option: str) -> dict[str, float]:
     """`["helpful=0.7", "harmless=0.3"]` as numbers by name."""
     return {name: number(value, option) for name, value in named(given, option).items()}
 
 
-def by_phase(given: list[str] | None, option: str) -> float | dict[str, float] | None:
-    """`["0.8"]` as a number, `["think=1.2", "answer=0.6"]` as numbers by phase."""
-    if not given:
-        return None
-    if any("=" in each for each in given):
-        return named_numbers(given, option)
-    if len(given) > 1:
-        raise typer.BadParameter("given twice; for phases, as in think=1.2", param_hint=option)
-    return number(given[0], option)
+def strengths(given: list[str] | None, option: str) -> dict[str, float | Rule]:
+    """`["helpful=0.7", "harmless=kl:tuned=harmless"]` as numbers and rules by name."""
+    return {name: strength(value, option) for name, value in named(given, option).items()}
+
+
+def strength(text: str, option: str) -> float | Rule:
+    """A number or a rule that a user wrote."""
+    try:
+        rule = rule_of_text(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+    return number(text, option) if rule is None else rule
 
 
 def named(given: list[str] | None, option: str) -> dict[str, str]:

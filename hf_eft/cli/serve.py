@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..recipe.combination import Combination
+from ..recipe.phases import Phase
 from .app import Failure, app, notes, said
 from .models import Models
 from .options import option, with_groups
@@ -195,7 +195,7 @@ def _recipe(models: Models, config: Any) -> Any:
     return (
         None
         if models.model is None
-        else models.recipe_for(config.member_names, Combination.from_dict(config.combination).phases)
+        else models.recipe_for(config.member_names, [Phase.from_dict(each) for each in config.combination.get("phases", [])])
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationMixin
 
 from ..members.call import innermost
-from ..members.checks import check_finite
+from ..members.checks import check_numbers
 from ..members.members import Members
 from ..recipe.combination import Combination
 from ..recipe.phases import ANSWER, Phase
@@ -60,7 +60,7 @@ class EFTPhasesMixin(GenerationMixin):
                 f"for each of {list(self._members.names)}, got {given}."
             )
         stacked = torch.stack([coefficients[name].detach().cpu().float() for name in names], dim=1)
-        check_finite(stacked, self._members.names, self.combination.ruled)
+        check_numbers(stacked, self._members.names, self.combination.ruled)
         return stacked
 
     def _follow(self, input_ids: torch.Tensor) -> tuple[Phases, Strengths]:

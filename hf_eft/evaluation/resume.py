@@ -19,6 +19,7 @@ from ..members.adapters.views import adapter_modules
 from ..members.quantised import values_of
 from ..modeling_eft import EFTForCausalLM
 from ..recipe.combination import Combination
+from ..recipe.rules.rule import Written
 
 _SAMPLED = 64  # values of each tensor that a fingerprint looks at
 _STEPS = 64  # positions at which a schedule that is a function is looked at
@@ -115,10 +116,18 @@ class Store:
 
 
 def _recipe(combination: Combination) -> Any:
-    """Its description; of functions, which that leaves out, the values."""
+    """Its description; of functions, which that leaves out, the values, and of a user's rules the code."""
     names = sorted(combination.coefficients)
     values = combination.at(range(_STEPS), names).tolist() if combination.scheduled else None
-    return [combination.to_dict(), names, values]
+    own = [_code(rule) for rule in combination.each_rule if isinstance(rule, Written)]
+    return [combination.to_dict(), names, values, *own]
+
+
+def _code(rule: Written) -> Any:
+    """What tells a rule by a function from others: its code, and what it closes over."""
+    code = getattr(rule.function, "__code__", None)
+    said = [] if code is None else [code.co_code.hex(), repr(code.co_consts), repr(code.co_names)]
+    return [repr(rule), *said, [repr(cell.cell_contents) for cell in getattr(rule.function, "__closure__", None) or ()]]
 
 
 def _digest(value: Any) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..files.learnt import Base, Learnt
 from ..recipe.combination import BASE, REFERENCE, Combination
+from ..recipe.rules.gate import Gate
+from ..recipe.rules.known import RULES
+from ..recipe.rules.rule import ByRule
 
 _PROMPT = "What is a heat pump?"
 PAPER = (
@@ -28,6 +32,12 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))"""
 _FOLDER = """\
 model = EFTForCausalLM.from_pretrained("{place}")
 tokenizer = AutoTokenizer.from_pretrained("{place}")"""
+
+# A gate's weights lie beside the recipe: its members alone do not make the combination.
+_OF_A_GATE = """\
+where = "."  # this folder, or the repository that it is published as
+model = EFTForCausalLM.from_pretrained(where, allow_references=True)
+tokenizer = AutoTokenizer.from_pretrained({place})"""
 
 
 def blocks_of_folder(place: str, names: Iterable[str]) -> dict[str, str]:
@@ -66,6 +76,12 @@ def blocks_of_members(
         instead_of_base (`str`, *optional*): The member that stands for a base until the reader names one.
     """
     names = [*([BASE] if instead_of_base else []), *where]
+    if any(isinstance(rule, Gate) for rule in combination.each_rule):
+        return {
+            "As a model": _program(
+                {"AutoTokenizer"}, {"EFTForCausalLM"}, _OF_A_GATE.format(place=_place(where[_written_by(names)])), _GENERATE
+            )
+        }
     load, recipe = _loading(where, _written_by(names), instead_of_base), _as_code(combination)
     given = f", combination={recipe}" if recipe else ""
     base = f'members["{BASE}"]' if BASE in names else "None"
@@ -73,6 +89,7 @@ def blocks_of_members(
     theirs, ours = {"AutoModelForCausalLM", "AutoTokenizer"}, {"Combination"} if recipe else set()
     ours |= {"Truncation"} if combination.truncation is not None else set()
     ours |= {"Phase"} if combination.phases else set()
+    ours |= {type(rule).__name__ for rule in combination.each_rule}
     wrapper = {*ours, "EFTForCausalLM"}
     blocks = {
         "As a model": _program(theirs, wrapper, load, build, _GENERATE),
@@ -203,21 +220,36 @@ def _as_code(combination: Combination) -> str:
     """The recipe as an expression; empty for the one that the leaves take if nothing is said."""
     if called := [name for name, value in combination.coefficients.items() if callable(value)]:
         raise ValueError(f"The coefficients of {called} are callables, which cannot be written into a card. Give numbers.")
+    if own := [str(rule) for rule in combination.each_rule if type(rule) not in RULES.values()]:
+        raise ValueError(
+            f"The rules {own} are a user's, which cannot be written into a card. Give numbers, or a rule of hf_eft."
+        )
     if combination == Combination.emulate():
         return ""
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in combination.coefficients.items()}
-    recipe = ", ".join(f'"{name}": {value!r}' for name, value in values.items())
+    recipe = ", ".join(f'"{name}": {_value_as_code(value)}' for name, value in combination.coefficients.items())
     truncation, phases = combination.truncation, [f"Phase(**{phase.to_dict()!r})" for phase in combination.phases]
     given = [f'Truncation("{truncation.rule}", {truncation.p!r})'] if truncation else []
     given += [f"phases=[{', '.join(phases)}]"] if phases else []
     return f"Combination({', '.join((f'{{{recipe}}}', *given))})"
 
 
+def _value_as_code(value: Any) -> str:
+    """A coefficient as an expression."""
+    if isinstance(value, ByRule):
+        terms = [f"{scale!r} * {rule!r}" for rule, scale in value.terms]
+        return " + ".join([*([repr(value.offset)] if value.offset else []), *terms])
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{phase!r}: {_value_as_code(each)}' for phase, each in value.items())}}}"
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
 def _goes_below_zero(combination: Combination, name: str) -> bool:
-    """Whether a coefficient is negative anywhere; what a callable says is not known, so that it may be."""
+    """Whether a coefficient is negative anywhere; what a callable or a rule says is not known, so that it may be."""
     value = combination.coefficients[name]
-    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
-    return callable(value) or min(values) < 0
+    values: Iterable[Any] = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+    )
+    return callable(value) or any(isinstance(each, ByRule) or each < 0 for each in values)
 
 
 def _listed(names: list[str]) -> str:

@@ -3,6 +3,7 @@ A combination as a folder:
 
     config.json               the recipe, and every member's configuration
     generation_config.json    the combination's
+    rules.safetensors         the weights of the recipe's gates, if it has any
     README.md                 its card
     tokenizer.json, ...       the tokenizer that prompts are written with
     members/<name>/           a member: a folder that transformers (or, for an adapter, PEFT) loads alone;
@@ -36,6 +37,7 @@ from ..members.members import Members
 from ..members.parts import Parts
 from ..members.quantised import plain_conversions
 from ..recipe.combination import BASE, REFERENCE, Combination
+from .gates import GATES, write_gates
 from .loading import announced, check_comes_back, load_model, load_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -104,6 +106,7 @@ def write(
             if (written := read_json(new / MEMBERS / name / CONFIG).get("quantization_config")) is not None:
                 member_config.quantization_config = written
         config.save_pretrained(new)
+        write_gates(model.combination, new)
         model.generation_config.save_pretrained(new)
         if card is not None and not (folder / "README.md").exists():
             (new / "README.md").write_text(card, encoding="utf-8")
@@ -125,7 +128,7 @@ def read(
     cls: Any,
     folder: Path,
     config: EFTConfig,
-    combination: Combination | None,
+    recipe: Combination,
     each: Mapping[str, Mapping[str, Any]],
     progress: Callable[[str], None] | None,
 ) -> tuple[Combined, dict[str, dict[str, Any]]]:
@@ -136,7 +139,7 @@ def read(
         cls (`type`): What to make of it.
         folder (`Path`): The folder.
         config ([`EFTConfig`]): Its configuration. That of a member in its own folder is for those who load it alone.
-        combination ([`Combination`], *optional*): A recipe in place of the configuration's.
+        recipe ([`Combination`]): Its recipe, or one in its place.
         each (`Mapping[str, Mapping[str, Any]]`): By member, what its loading call is told (`dtype`, `device_map`, ...).
         progress (`Callable`, *optional*): Told which member comes next.
 
@@ -148,7 +151,6 @@ def read(
     for name, place in places.items():
         check_weights(name, place)
     on_others = {name: checked_folder(name, folder / MEMBERS / name) for name in config.adapters}
-    recipe = Combination.from_dict(config.combination) if combination is None else combination
     models: dict[str, Any] = {}
     reports: dict[str, dict[str, Any]] = {}
     for name in announced({name: str(place) for name, place in places.items()}, progress):
@@ -265,8 +267,8 @@ def _part_of(state_dict: Mapping[str, Any] | None, name: str) -> dict[str, Any] 
     return {key.removeprefix(f"{name}."): value for key, value in state_dict.items() if key.startswith(f"{name}.")}
 
 
-def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
-    """Write a recipe folder: a configuration and a card; a `README.md` that is there is kept."""
+def install_recipe(config: EFTConfig, recipe: Combination, folder: Path, card: str) -> None:
+    """Write a recipe folder: a configuration, weights of gates and a card; a `README.md` that is there is kept."""
     check_target(folder)
     if (folder / MEMBERS).exists():
         raise ValueError(
@@ -276,12 +278,13 @@ def install_recipe(config: EFTConfig, folder: Path, card: str) -> None:
         new = staging / "new"
         new.mkdir()
         config.save_pretrained(new)
+        write_gates(recipe, new)
         if not (folder / "README.md").exists():
             (new / "README.md").write_text(card, encoding="utf-8")
         install(new, folder, staging / "old")
 
 
-def install(new: Path, folder: Path, old: Path, gone: Iterable[str] = (MEMBERS,)) -> None:
+def install(new: Path, folder: Path, old: Path, gone: Iterable[str] = (MEMBERS, GATES)) -> None:
     """
     Put what was written in its place, by renaming: files that are mapped into memory stay what they are. Of `gone`, what is not new is
     taken away. What fails half way is taken back. The configuration goes first and comes last: wherever it is cut off for good, a folder

@@ -11,7 +11,7 @@ from ..files.repositories import source_of
 from ..files.trust import CONFIG, check_description, inside, is_commit, is_repo_id, read_json
 
 # What is read of a saved combination: nothing that runs, and no weights in any other format.
-READ = ("*.json", "members/*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+READ = ("*.json", "rules.safetensors", "members/*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def write_recipe(
         member_names=names, references=references, combination=recipe.to_dict(), architectures=["EFTForCausalLM"]
     )
     places = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
-    install_recipe(config, folder, recipe_card(places, recipe, learnt=learnt))
+    install_recipe(config, recipe, folder, recipe_card(places, recipe, learnt=learnt))
     return folder
 
 
@@ -91,7 +91,7 @@ def follow(
     cls: Any,
     config: EFTConfig,
     where: str,
-    combination: Combination | None,
+    combination: Combination,
     each: Mapping[str, Mapping[str, Any]],
     own: Collection[str],
     trust_remote_code: bool,
@@ -111,8 +111,7 @@ def follow(
         token = tokens.get(repo_id, False) if isinstance(tokens, Mapping) else False
         places[name] = Place.on_hub(repo_id, commit, **{**hub_options, "token": token})
     models, tokenizers, reports = load_places(places, each, trust_remote_code, progress, own)
-    recipe = Combination.from_dict(config.combination) if combination is None else combination
-    return assemble(cls, models, tokenizers, combination=recipe), reports
+    return assemble(cls, models, tokenizers, combination=combination), reports
 
 
 def refuse(config: EFTConfig, where: str) -> None:

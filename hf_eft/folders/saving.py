@@ -14,6 +14,7 @@ from ..configuration_eft import EFTConfig
 from ..recipe.combination import Combination
 from . import folder, recipe
 from .card import model_card
+from .gates import read_recipe
 from .options import OF_THE_HUB, for_each, take
 from .places import Place, description_of, source_of
 from .upload import push
@@ -62,8 +63,8 @@ class EFTSavingMixin:
         Args:
             save_directory (`str` or `Path`): The folder. An earlier combination there is replaced, when all is written.
             tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*):
-                The members' tokenizers, by name. Defaults to those that the model keeps (`model.tokenizers`). That of the tuned member, if
-                there is just one, lies at the folder's root: prompts are written with it.
+                The members' tokenizers, by name. Defaults to those that the model keeps (`model.tokenizers`). That of the tuned member,
+                if there is just one, lies at the folder's root: prompts are written with it.
             card (`bool`, *optional*, defaults to `True`): Whether to write a model card; a `README.md` that is there is kept.
             is_main_process (`bool`, *optional*, defaults to `True`): Whether this process writes.
             state_dict (`Mapping[str, torch.Tensor]`, *optional*): Weights in place of those that the model has. Not with adapters.
@@ -159,7 +160,8 @@ class EFTSavingMixin:
             [`EFTForCausalLM`]: In evaluation mode; with the reports, if asked for.
 
         Raises:
-            `ValueError`: If the folder is no combination, or decides what a file may not decide, or a member cannot be loaded; `TypeError`:
+            `ValueError`: If the folder is no combination, or decides what a file may not decide, or a member cannot be loaded;
+            `TypeError`:
                 For unknown arguments.
         """
         if model_args:
@@ -188,11 +190,13 @@ class EFTSavingMixin:
         if config.references:
             if not allow_references:
                 recipe.refuse(config, place.name)
+            combination = read_recipe(config, place, subfolder) if combination is None else combination
             model, reports = recipe.follow(
                 cls, config, place.name, combination, each, own, bool(trust_remote_code), tokens, progress, hub_options
             )
         else:
             fetched = place.folder(subfolder, tqdm_class=common.get("tqdm_class"))
+            combination = read_recipe(config, place, subfolder) if combination is None else combination
             model, reports = folder.read(cls, fetched, config, combination, each, progress)
         if generation_config is not None:
             model.generation_config = copy.deepcopy(generation_config)

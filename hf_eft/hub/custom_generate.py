@@ -16,6 +16,7 @@ from ..files.repositories import check_repository, is_commit, is_repo_id
 from ..members.auto import auto_class
 from ..members.devices import execution_device
 from ..modeling_eft import EFTForCausalLM
+from ..recipe.coefficients import number
 from ..recipe.combination import REFERENCE, TUNED, Coefficient, Combination
 
 Place: TypeAlias = "str | Path | tuple[str, str] | PreTrainedModel"
@@ -137,10 +138,11 @@ def write_recipe(
     if repo_id is not None:
         check_repository("recipe", repo_id)
     written = {name: _written(name, place, given.get(name)) for name, place in places.items()}
-    combination = Combination.emulate(alpha=float(alpha))
+    alpha = number(TUNED, alpha)
+    combination = Combination.emulate(alpha=alpha)
     root = Path(folder)
     files = {
-        root / "custom_generate" / "generate.py": _SHIM.format(**written, alpha=float(alpha)),
+        root / "custom_generate" / "generate.py": _SHIM.format(**written, alpha=alpha),
         root / "custom_generate" / "requirements.txt": f"hf-eft>={__version__}\n",
         root / "README.md": _card(combination, written, repo_id),
     }

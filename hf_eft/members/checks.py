@@ -123,7 +123,7 @@ def check_static(models: Mapping[str, PreTrainedModel]) -> None:
 def check_coefficients(
     coefficients: torch.Tensor | None, tokens: torch.Tensor, names: tuple[str, ...], ruled: Collection[str] = ()
 ) -> None:
-    """Raise if coefficients given for rows (and tokens) do not fit these, or are no numbers; NaN is what the rule of a `ruled` member says."""
+    """Raise if coefficients given for rows (and tokens) do not fit these, or are no numbers; see [`check_numbers`]."""
     if coefficients is None:
         return
     if not isinstance(coefficients, torch.Tensor):
@@ -138,11 +138,11 @@ def check_coefficients(
             f"({batch}, {len(names)}), got {shape}."
         )
     if not torch.compiler.is_compiling():
-        check_finite(coefficients, names, ruled)
+        check_numbers(coefficients, names, ruled)
 
 
-def check_finite(coefficients: torch.Tensor, names: Sequence[str], ruled: Collection[str]) -> None:
-    """Raise if coefficients, `(..., members)`, are no numbers; NaN is what the recipe's rule says, where the member is among the `ruled`."""
+def check_numbers(coefficients: torch.Tensor, names: Sequence[str], ruled: Collection[str]) -> None:
+    """Raise if coefficients, `(..., members)`, are no numbers; NaN is what the recipe's rule says, of a member of `ruled`."""
     by_rule = torch.tensor([name in ruled for name in names], device=coefficients.device)
     wrong = ~(torch.isfinite(coefficients) | (coefficients.isnan() & by_rule))
     if bool(wrong.any()):

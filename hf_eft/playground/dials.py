@@ -70,6 +70,10 @@ def dials_of(names: tuple[str, ...], combination: Combination) -> list[Dials]:
         raise ValueError(
             f"The sliders turn one strength for a whole text, and {combination} has one for each phase. Give numbers."
         )
+    if combination.rules:
+        raise ValueError(
+            f"The sliders turn numbers, and {combination} has a rule for {', '.join(combination.ruled)}. Give numbers."
+        )
     now = dict(zip(names, combination.at([0], names)[0].tolist(), strict=True))
     tuned = [name for name in names if name not in (BASE, REFERENCE)]
     ways: list[Dials] = []

@@ -13,6 +13,9 @@ from .rules.rule import ByRule, Rule
 # number or a rule for each phase.
 Coefficient = float | Sequence[float] | Callable[[int], float] | Rule | ByRule | Mapping[str, float | Rule | ByRule]
 
+# What tuned members are weighted with: no schedule, as weights are added up.
+Weight = float | Rule | ByRule | Mapping[str, float | Rule | ByRule]
+
 
 class ByPhase(Mapping[str, float | ByRule]):
     """A number or a rule for each phase, by its name. Immutable."""
@@ -87,10 +90,29 @@ def at(name: str, value: Any, position: int, phase: str) -> float:
     return value[min(position, len(value) - 1)] if isinstance(value, tuple) else value
 
 
-def rules_of(value: Any) -> list[ByRule]:
-    """The different things that rules say of a coefficient, in its phases."""
-    parts = value.values() if isinstance(value, ByPhase) else [value]
-    return list(dict.fromkeys(part for part in parts if isinstance(part, ByRule)))
+def no_number(name: str, value: Any) -> ValueError:
+    """What is to be raised where the coefficient of the member `name` is asked for as one number."""
+    kind = "a schedule: say for which positions, with `at`"
+    if isinstance(value, ByPhase):
+        kind = "by phase: say in which, with `at`"
+    if isinstance(value, ByRule):
+        kind = f"what the rule {value} says of a token, no number"
+    return ValueError(f"The coefficient of the member {name!r} is {kind}.")
+
+
+def rules_of(values: Mapping[str, Any]) -> tuple[tuple[str, ByRule], ...]:
+    """What rules say, by member, of coefficients by member. Raises a `ValueError` if they say different things of one in its phases."""
+    found: list[tuple[str, ByRule]] = []
+    for name, value in values.items():
+        parts = value.values() if isinstance(value, ByPhase) else [value]
+        rules = list(dict.fromkeys(part for part in parts if isinstance(part, ByRule)))
+        if len(rules) > 1:
+            raise ValueError(
+                f"The member {name!r} has different rules in different phases, got {' and '.join(map(str, rules))}: give it one rule, and "
+                "numbers in other phases."
+            )
+        found += [(name, rule) for rule in rules]
+    return tuple(found)
 
 
 def drafting(value: Any) -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from .coefficients import ByPhase, Coefficient, at, checked, drafting, mapped, minus, rules_of, shown, total
+from .coefficients import ByPhase, Coefficient, Weight, at, checked, drafting, mapped, minus, no_number, rules_of, shown, total
 from .described import plain, read
 from .phases import ANSWER, BASE, REFERENCE, TUNED, Phase, check_phases, spelled, speller
-from .rules.rule import ByRule
+from .rules.rule import ByRule, Rule
 from .truncation import Truncation, Where
 
 
@@ -66,14 +66,8 @@ class Combination:
 
     def __post_init__(self) -> None:
         values = {name: checked(name, value) for name, value in self.coefficients.items()}
-        rules = {name: found for name, value in values.items() if (found := rules_of(value))}
-        if clash := [name for name, found in rules.items() if len(found) > 1]:
-            raise ValueError(
-                f"The member {clash[0]!r} has different rules in different phases, got {', '.join(map(str, rules[clash[0]]))}: one rule, "
-                "and numbers in other phases."
-            )
-        values |= {name: 0.0 for found in rules.values() for name in found[0].reads if name not in values}
-        object.__setattr__(self, "rules", tuple((name, found[0]) for name, found in rules.items()))
+        object.__setattr__(self, "rules", rules_of(values))
+        values |= {read: 0.0 for _, rule in self.rules for read in rule.reads if read not in values}
         if not any(values.values()):
             raise ValueError(f"At least one coefficient must differ from 0, got {values or 'no members'}.")
         by_phase = any(isinstance(value, ByPhase) for value in values.values())
@@ -136,7 +130,7 @@ class Combination:
     @classmethod
     def steer(
         cls,
-        weights: Mapping[str, float | Mapping[str, float]],
+        weights: Mapping[str, Weight],
         truncation: Truncation | None = None,
         references: Mapping[str, str] | None = None,
         phases: Sequence[Phase] = (),
@@ -172,9 +166,7 @@ class Combination:
         return cls.emulate(alpha=alpha, truncation=Truncation("base", p), phases=phases)
 
     @classmethod
-    def contrast(
-        cls, strength: float | Mapping[str, float] = 0.5, plausibility: float = 0.1, phases: Sequence[Phase] = ()
-    ) -> Combination:
+    def contrast(cls, strength: Weight = 0.5, plausibility: float = 0.1, phases: Sequence[Phase] = ()) -> Combination:
         """
         Contrastive decoding (arXiv 2210.15097, 2309.09117): `(1 + strength) base - strength reference` where the base finds the token
         plausible.
@@ -191,7 +183,7 @@ class Combination:
         return cls({BASE: scale, REFERENCE: mapped(scale, lambda value: 1.0 - value)}, phases=phases)
 
     @classmethod
-    def mix(cls, weights: Mapping[str, float | Mapping[str, float]], phases: Sequence[Phase] = ()) -> Combination:
+    def mix(cls, weights: Mapping[str, Weight], phases: Sequence[Phase] = ()) -> Combination:
         """Multi-objective decoding (MOD, arXiv 2406.18853): `sum_i w_i tuned_i`, weights that sum to 1, no base and no reference."""
         _check_tuned_names("mix", weights)
         sums = total(list(weights.values()))
@@ -220,13 +212,7 @@ class Combination:
         """The coefficient of a member, 0 if it has none."""
         value = next((value for known, value in self._pairs if known == name), 0.0)
         if not isinstance(value, float):
-            kind = (
-                "by phase: say in which, with `at`"
-                if isinstance(value, ByPhase)
-                else "a schedule: say for which positions, with `at`"
-            )
-            kind = f"what the rule {value} says of a token, no number" if isinstance(value, ByRule) else kind
-            raise ValueError(f"The coefficient of the member {name!r} is {kind}.")
+            raise no_number(name, value)
         return value
 
     @property
@@ -238,6 +224,11 @@ class Combination:
     def ruled(self) -> tuple[str, ...]:
         """The members whose coefficients rules say, in some phase or in all."""
         return tuple(name for name, _ in self.rules)
+
+    @property
+    def each_rule(self) -> tuple[Rule, ...]:
+        """The rules, each once."""
+        return tuple(dict.fromkeys(rule for _, value in self.rules for rule, _ in value.terms))
 
     @property
     def read_by_rules(self) -> tuple[str, ...]:

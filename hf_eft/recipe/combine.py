@@ -81,11 +81,9 @@ def _log_probs(logits: Mapping[str, torch.Tensor], combination: Combination, dty
 
 def _by_rule(log_probs: Mapping[str, torch.Tensor], combination: Combination) -> dict[str, torch.Tensor]:
     """The coefficients that rules say, by member, `(batch, positions)` each."""
-    said: dict[Rule, torch.Tensor] = {}
-    for _, value in combination.rules:
-        for rule, _ in value.terms:
-            if rule not in said:
-                said[rule] = rule({name: log_probs[name] for name in rule.reads})
+    said: dict[Rule, torch.Tensor] = {
+        rule: rule({name: log_probs[name] for name in rule.reads}) for rule in combination.each_rule
+    }
     return {name: value.at(said.__getitem__) for name, value in combination.rules}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .coefficients import Coefficient, mapped, total
+from .coefficients import Coefficient, Weight, mapped, total
 from .combination import BASE, REFERENCE, Combination
 from .phases import Phase
 from .truncation import Truncation
@@ -14,7 +14,7 @@ def recipe(
     names: Sequence[str],
     alpha: Coefficient | None = None,
     beta: Coefficient | None = None,
-    weights: Mapping[str, float | Mapping[str, float]] | None = None,
+    weights: Mapping[str, Weight] | None = None,
     truncation: Truncation | None = None,
     phases: Sequence[Phase] = (),
 ) -> Combination:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from ..configuration_eft import EFTConfig
 from ..folders.places import Place, description_of
+from ..recipe import described
 from ..recipe.combination import Combination
 from .asked import options_of
 
@@ -85,6 +86,11 @@ class Served:
     def __post_init__(self) -> None:
         check_more(self.more)
         defaults, temperature = _defaults(self.folder, self.generation_config)
+        if ruled := described.ruled(self.config.combination) if self.combination is None else self.combination.ruled:
+            raise ValueError(
+                f"vLLM's plugin knows no rules, and the recipe has some for {', '.join(map(repr, ruled))}. Serve it with "
+                "`--engine transformers`, or give numbers."
+            )
         recipe = Combination.from_dict(self.config.combination) if self.combination is None else self.combination
         if recipe.phased:
             raise ValueError(

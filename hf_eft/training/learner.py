@@ -84,6 +84,11 @@ def name_of_learner(tuned: Any, combination: Combination, learns: str | None) ->
             f"The combination {combination} has phases, which a loss is not told. Train with numbers, and use what was learnt with "
             "phases; or give `coefficients` for each position."
         )
+    if combination.rules:
+        raise ValueError(
+            f"The combination {combination} has a rule for {', '.join(map(repr, combination.ruled))}, and what it says of a token "
+            "would change with what is learnt. Train with numbers, and use what was learnt with the rule."
+        )
     if (cut := combination.truncation) is not None and cut.rule != "keep":
         raise ValueError(
             f"The truncation {cut.rule!r} gives tokens the probability 0, where a loss is infinite and has no gradient. Train without it, "

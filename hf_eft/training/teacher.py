@@ -53,10 +53,10 @@ class EFTTeacher(EFTForCausalLM):
             `ValueError`: If its logits are no sum of the members' linear heads.
         """
         recipe, members = model.combination, model._members
-        if recipe.truncation is not None or recipe.scheduled or recipe.phased:
+        if recipe.truncation is not None or recipe.scheduled or recipe.phased or recipe.rules:
             raise ValueError(
                 f"The combination {recipe} is no plain sum, which a trainer that wants one head could compute. Leave truncation, "
-                "schedules and phases out; or use a trainer that takes logits (`GKDTrainer`)."
+                "schedules, rules and phases out; or use a trainer that takes logits (`GKDTrainer`)."
             )
         if len(set(members.vocabulary.widths.values())) > 1 or members.vocabulary.known is not None:
             raise ValueError(

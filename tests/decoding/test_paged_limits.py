@@ -12,6 +12,7 @@ import torch
 from paged import PROMPTS, batched, config, greedy, three
 from transformers import GenerationConfig
 
+from hf_eft import Combination
 from hf_eft.decoding.continuous.limits import _FOR_ONE_MODEL, check_arguments, check_coefficient_rows, check_options, resolve
 from hf_eft.decoding.continuous.options import REFUSED, check, check_names
 from hf_eft.decoding.continuous.paged import masks_of
@@ -60,11 +61,14 @@ def test_arguments_that_ask_for_nothing_are_taken() -> None:
             check_arguments(Request(), {name: value})
 
 
+RECIPE = Combination({"base": 1, "tuned": 1})
+
+
 @pytest.mark.parametrize("row", [[1.0], [1.0, 2.0, 3.0], [1.0, math.nan], [-math.inf, 1.0]], ids=str)
 def test_coefficients_are_a_finite_number_for_each_member(row: list[float]) -> None:
-    assert check_coefficient_rows([1, -0.5], ("base", "tuned"), []) == (1.0, -0.5)
+    assert check_coefficient_rows([1, -0.5], ("base", "tuned"), RECIPE) == (1.0, -0.5)
     with pytest.raises(ValueError, match=r"must be a finite number for each of \['base', 'tuned'\]"):
-        check_coefficient_rows(row, ("base", "tuned"), [])
+        check_coefficient_rows(row, ("base", "tuned"), RECIPE)
 
 
 def test_nothing_is_refused_that_asks_for_nothing() -> None:

@@ -19,7 +19,7 @@ class Room:
 ROOMS: dict[str, Room] = {
     "recipe": Room(
         "recipe",
-        "combination shorthands errors recipes oracle phase_markers thinking",
+        "combination shorthands errors recipes rules oracle phase_markers thinking",
         80,
     ),
     "members": Room(
@@ -36,7 +36,7 @@ ROOMS: dict[str, Room] = {
         " roll_back padding caches prompts paged paged_options"
         " paged_refused paged_answers paged_limits"
         " automatic lookup noise given_to_members tokens_left speculative_request recipes vocabulary"
-        " small_combination drafts static_drafts sharded devices_at_once pictures sight thinking thinking_drafts",
+        " small_combination drafts static_drafts sharded devices_at_once pictures sight thinking thinking_drafts ruled",
         140,
     ),
     "leaves": Room(

@@ -108,7 +108,7 @@ def _largest(base: torch.Tensor, delta: torch.Tensor, allowed: torch.Tensor, mos
         # Elsewhere a look at the values would wait for the device, or cannot be compiled.
         if alpha.device.type == "cpu" and not torch.compiler.is_compiling() and torch.allclose(alpha, before, 1e-12, 0.0, True):
             break
-    return torch.where(free, most, alpha)
+    return torch.where(free, most, torch.where(allowed > 0, alpha, 0.0))
 
 
 def _divergence(base: torch.Tensor, delta: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

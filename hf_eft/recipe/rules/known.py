@@ -30,7 +30,7 @@ def rule_of(name: str, options: Mapping[str, Any], weights: Mapping[str, torch.T
     Raises:
         `ValueError`: If there is no such rule, it has no such option or not such a value, or weights of a gate are not there.
     """
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"There is no rule {name!r:.80}, but {', '.join(map(repr, RULES))}.")
     if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
         raise ValueError(f"The options of the rule {name!r} must be an object, got {options!r:.80}.")
@@ -40,6 +40,37 @@ def rule_of(name: str, options: Mapping[str, Any], weights: Mapping[str, torch.T
     if unknown := sorted(options.keys() - known):
         raise ValueError(f"The rule {name!r} has no option {unknown[0]!r}, but {', '.join(map(repr, known))}.")
     return RULES[name](**options)
+
+
+def rule_of_text(text: str) -> Rule | None:
+    r"""
+    A rule as it is written in one word: `kl`, or with options `kl:bound=0.5,most=3`.
+
+    Returns:
+        [`Rule`]: `None` if the text does not begin as one.
+
+    Raises:
+        `ValueError`: If the rule has no such option, or not such a value.
+    """
+    name, _, rest = text.partition(":")
+    if name not in RULES:
+        return None
+    if name == Gate.name:
+        raise ValueError("A gate is its weights, which no option holds: load the folder that it was saved in.")
+    options: dict[str, Any] = {}
+    for each in filter(None, rest.split(",")):
+        option, separator, value = each.partition("=")
+        if not separator or option in options:
+            raise ValueError(f"The options of a rule are written as in {name}:most=2, each once, got {text!r:.80}.")
+        options[option] = _value(value)
+    return rule_of(name, options)
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def gate_weights(rules: Iterable[Rule]) -> dict[str, torch.Tensor]:

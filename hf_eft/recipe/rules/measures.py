@@ -9,7 +9,8 @@ import torch
 
 def expected(log_p: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The mean of `values` under p, both `(..., vocab)`: `(...)`. What has probability 0 counts nothing, whatever its value."""
-    return torch.where(log_p == -math.inf, 0.0, log_p.exp() * values).sum(-1)
+    p = log_p.exp()
+    return torch.where(p > 0, p * values, 0.0).sum(-1)
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
