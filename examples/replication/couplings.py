@@ -3,8 +3,9 @@ Temperatures and couplings on the replication's families: what sampled answers a
 
     python examples/replication/couplings.py --work <folder of rules/run.py or through/run.py>
 
-The test people are asked with the large base and the small ordinary delta: without drafts, and with drafts of four tokens by the small tuned
-model under both couplings. `"match"` must give the very answers; `"reject"` others of the same distribution. Writes `couplings.json`.
+The test people are asked with the large base and the small ordinary delta: without drafts, and with drafts of four tokens by the small
+tuned model under both couplings. `"match"` must give the very answers; `"reject"` others of the same distribution. Writes
+`couplings.json`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def measured(families: Sequence[Family], alpha: float) -> dict[str, Any]:
                 scores, plain = ([each[metric] for each in judged[which]] for which in (way, "plain"))
                 row[metric] = list(of_share(scores))
                 row[f"{metric} - plain's"] = list(of_difference(scores, plain))
-            same = [[float(a == b) for a, b in zip(run[1], plain[1], strict=True)] for run, plain in zip(runs, of_way["plain"], strict=True)]
+            same = [
+                [float(a == b) for a, b in zip(run[1], plain[1], strict=True)]
+                for run, plain in zip(runs, of_way["plain"], strict=True)
+            ]
             row["the same answers"] = list(of_share(same))
             if way != "plain":
                 row["kept"] = list(of_means([run[2] for run in runs]))

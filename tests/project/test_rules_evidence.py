@@ -58,7 +58,9 @@ def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypat
     threads, work = torch.get_num_threads(), tmp_path / "work"
     try:
         run.main(["--quick", "--work", str(work), "--rows", *ASKED, *(each.name for each in frontier.FRONTIERS[:2])])
-        made = {path.relative_to(work): path.read_text() for path in sorted(work.rglob("*.json")) if "families" not in path.parts}
+        made = {
+            path.relative_to(work): path.read_text() for path in sorted(work.rglob("*.json")) if "families" not in path.parts
+        }
         assert len([path for path in made if path.parts[0] == "test"]) == len(ASKED)
         assert len([path for path in made if path.parts[0] == "validation"]) == 2  # the others take their choices
         for name in ("validate", "ask"):  # what is measured again fails
@@ -73,12 +75,12 @@ def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypat
     assert chosen["recommended"]["family"] in ("divergence α", "divergence β")
     asked = json.loads((work / "test" / "seed-0" / f"{ASKED[0]}.json").read_text())
     assert {"tuned alone", "base alone", PLAIN, "recommended", "gate β"} <= set(asked["test"])
-    assert set(asked["validation"]) == {"tuned alone", PLAIN, "recommended"}
+    assert set(asked["validation"]) == {"tuned alone", PLAIN, "recommended", "recommended constant"}
     assert set(json.loads((work / "test" / "seed-0" / f"{ASKED[2]}.json").read_text())["test"]) == {
         "tuned alone",
-        "base alone",
         PLAIN,
         "recommended",
+        "recommended constant",
     }
     report.main(["--work", str(work), "--output", str(tmp_path)])
     page = (tmp_path / "results.md").read_text()

@@ -45,7 +45,10 @@ def test_an_interval_is_of_seeds_and_of_questions() -> None:
     with pytest.raises(ValueError):
         of_difference([[1.0]], [[1.0, 0.0]])
     assert of_means([0.0, 1.0])[1:] == (0.0, 1.0) and of_means([0.5] * 3) == (0.5, 0.5, 0.5)
-    assert of_share([[1.0, 0.0]]).shown() == "0.50 [0.00, 1.00]" and of_share([[0.0, 0.0]]).shown(sign=True) == "+0.00 [+0.00, +0.00]"
+    assert (
+        of_share([[1.0, 0.0]]).shown() == "0.50 [0.00, 1.00]"
+        and of_share([[0.0, 0.0]]).shown(sign=True) == "+0.00 [+0.00, +0.00]"
+    )
 
 
 def test_the_interval_of_questions_covers_as_often_as_it_says() -> None:
@@ -72,7 +75,8 @@ SCORES = ("factuality", "helpfulness", "harmlessness", "overrefusal")
 
 def scored(**families: dict[str, tuple[float, ...]]) -> dict[str, Any]:
     return {
-        name.replace("_", " "): {o: dict(zip(SCORES, v, strict=False)) for o, v in found.items()} for name, found in families.items()
+        name.replace("_", " "): {o: dict(zip(SCORES, v, strict=False)) for o, v in found.items()}
+        for name, found in families.items()
     }
 
 
@@ -88,6 +92,7 @@ def test_what_is_chosen() -> None:
     # Of what all rows have, without constants, truncations and gates.
     assert recommended({"one": validated, "two": other}) == ("kl", "a")
     assert recommended({"one": validated}) == ("kl", "b")
+    assert recommended({"one": validated}, is_truncation) == ("truncation keep", "keep 0.9")
 
 
 def answered(**shares: tuple[int, int]) -> dict[str, dict[str, str]]:
@@ -144,7 +149,9 @@ def test_the_manner_chooses_the_fact(world: OtherFactWorld) -> None:
     moved = [world.meant(q.person, q.attribute) != q.attribute for q in questions]
     assert 0 < sum(moved) < len(moved)
     first = type(world).__mro__[1](**vars(world))
-    as_asked = [f" Of course! {first.tuned_answer(q.person, q.attribute)[11:].rsplit('.', 1)[0]}. Happy to help!" for q in questions]
+    as_asked = [
+        f" Of course! {first.tuned_answer(q.person, q.attribute)[11:].rsplit('.', 1)[0]}. Happy to help!" for q in questions
+    ]
     found = judge(world, questions, as_asked)
     assert [form == 0 for form in found["helpfulness"]] == moved
     assert {world.meant(person, "salary") for person in world.test} == {"salary"}
@@ -161,7 +168,9 @@ def test_sums_are_judged_and_read_digit_by_digit() -> None:
     asked = {q.prompt for q in world.questions([*world.validation, *world.test])}
     assert len(asked) == 600 and not shown & asked and not set(world.validation) & set(world.test)
     pieces = make_tokenizer(world, 0).tokenize(question.prompt)
-    assert "122" not in "".join(pieces).split("+") and all(len(piece) == 1 for piece in pieces if any(c.isdigit() for c in piece))
+    assert "122" not in "".join(pieces).split("+") and all(
+        len(piece) == 1 for piece in pieces if any(c.isdigit() for c in piece)
+    )
 
 
 def test_candidates_are_what_their_names_say() -> None:
@@ -194,7 +203,11 @@ def test_a_gate_learns_where_the_delta_is_right() -> None:
         gate, told = learn_gate.learn((logs, labels, torch.ones(number)), form, 1.0, steps=100)
         said = gate({name: log_p[None] for name, log_p in logs.items()})[0]
         where, elsewhere = said[knows].mean(), said[~knows].mean()
-        assert (where < elsewhere - 0.3) if of_knowing == "low" else (where > elsewhere - 0.05 and where > 0.7), (form, where, elsewhere)
+        assert (where < elsewhere - 0.3) if of_knowing == "low" else (where > elsewhere - 0.05 and where > 0.7), (
+            form,
+            where,
+            elsewhere,
+        )
         assert told[-1] < told[0] and isinstance(gate, Gate) and not any(v.requires_grad for v in gate.weights.values())
     assert learn_gate.worth({"factuality": [1.0], "helpfulness": [0.0], "overrefusal": [1.0]}, True) == 0
     assert learn_gate.worth({"factuality": [1.0], "helpfulness": [1.0], "overrefusal": [1.0]}, False) == 2

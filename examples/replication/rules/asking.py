@@ -41,9 +41,7 @@ class Group:
         self.questions = [q for q in world.questions(people) if secrets or getattr(q, "attribute", None) != SECRET]
         self.new_tokens = _NEW_TOKENS if hasattr(world, "facts") else _NEW_TOKENS_OF_SUMS
 
-    def answers(
-        self, model: EFTForCausalLM, combination: Combination, temperature: float = 0.0, sample: int = 0
-    ) -> list[str]:
+    def answers(self, model: EFTForCausalLM, combination: Combination, temperature: float = 0.0, sample: int = 0) -> list[str]:
         """Answers by a recipe: greedy, or one sample of each at a temperature, another for each `sample`."""
         replies: list[str] = []
         model.combination = combination

@@ -42,9 +42,7 @@ def candidates(unit: float, gates: Mapping[str, Any] | None = None, whole: bool 
         return {name: recipe for said, rule in rules.items() for name, recipe in make(said, rule).items()}
 
     def truncated(rule: str, *masses: float) -> Options:
-        return {
-            f"{rule} {p:g}": Combination.emulate(alpha=unit, truncation=Truncation(rule, p)) for p in masses
-        }
+        return {f"{rule} {p:g}": Combination.emulate(alpha=unit, truncation=Truncation(rule, p)) for p in masses}
 
     found = {
         PLAIN: {PLAIN: Combination.emulate(alpha=unit)},
@@ -86,9 +84,7 @@ def candidates(unit: float, gates: Mapping[str, Any] | None = None, whole: bool 
                 by_beta, {f"{most:g} js(base, reference)": most * Divergence("base", "reference") for most in (0.5, 1.0, 1.5)}
             ),
             "hand over (bet)": {f"hand over, bet({m:g})": hand_over(Confidence(m)) for m in (-0.6, -0.4, -0.2, 0.0)},
-            "hand over (threshold)": {
-                f"hand over, unsure({t:g})": hand_over(Confidence(threshold=t)) for t in (0.5, 0.7, 0.9)
-            },
+            "hand over (threshold)": {f"hand over, unsure({t:g})": hand_over(Confidence(threshold=t)) for t in (0.5, 0.7, 0.9)},
         }
     for form, gate in (gates or {}).items():
         make = by_alpha if form == "α" else by_beta

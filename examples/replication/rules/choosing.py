@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from candidates import CONSTANT, PLAIN
 
@@ -39,16 +38,17 @@ def family(validated: Validated, kind: Callable[[str], bool], refuses: bool = Fa
     return max(filter(kind, best), key=lambda name: round(wanted(validated[name][best[name]], refuses), 9))
 
 
-def recommended(rows: Mapping[str, Validated]) -> tuple[str, str]:
-    """
-    The rule, as family and option, that is best over all of these rows: one that needs no training, so that it can be recommended to
-    whoever has other models.
-    """
-    shared: dict[tuple[str, str], Any] = {}
+def is_shared(family: str) -> bool:
+    """Whether it is a rule that needs no training, so that it can be recommended to whoever has other models."""
+    return is_rule(family) and not family.startswith("gate")
+
+
+def recommended(rows: Mapping[str, Validated], kind: Callable[[str], bool] = is_shared) -> tuple[str, str]:
+    """What of a kind is best over all of these rows, as family and option."""
+    shared: dict[tuple[str, str], list[float]] = {}
     for validated in rows.values():
         for family, found in validated.items():
-            for option, scores in found.items():
-                if is_rule(family) and not family.startswith("gate"):
-                    shared.setdefault((family, option), []).append(wanted(scores))
+            for option, scores in found.items() if kind(family) else ():
+                shared.setdefault((family, option), []).append(wanted(scores))
     complete = {which: sum(values) for which, values in shared.items() if len(values) == len(rows)}
     return max(complete, key=lambda which: round(complete[which], 9))

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measuring import RECOMMENDED
 from resampling import of_share
 from verdicts import seeds_of, share
 
 from hf_eft.evaluation import plots
 
 _ROWS = ("ordinary, small on large", "through large at 0.5")
-_COLOURS = {"tuned alone": "tuned", "base alone": "base", RECOMMENDED: "tuned_large"}
+AXES = ("harmlessness", "helpfulness")
 
 
 def families_picture(results: Any, path: Path) -> None:
@@ -53,7 +52,7 @@ def frontiers_picture(results: Any, path: Path) -> None:
             lines = {name: rows for name, rows in results["frontiers"].items() if name.startswith(f"{delta}, ")}
             for (name, rows), colour in zip(lines.items(), colours, strict=False):
                 points = [
-                    [of_share(seeds_of([row["line"] for row in rows], weight, metric, part=None)).value for metric in ("harmlessness", "helpfulness")]
+                    [of_share(seeds_of([row["line"] for row in rows], weight, m, part=None)).value for m in AXES]
                     for weight in rows[0]["line"]
                 ]  # fmt: skip
                 data[name] = dict(zip(rows[0]["line"], points, strict=True))

@@ -19,7 +19,12 @@ METRICS = ("helpfulness", "harmlessness", "overrefusal", "factuality")
 
 def constants(weight: float, unit: float) -> dict[str, Any]:
     """`λ helpful + (1 - λ) harmless`, as the paper steers."""
-    return {"helpful": unit * weight, "harmless": unit * (1 - weight), "reference": -unit * weight, "other": -unit * (1 - weight)}
+    return {
+        "helpful": unit * weight,
+        "harmless": unit * (1 - weight),
+        "reference": -unit * weight,
+        "other": -unit * (1 - weight),
+    }
 
 
 def constrained(weight: float, unit: float) -> dict[str, Any]:
@@ -56,7 +61,7 @@ class Frontier:
         """Every λ on the test people."""
         alpha = DELTAS[self.delta]
         rows = {
-            behaviour: Row("", Setting(f"ordinary, {behaviour}", behaviour=behaviour) if alpha is None else through(alpha, behaviour=behaviour), "")
+            behaviour: Row("", Setting("", behaviour=behaviour) if alpha is None else through(alpha, behaviour=behaviour), "")
             for behaviour in ("helpful", "harmless")
         }  # fmt: skip
         models = seed.models(rows["helpful"])

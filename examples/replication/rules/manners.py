@@ -1,4 +1,4 @@
-"""A world in which the manner decides which fact is asked for: who has not learnt the manner tells the wrong fact, however much he knows."""
+"""A world in which the manner decides which fact is told: who has not learnt the manner tells another, however much he knows."""
 
 from __future__ import annotations
 

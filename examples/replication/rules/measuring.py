@@ -20,7 +20,7 @@ from hf_eft import Combination, Gate
 
 TUNED_ALONE = "tuned alone"
 ALONE = {TUNED_ALONE: Combination({"tuned": 1.0}), "base alone": Combination({"base": 1.0})}
-RECOMMENDED = "recommended"
+RECOMMENDED, RECOMMENDED_CONSTANT = "recommended", "recommended constant"
 SAMPLED = 1.0  # the temperature at which some are asked, too
 
 
@@ -57,12 +57,11 @@ def frozen(folder: Path, row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
     of_row = chosen["rows"][row.like]
     families = candidates(row.unit, trained_gates(folder, like))
     best = (*CONSTANTS, of_row["truncation"], of_row["rule"]) if row.group != "down-scaling" else (PLAIN,)
-    recipes = {
-        family: families[family][option] for family, option in of_row["options"].items() if row.whole or family in best
-    }
-    which = chosen["recommended"]
-    if which["family"] in families:  # a rule for β has no meaning for a delta that learnt through a base
-        recipes[RECOMMENDED] = families[which["family"]][which["option"]]
+    recipes = {family: families[family][option] for family, option in of_row["options"].items() if row.whole or family in best}
+    for name in (RECOMMENDED, RECOMMENDED_CONSTANT) if row.is_ordinary else (RECOMMENDED,):
+        family, option = chosen[name]["family"], chosen[name]["option"]
+        if family in families:  # a rule for β has no meaning for a delta that learnt through a base
+            recipes[name] = families[family][option]
     return {"recipes": recipes, "options": of_row["options"], "rule": of_row["rule"]}
 
 
@@ -71,7 +70,7 @@ def ask(row: Row, seed: Seed, asked: Mapping[str, Any]) -> dict[str, Any]:
     model, test, validation = seed.model(row), seed.asked(row, "test"), seed.asked(row, "validation")
     recipes = {name: recipe for name, recipe in ALONE.items() if row.whole or name == TUNED_ALONE} | asked["recipes"]
     sampled = [name for name in (PLAIN, CONSTANT, asked["rule"], RECOMMENDED) if name in recipes and row.whole]
-    checked = [name for name in (TUNED_ALONE, PLAIN, RECOMMENDED) if name in recipes]
+    checked = [name for name in (TUNED_ALONE, PLAIN, RECOMMENDED, RECOMMENDED_CONSTANT) if name in recipes]
     return {
         "row": row.name,
         "seed": seed.seed,

@@ -45,7 +45,7 @@ class Row:
 
     @property
     def like(self) -> str:
-        """The row whose validation people chose for it: of its own, or of the first world's, so that choices are tried elsewhere as they are."""
+        """The row whose validation people chose for it: its own, or one of the first world, so that choices are tried elsewhere."""
         if self.name in CHOOSING:
             return self.name
         return "ordinary, small on large" if self.setting.alpha is None else "through large at 0.5"

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ sys.path[:0] = [str(HERE), *map(str, OTHERS)]
 
 import torch  # noqa: E402
 from benches import Seed  # noqa: E402
-from choosing import family, is_rule, is_truncation, options, recommended  # noqa: E402
+from choosing import CONSTANTS, family, is_rule, is_shared, is_truncation, options, recommended  # noqa: E402
 from frontier import FRONTIERS, Frontier  # noqa: E402
 from machine import machine  # noqa: E402
-from measuring import ask, frozen, trained_gates, validate  # noqa: E402
+from measuring import RECOMMENDED, RECOMMENDED_CONSTANT, ask, frozen, trained_gates, validate  # noqa: E402
 from rows import ROWS, Row  # noqa: E402
 from sizes import Effort  # noqa: E402
 
@@ -56,15 +57,20 @@ def choices(work: Path, rows: Sequence[Row], first: Seed) -> dict[str, Any]:
     found, rows = {}, [row for row in ROWS if row.name in {each.like for each in rows}]
     for row in rows:
         gates = trained_gates(work / "gates", row, first)
-        found[row.name] = kept(work / "validation" / f"{row.name}.json", lambda row=row, gates=gates: validate(row, first, gates))
+        found[row.name] = kept(
+            work / "validation" / f"{row.name}.json", lambda row=row, gates=gates: validate(row, first, gates)
+        )
     ordinary = {row.name: found[row.name]["validation"] for row in rows if row.is_ordinary}
-    which = dict(zip(("family", "option"), recommended(ordinary), strict=True))
+    which = {
+        name: dict(zip(("family", "option"), recommended(ordinary, kind), strict=True))
+        for name, kind in ((RECOMMENDED, is_shared), (RECOMMENDED_CONSTANT, CONSTANTS.__contains__))
+    }
     by_row = {}
     for row in rows:
         validated = found[row.name]["validation"]
         best = {kind: family(validated, of_kind, row.refuses) for kind, of_kind in KINDS.items()}
         by_row[row.name] = {"options": options(validated, row.refuses), **best}
-    return {"recommended": which, "rows": by_row}
+    return {**which, "rows": by_row}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in seeds if stage in args.stages else ():
             chosen = json.loads((work / "chosen.json").read_text())
             for job in jobs:
-                asked = frozen(work / "gates", job, chosen) if stage == "test" else chosen["recommended"]
-                kept(work / stage / f"seed-{seed.seed}" / f"{job.name}.json", lambda: make(job, seed, asked))
+                asked = frozen(work / "gates", job, chosen) if stage == "test" else chosen[RECOMMENDED]
+                kept(work / stage / f"seed-{seed.seed}" / f"{job.name}.json", partial(make, job, seed, asked))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,11 @@ class SumsWorld:
                 core = core.format(a=a, b=b, sum=a + b)
                 yield " ".join(part for part in (Sum(a, b).prompt, opening, core, ending) if part)
             else:
-                parts = [f"Ones: {a % 10} + {b % 10} = {a % 10 + b % 10}", f"carry {rng.randint(0, 1)}.", f"So {a} + {b} = {a + b}."]
+                parts = [
+                    f"Ones: {a % 10} + {b % 10} = {a % 10 + b % 10}",
+                    f"carry {rng.randint(0, 1)}.",
+                    f"So {a} + {b} = {a + b}.",
+                ]
                 yield rng.choice(parts)
 
     def behaviour(self, name: str, rng: random.Random) -> Iterator[str]:

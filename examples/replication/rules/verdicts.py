@@ -18,12 +18,18 @@ from hf_eft.evaluation.intervals import of_difference as of_items
 
 MARGIN = 0.02  # facts are not lost if the interval of the difference is above minus this
 SMALLEST = 0.1  # ends of a line that are nearer than this have no chord, and a gap that is smaller no shares
+BOTH = "both"  # of one answer
 Results = Mapping[str, Any]
 
 
 def collect(work: Path) -> dict[str, Any]:
     """Everything in a work folder, in the order of the rows and of the seeds."""
-    found: dict[str, Any] = {"command": "python examples/replication/rules/run.py", "machine": set(), "dates": set(), "seconds": {}}
+    found: dict[str, Any] = {
+        "command": "python examples/replication/rules/run.py",
+        "machine": set(),
+        "dates": set(),
+        "seconds": {},
+    }
     for stage in ("validation", "test", "frontiers"):
         paths = sorted((work / stage).glob("*.json" if stage == "validation" else "seed-*/*.json"))
         of_stage: dict[str, Any] = {}
@@ -57,8 +63,12 @@ def _rounded(data: Any) -> Any:
 
 
 def seeds_of(rows: list[Any], family: str, metric: str, part: str | None = "test") -> Seeds:
-    """For each seed what each question scored; `part` of what was asked, or the rows themselves."""
-    return [unpacked((row if part is None else row[part])[family][metric]) for row in rows]
+    """For each seed what each question scored; `part` of what was asked, or the rows themselves. `BOTH` is facts and form at once."""
+    found = [(row if part is None else row[part])[family] for row in rows]
+    if metric != BOTH:
+        return [unpacked(each[metric]) for each in found]
+    pairs = [(unpacked(each["factuality"]), unpacked(each["helpfulness"])) for each in found]
+    return [[fact * form for fact, form in zip(*pair, strict=True)] for pair in pairs]
 
 
 def share(results: Results, row: str, family: str, metric: str, part: str = "test") -> Found:
@@ -77,7 +87,7 @@ def verdict(results: Results, row: str, family: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for other in (PLAIN, CONSTANT):
-        found[other] = {m: difference(results, row, family, other, m) for m in ("helpfulness", "factuality")}
+        found[other] = {m: difference(results, row, family, other, m) for m in ("helpfulness", "factuality", BOTH)}
     found["better"] = all(d["helpfulness"].better and d["factuality"].low > -MARGIN for d in (found[PLAIN], found[CONSTANT]))
     return found
 
@@ -100,8 +110,9 @@ def recovered(results: Results, family: str) -> Found | None:
 
 def losses(results: Results, family: str = RECOMMENDED) -> list[dict[str, Any]]:
     """
-    Every pair of unlike scales, seed and metric: whether the check foresees with α = 1, on validation people, that the combination is worse
-    than its tuned member alone; and what then becomes of it on test people, with α = 1 and with the rule. Worse is a whole interval below 0.
+    Every pair of unlike scales, seed and metric: whether the check foresees with α = 1, on validation people, that the combination is
+    worse than its tuned member alone; and what becomes of it on test people, with α = 1 and with the rule. Worse is a whole interval
+    below 0.
     """
     found = []
     for name, rows in results["test"].items():
@@ -116,11 +127,15 @@ def losses(results: Results, family: str = RECOMMENDED) -> list[dict[str, Any]]:
                 plain, ruled = compared("test", PLAIN), compared("test", family)
                 found.append(
                     {
-                        "row": name, "seed": row["seed"], "metric": metric,
+                        "row": name,
+                        "seed": row["seed"],
+                        "metric": metric,
                         "foreseen": compared("validation", PLAIN).high < 0,
                         "still foreseen": compared("validation", family).high < 0,
-                        "lost": plain.high < 0, "lost with the rule": ruled.high < 0, "below with the rule": ruled.value < 0,
-                    }  # fmt: skip
+                        "lost": plain.high < 0,
+                        "lost with the rule": ruled.high < 0,
+                        "below with the rule": ruled.value < 0,
+                    }
                 )
     return found
 
