@@ -99,6 +99,7 @@ TESTS: dict[str, str] = {
     "members/devices.py": "decoding/test_generate.py::test_base_equal_to_reference_gives_the_tuned_model",
     "members/embeds.py": "decoding/test_features.py::test_inputs_embeds_that_are_no_tokens_are_refused",
     "evaluation/__init__.py": "evaluation/test_evaluation_use.py::test_command",
+    "evaluation/advice.py": "evaluation/test_evaluation_use.py::test_command",
     "evaluation/custom_data.py": "evaluation/test_evaluation_use.py::test_your_own_data",
     "evaluation/harness.py": "evaluation/test_evaluation_use.py::test_command",
     "evaluation/intervals.py": "evaluation/test_intervals.py::test_gap_recovered",

@@ -58,6 +58,7 @@ def evaluate(
     """
     from .. import evaluation
     from ..evaluation import plots
+    from ..evaluation.advice import advice
     from ..evaluation.custom_data import custom_task
     from ..evaluation.report import evaluation_plot, evaluation_table
     from ..evaluation.tasks import NAMES
@@ -91,6 +92,8 @@ def evaluate(
     warnings = found.warnings()
     for warning in warnings:
         notes.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
+    if warnings and (next_step := advice(model.combination)):
+        notes.print(next_step, markup=False, highlight=False)
     if strict and warnings:
         raise typer.Exit(1)
 

@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.cli import app
 from hf_eft.cli.app import console
+from hf_eft.cli.options import by_phase
 from hf_eft.evaluation import Evaluation, custom_data, evaluate, harness, plots, systems_of, tasks
+from hf_eft.evaluation.advice import RULE, advice
 from hf_eft.evaluation.report import evaluation_plot, evaluation_table
 
 
@@ -244,10 +246,28 @@ def test_command(tmp_path: Path) -> None:
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
     assert "combined - tuned" in done.output and "Warning: eft_facts, style" in done.output
+    [said] = [line for line in done.output.splitlines() if line.startswith("Measure it with a rule")]
+    assert by_phase([said.split("--beta ")[1].split(", which")[0]], "--beta") == RULE
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "picture.png", "picture.json", "results"}
     done = invoke(*arguments, "--strict", "--json")
     assert done.exit_code == 1
     assert json.loads(done.stdout)["scores"]["eft_facts"]["combined"]["fact"]["n"] == 12
+
+
+def test_advice_is_for_recipes_that_it_stands_for() -> None:
+    assert all(
+        str(Combination.emulate(beta=RULE)) in str(advice(each)) for each in (Combination.emulate(), Combination.proxy(0.5))
+    )
+    others = (
+        Combination.emulate(beta=RULE),
+        Combination.mix({"a": 1.0}),
+        Combination.contrast(),
+        Combination.steer({"a": 1.0}),
+    )
+    assert [advice(each) for each in others] == [None] * len(others)
+    sure, unsure = torch.tensor([[[0.98, 0.01, 0.01]]]).log(), torch.tensor([[[0.4, 0.3, 0.3]]]).log()
+    # The base's say is large where it is sure and the tuned model is not.
+    assert RULE({"base": sure, "tuned": unsure}) > 0.8 and RULE({"base": unsure, "tuned": sure}) < 0.2
 
 
 def test_command_with_data_and_a_large_tuned_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ class Bench:
     Args:
         family ([`Family`]): The base models, and what `scales` tunes ordinarily.
         folder (`Path`): Where learners are kept.
+        worlds (`Mapping[str, World]`, *optional*): What [`Setting.world`] may name; the family's and the second if left out.
     """
 
-    def __init__(self, family: Family, folder: Path) -> None:
+    def __init__(self, family: Family, folder: Path, worlds: Mapping[str, Any] | None = None) -> None:
         self.family, self.folder = family, folder
         self._kept: dict[str, dict[bytes, torch.Tensor]] = {}
-        self.worlds = {"first": family.world, "second": SecondWorld(**vars(family.world))}
+        self.worlds = worlds or {"first": family.world, "second": SecondWorld(**vars(family.world))}
 
     def shown(self, setting: Setting) -> Iterator[str]:
         """The answers of fine-tuning: the stream of `scales`, or one out of a share of the answers that it would show."""

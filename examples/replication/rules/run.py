@@ -1,0 +1,106 @@
+"""
+Rules for the strength at every token, on the replication's worlds: which of them is worth it.
+
+    python examples/replication/rules/run.py            # five seeds: trains what is missing, chooses, asks
+    python examples/replication/rules/run.py --quick    # seconds: sees that everything runs, and says nothing else
+
+Options of rules, constants and truncations are chosen on the validation people of the first seed, and so is the rule that is recommended;
+all are then frozen, and the test people of all seeds are asked once. Nothing is done twice: there is a file for every seed and row in the
+work folder. `report.py` makes tables and pictures of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+OTHERS = (HERE.parent / "through", HERE.parent / "scales", HERE.parent, HERE.parents[1] / "benchmarks")
+sys.path[:0] = [str(HERE), *map(str, OTHERS)]
+
+import torch  # noqa: E402
+from benches import Seed  # noqa: E402
+from choosing import CONSTANTS, family, is_rule, is_shared, is_truncation, options, recommended  # noqa: E402
+from frontier import FRONTIERS, Frontier  # noqa: E402
+from machine import machine  # noqa: E402
+from measuring import RECOMMENDED, RECOMMENDED_CONSTANT, ask, frozen, trained_gates, validate  # noqa: E402
+from rows import ROWS, Row  # noqa: E402
+from sizes import Effort  # noqa: E402
+
+QUICK = Effort(pretraining_steps=2, tuning_steps=2, people=8)
+STAGES = ("train", "choose", "test", "frontiers")
+KINDS = {"rule": is_rule, "truncation": is_truncation}
+FIRST = 0  # the seed whose validation people choose
+
+
+def kept(path: Path, make: Any) -> Any:
+    """What is in the file, made and written first if it is not there."""
+    if not path.exists():
+        started = time.perf_counter()
+        found = make()
+        about = {"seconds": round(time.perf_counter() - started, 1), "machine": machine(), "date": date.today().isoformat()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**found, **about}, indent=1, ensure_ascii=False) + "\n")
+        print(f"{path.parent.name}/{path.stem}: {about['seconds']} s", flush=True)
+    return json.loads(path.read_text())
+
+
+def choices(work: Path, rows: Sequence[Row], first: Seed) -> dict[str, Any]:
+    """What the validation people of the first seed chose: by row the option of every family and the best rule, and what is recommended."""
+    found, rows = {}, [row for row in ROWS if row.name in {each.like for each in rows}]
+    for row in rows:
+        gates = trained_gates(work / "gates", row, first)
+        found[row.name] = kept(
+            work / "validation" / f"{row.name}.json", lambda row=row, gates=gates: validate(row, first, gates)
+        )
+    ordinary = {row.name: found[row.name]["validation"] for row in rows if row.is_ordinary}
+    which = {
+        name: dict(zip(("family", "option"), recommended(ordinary, kind), strict=True))
+        for name, kind in ((RECOMMENDED, is_shared), (RECOMMENDED_CONSTANT, CONSTANTS.__contains__))
+    }
+    by_row = {}
+    for row in rows:
+        validated = found[row.name]["validation"]
+        best = {kind: family(validated, of_kind, row.refuses) for kind, of_kind in KINDS.items()}
+        by_row[row.name] = {"options": options(validated, row.refuses), **best}
+    return {**which, "rows": by_row}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, next to no training")
+    parser.add_argument("--seeds", type=int, help="how many; 5, or 1 with --quick")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="all if left out")
+    parser.add_argument("--rows", nargs="*", help="names of rows, or of frontiers; all if left out")
+    parser.add_argument("--work", type=Path, help="where models and results are kept; a folder `trained` beside this file")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # one thread beats two for models this small
+    effort = QUICK if args.quick else Effort()
+    work = args.work or HERE / "trained" / ("quick" if args.quick else "results")
+    seeds = [Seed(work, seed, effort) for seed in range(args.seeds or (1 if args.quick else 5))]
+    rows = [row for row in ROWS if args.rows is None or row.name in args.rows]
+    if "train" in args.stages:
+        for seed in seeds:
+            for row in rows:
+                seed.train(row)
+    if "choose" in args.stages:
+        chosen = choices(work, rows, seeds[FIRST])
+        (work / "chosen.json").write_text(json.dumps(chosen, indent=1, ensure_ascii=False) + "\n")
+    frontiers = [each for each in FRONTIERS if args.rows is None or each.name in args.rows]
+    for stage, jobs, make in (("test", rows, ask), ("frontiers", frontiers, Frontier.measure)):
+        for seed in seeds if stage in args.stages else ():
+            chosen = json.loads((work / "chosen.json").read_text())
+            for job in jobs:
+                asked = frozen(work / "gates", job, chosen) if stage == "test" else chosen[RECOMMENDED]
+                kept(work / stage / f"seed-{seed.seed}" / f"{job.name}.json", partial(make, job, seed, asked))
+
+
+if __name__ == "__main__":
+    main()
