@@ -13,13 +13,14 @@ from transformers.cache_utils import StaticCache
 from transformers.generation import GenerationMode
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
-from ..members.cache import EFTCache, check_room
+from ..members.cache import EFTCache
 from ..members.call import Call, PerThread, entered, innermost
 from ..members.checks import check_static
 from ..members.members import Members
 from ..members.modalities import refuse_inputs
 from ..members.ragged import make_whole
 from ..members.releases import CACHE, cache_of, renamed
+from ..members.siblings import check_room
 from ..members.trial import check_moving
 from ..prompts import MemberPrompts, warn_of_templates
 from ..prompts.pictures import KINDS, take_pictures
