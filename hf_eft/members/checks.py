@@ -143,8 +143,10 @@ def check_coefficients(
 
 def check_numbers(coefficients: torch.Tensor, names: Sequence[str], ruled: Collection[str]) -> None:
     """Raise if coefficients, `(..., members)`, are no numbers; NaN is what the recipe's rule says, of a member of `ruled`."""
-    by_rule = torch.tensor([name in ruled for name in names], device=coefficients.device)
-    wrong = ~(torch.isfinite(coefficients) | (coefficients.isnan() & by_rule))
+    wrong = ~torch.isfinite(coefficients)
+    if ruled:
+        by_rule = torch.tensor([name in ruled for name in names], device=coefficients.device)
+        wrong = wrong & ~(coefficients.isnan() & by_rule)
     if bool(wrong.any()):
         where = wrong.nonzero()[0].tolist()
         found, name = coefficients[tuple(where)].item(), names[where[-1]]

@@ -65,6 +65,8 @@ def number_or_rule(name: str, value: Any) -> float | ByRule:
     if not isinstance(value, (Rule, ByRule)):
         return number(name, value)
     rules = ByRule.of(value)
+    for each in (rules.offset, *(scale for _, scale in rules.terms)):
+        number(name, each)
     return rules if rules.terms else rules.offset
 
 

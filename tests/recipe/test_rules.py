@@ -258,6 +258,7 @@ def described(**changes: Any) -> dict[str, Any]:
         (lambda: Combination.from_dict(described(options={"edge": 1})), "The rule 'kl' has no option 'edge', but 'bound', 'most'"),
         (lambda: Combination.from_dict(described(options=[1])), r"The options of the rule 'kl' must be an object, got \[1\]"),
         (lambda: Combination.from_dict(described(scale="x")), "multiplied by numbers, got 'x'"),
+        (lambda: Combination.emulate(alpha=1e308 * Entropy() + 1e308 * Entropy()), "'tuned' must be a finite number, got inf"),
         (lambda: Combination.from_dict(described(more=1)), "must have `rules`, each with `rule`, `scale` and `options`"),
     ],
 )  # fmt: skip

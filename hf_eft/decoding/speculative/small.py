@@ -80,8 +80,9 @@ class SmallDrafter(MemberDrafter):
         """Coefficients with a number wherever a rule says one, which cannot be asked without the base."""
         if coefficients is None or not self._rules:
             return coefficients
-        each = [self._rules.get(name, 0.0) for name in self._all.names]
-        return torch.where(coefficients.isnan(), torch.tensor(each, device=coefficients.device), coefficients)
+        columns = zip(self._all.names, coefficients.unbind(-1), strict=True)
+        each = [torch.where(c.isnan(), self._rules[name], c) if name in self._rules else c for name, c in columns]
+        return torch.stack(each, dim=-1)
 
 
 def small_members(members: Members, combination: Combination, by_row: bool) -> tuple[str, ...]:
