@@ -26,23 +26,21 @@ from machine import machine
 from matplotlib.figure import Figure
 from transformers.utils import logging
 
-from hf_eft import Combination, EFTForCausalLM, Rule, Skipping, Truncation, tiny
+from hf_eft import Combination, Confidence, EFTForCausalLM, Skipping, Truncation, tiny
 from hf_eft.evaluation import plots
 
 TOKENS = 24
 
 
-def doubt(log_probs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The full strength where the base is in doubt, none where it is sure."""
-    return torch.where(log_probs["base"].amax(-1).exp() < 0.9, 1.0, 0.0)
-
+UNSURE = Confidence(threshold=0.9)  # the full strength where the base is unsure, none elsewhere
 
 # Recipes under which members have no say at times, by what says so.
 PROVED: dict[str, Combination] = {
     "truncation: base, 0.9": Combination.emulate(alpha=1.0, truncation=Truncation("base", 0.9)),
     "truncation: base, 0.99": Combination.emulate(alpha=1.0, truncation=Truncation("base", 0.99)),
     "truncation: plausible, 0.1": Combination.emulate(alpha=1.0, truncation=Truncation("plausible", 0.1)),
-    "a rule of the base": Combination.emulate(alpha=Rule.of(doubt, reads=["base"])),
+    "a rule of the base": Combination.emulate(alpha=UNSURE),
+    "a rule that hands over": Combination({"base": 1 - UNSURE, "tuned": UNSURE}),
     "a schedule: 6 tokens": Combination.emulate(alpha=[1.0] * 6 + [0.0]),
 }
 PLAIN = Combination.emulate(alpha=1.0)
