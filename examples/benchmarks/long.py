@@ -1,12 +1,13 @@
 """Texts of 32,768 tokens: time per token and memory over the position, and how many drafts are kept.
 
-    python examples/benchmarks/long.py            # about 10 minutes on one idle CPU core
+    python examples/benchmarks/long.py            # about 3 minutes on one idle CPU core
     python examples/benchmarks/long.py 4096       # shorter texts
 
 A combination with phases (thoughts with a budget), one without, its members alone, and one whose small members have a sliding window. Each
 reads one text, and at 16 positions goes on from there by 64 tokens: the time of a token (that of the fastest quarter, for the machine may
-be busy), and what the process holds beyond the caches. And drafts by the tuned member, of 192 tokens at each position: the share that was
-kept. Models are small and random, so that only whether a line is flat has a meaning. Writes `long.json` and `long.png` beside this file.
+be busy), how much of it is spent beside the members' forwards, and what the process holds beyond the caches. And drafts by the tuned
+member, of 192 tokens at each position: the share that was kept. Models are small and random, so that only whether a line is flat has a
+meaning. Writes `long.json` and `long.png` beside this file.
 """
 
 from __future__ import annotations
@@ -94,15 +95,33 @@ def stretches(model: Any, length: int, new: int, **how: Any) -> Iterator[tuple[i
         yield position, start, cache, times.at
 
 
+def watched(model: Any) -> list[list[float]]:
+    """For each member, how long its forwards take from now on: a list for each that grows."""
+    spent: list[list[float]] = []
+    for each in model.members.values():
+        begun, times = [0.0], list[float]()
+        each.register_forward_pre_hook(lambda *_, begun=begun: begun.__setitem__(0, time.perf_counter()))
+        each.register_forward_hook(lambda *_, begun=begun, times=times: times.append(time.perf_counter() - begun[0]))
+        spent.append(times)
+    return spent
+
+
 def along(model: Any, length: int) -> list[dict[str, float]]:
-    """By position, milliseconds per token, megabytes of the caches, and megabytes beyond them."""
-    found = []
+    """By position, milliseconds per token and those beside the members' forwards, megabytes of the caches, and megabytes beyond them."""
+    found, spent = [], watched(model) if isinstance(model, EFTForCausalLM) else []
     for position, start, cache, at in stretches(model, length, 64):
-        gaps = sorted(b - a for a, b in itertools.pairwise(at))
+        gaps = [b - a for a, b in itertools.pairwise(at)]
+        last = [sum(step) for step in zip(*(times[-len(gaps) :] for times in spent), strict=True)] or [0.0] * len(gaps)
+        beside = [gap - forwards for gap, forwards in zip(gaps, last, strict=True)]
         held = {"cache_mb": size_of(cache) / 2**20, "beyond_mb": (resident() - start - size_of(cache)) / 2**20}
-        found.append({"position": position, "ms": 1e3 * gaps[len(gaps) // 4], **held})
+        found.append({"position": position, "ms": 1e3 * quick(gaps), "beside_ms": 1e3 * quick(beside), **held})
         print(f"{type(model).__name__} {found[-1]}", flush=True)
     return found
+
+
+def quick(times: list[float]) -> float:
+    """That of the fastest quarter."""
+    return sorted(times)[len(times) // 4]
 
 
 def kept(model: EFTForCausalLM, length: int) -> list[dict[str, float]]:
@@ -117,19 +136,25 @@ def kept(model: EFTForCausalLM, length: int) -> list[dict[str, float]]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    times, memory, drafts = figure.subplots(1, 3)
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    times, beside, memory, drafts = figure.subplots(1, 4)
     for name, points in result["along"].items():
-        at = [point["position"] for point in points]
+        at = [point["position"] / 1024 for point in points]
         times.plot(at, [point["ms"] for point in points], label=name)
-        memory.plot(at, [point["beyond_mb"] for point in points], label=name)
-    drafts.plot(
-        [p["position"] for p in result["drafts"]], [p["kept"] for p in result["drafts"]], color=plots.colour("combined")
-    )
-    times.set(title="Time per token", xlabel="position", ylabel="ms", ylim=(0, None))
-    memory.set(title="Memory beyond caches", xlabel="position", ylabel="MB")
-    drafts.set(title="Drafted tokens that were kept", xlabel="position", ylabel="share", ylim=(0, 1))
-    times.legend(fontsize=7)
+        beside.plot(at, [0 if name.endswith("alone") else point["beside_ms"] for point in points])
+        memory.plot(at, [point["beyond_mb"] for point in points])
+    alone = [points for name, points in result["along"].items() if name.endswith("alone")]
+    summed = [sum(point["ms"] for point in points) for points in zip(*alone, strict=True)]
+    times.plot(at, summed, "k--", label="sum of the members alone")
+    kept = [point["kept"] for point in result["drafts"]]
+    drafts.plot([point["position"] / 1024 for point in result["drafts"]], kept, color=plots.colour("combined"))
+    times.set(title="Time per token", ylabel="ms", ylim=(0, None))
+    beside.set(title="Of it beside the members' forwards", ylabel="ms", ylim=(0, None))
+    memory.set(title="Memory beyond the caches, since the start", ylabel="MB")
+    drafts.set(title="Drafted tokens that were kept", ylabel="share", ylim=(0, 1))
+    for panel in (times, beside, memory, drafts):
+        panel.set_xlabel("position, thousands of tokens")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -51,5 +51,5 @@ def push(
         commit_message=commit_message or f"Upload {'a recipe' if recipe else 'a combination'} of hf_eft",
         create_pr=create_pr,
         allow_patterns=[*READ, "README.md"],
-        delete_patterns="members/*",
+        delete_patterns=["members/*", "rules.safetensors"],
     )

@@ -12,8 +12,9 @@ import torch
 from families import prompts, shared
 from safetensors.torch import load_file, save_file
 
-from hf_eft import Combination, EFTForCausalLM
-from hf_eft.folders.gates import GATES
+from hf_eft import Combination, EFTConfig, EFTForCausalLM
+from hf_eft.folders.gates import GATES, read_recipe
+from hf_eft.folders.places import Place
 
 MEMBERS = {"base": shared("llama", 0), "tuned": shared("qwen3", 1), "reference": shared("qwen3", 2)}
 INPUTS = prompts("left")
@@ -115,3 +116,11 @@ def test_other_descriptions_are_refused(options: dict[str, Any], message: str, t
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         EFTForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_link_to_other_weights_is_not_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "combination"
+    saved(folder, ruling.GATE)
+    _elsewhere(folder / GATES)
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        read_recipe(EFTConfig.from_pretrained(folder), Place.of(folder))

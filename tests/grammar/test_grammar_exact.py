@@ -195,7 +195,7 @@ def excess(way: str, rows: int, samples: int, steps: int = 3) -> float:
     [
         (64, 64 * 60),
         pytest.param(8, 20_000, marks=pytest.mark.nightly),
-        pytest.param(1, 20_000, marks=pytest.mark.nightly),
+        pytest.param(1, 6_000, marks=pytest.mark.nightly),
     ],
 )
 @pytest.mark.parametrize("way", ["sample", "tuned drafts, reject", "lookup, reject"])

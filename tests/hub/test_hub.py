@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ruling
 import torch
 from fake_hub import FakeHub, serving
 from families import build
@@ -146,6 +147,21 @@ def test_a_recipe_refers_to_commits(online: FakeHub, members: dict[str, Path], t
     assert torch.equal(logits(again), logits(model))
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(EFTForCausalLM.from_pretrained(tmp_path / "saved")), logits(model))
+
+
+def test_a_recipe_brings_the_weights_of_its_gate(online: FakeHub, members: dict[str, Path], tmp_path: Path) -> None:
+    gated = Combination.emulate(alpha=ruling.GATE)
+    recipe_of(online, members, tmp_path / "recipe", combination=gated)
+    hub.push(tmp_path / "recipe", "me/recipe", token=MINE)
+    for where in (tmp_path / "recipe", "me/recipe"):
+        model, _ = hub.load(where, allow_references=True)
+        assert model.combination == gated
+        assert torch.equal(logits(model), logits(hub.load(members, combination=gated)[0]))
+    model.push_to_hub("me/combined", token=MINE)
+    assert hub.load("me/combined", token=MINE)[0].combination == gated
+    model.combination = Combination.emulate()
+    model.push_to_hub("me/combined", token=MINE)
+    assert "rules.safetensors" not in (online.files("me/combined", "main") or {})
 
 
 def test_members_of_a_recipe_keep_their_order(online: FakeHub, members: dict[str, Path], tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_batch_run_has_rules_and_numbers_line_by_line(tmp_path: Path) -> None:
 def test_cards_show_rules_and_write_them_as_code() -> None:
     made = Combination.emulate(alpha=0.1 + 2 * RULE)
     assert formula(made) == (
-        "log p = base + (0.1 + 2 kl(0.25, to 2)) tuned + (-0.1 - 2 kl(0.25, to 2)) reference - log Z"
+        "log p = base + (0.1 + 2 kl(0.25, to 2)) tuned - (0.1 + 2 kl(0.25, to 2)) reference - log Z"
     )  # fmt: skip
     assert "`tuned`, `reference` enters with a negative weight" in risks(made)  # what it will say is not known
     places = {name: (f"owner/{name}", "a" * 40) for name in NAMES}

@@ -204,11 +204,11 @@ class ByRule:
     @property
     def is_negative(self) -> bool:
         """Whether its sign in a formula stands before it."""
-        return not self.offset and all(scale < 0 for _, scale in self.terms)
+        return self.offset <= 0 and all(scale < 0 for _, scale in self.terms)
 
     def __str__(self) -> str:
         """As it stands in a formula, without the sign that stands before it."""
-        said = f"{self.offset:g}" if self.offset else ""
+        said = f"{abs(self.offset) if self.is_negative else self.offset:g}" if self.offset else ""
         for rule, scale in self.terms:
             scale = -scale if self.is_negative else scale
             size = f"{rule}" if abs(scale) == 1 else f"{abs(scale):g} {rule}"
