@@ -71,15 +71,14 @@ def families_table(results: Any, row: str) -> list[str]:
         for other in against:
             for metric in TOGETHER.values():
                 found = difference(results, row, family, other, metric)
-                cells.append(
-                    "" if family == other else f"**{found.shown(sign=True)}**" if _beyond(found) else found.shown(sign=True)
-                )
+                cells.append("" if family == other else _said(found))
         lines.append(f"| {family} | {option_of(results, row, family)} | {' | '.join(cells)} | {len(results['test'][row])} |")
     return lines
 
 
-def _beyond(found: Any) -> bool:
-    return found.low > 0 or found.high < 0
+def _said(found: Any) -> str:
+    """A difference, bold where it is beyond chance."""
+    return f"**{found.shown(sign=True)}**" if found.low > 0 or found.high < 0 else found.shown(sign=True)
 
 
 def verdicts_table(results: Any) -> list[str]:
@@ -148,10 +147,14 @@ def avoided(results: Any) -> tuple[int, int]:
 
 
 def sampled_table(results: Any) -> list[str]:
-    lines = head("", "", "option", *METRICS, "seeds")
+    """Some recipes at temperature 1, and how far they are above the best greedy constant there."""
+    lines = head("", "", "option", *METRICS, *(f"{what} − constant α's" for what in METRICS), "seeds")
     for row, rows in results["test"].items():
         for family in rows[0]["test, sampled"]:
             cells = [share(results, row, family, metric, "test, sampled").shown() for metric in METRICS.values()]
+            for metric in METRICS.values():
+                found = difference(results, row, family, CONSTANT, metric, "test, sampled")
+                cells.append("" if family == CONSTANT else _said(found))
             lines.append(f"| {row} | {family} | {option_of(results, row, family)} | {' | '.join(cells)} | {len(rows)} |")
     return lines
 

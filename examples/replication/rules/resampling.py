@@ -35,19 +35,17 @@ def of_difference(first: Seeds, second: Seeds, seed: int = 0) -> Found:
     The mean over seeds of `first - second`, which were asked the same questions. The bootstrap draws seeds, and for each that it draws the
     questions anew, both with replacement: what it says is about other seeds and other questions of this world.
     """
-    means, counts = [], []
+    means, questions, shares = [], [], []
     for one, other in zip(first, second, strict=True):
         differences = [a - b for a, b in zip(one, other, strict=True)]
-        # Drawing questions with replacement is drawing how many of them are won, lost and neither.
-        counts.append((len(differences), [sum(d == kind for d in differences) / len(differences) for kind in (1, -1, 0)]))
+        questions.append(len(differences))
+        shares.append([sum(d == kind for d in differences) / len(differences) for kind in (1, -1, 0)])
         means.append(sum(differences) / len(differences))
     random = np.random.default_rng(seed)
     drawn = random.integers(len(means), size=(RESAMPLES, len(means)))
-    resampled = np.zeros((RESAMPLES, len(means)))
-    for place in range(len(means)):
-        for number, (questions, shares) in enumerate(counts):
-            won, lost, _ = random.multinomial(questions, shares, size=RESAMPLES).T
-            resampled[:, place] = np.where(drawn[:, place] == number, (won - lost) / questions, resampled[:, place])
+    # Drawing questions with replacement is drawing how many of them are won, lost and neither.
+    counts = random.multinomial(np.array(questions)[drawn], np.array(shares)[drawn])  # (resamples, seeds, 3)
+    resampled = (counts[..., 0] - counts[..., 1]) / np.array(questions)[drawn]
     low, high = np.quantile(resampled.mean(-1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Found(float(np.mean(means)), float(low), float(high))
 
