@@ -36,9 +36,8 @@ class KLConstrained(Rule):
 
     Args:
         bound (`float`, *optional*, defaults to 1): The factor, 0 or more.
-        most (`float`, *optional*, defaults to 2): The largest alpha. The bound cannot be reached where it is above `-log` of what the
-        base
-            thinks of the delta's favourite.
+        most (`float`, *optional*, defaults to 2):
+            The largest alpha. The bound cannot be reached where it is above `-log` of what the base thinks of the delta's favourite.
         tuned, base, reference (`str`, *optional*): The members.
         drafting (`float`, *optional*, defaults to 1): See [`Rule`].
 
