@@ -45,6 +45,10 @@ def few(*args: Any) -> dict[str, Any]:
     return {f: dict(list(found[f].items())[: 2 if f == CONSTANT else 1]) for f in FAMILIES if f in found}
 
 
+def again(*_: Any) -> None:
+    raise AssertionError("measured again")
+
+
 def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "candidates", few)
     monkeypatch.setattr(frontier, "LAMBDAS", (0.0, 0.5, 1.0))
@@ -64,9 +68,9 @@ def test_the_quick_version_runs_and_does_nothing_again(tmp_path: Path, monkeypat
         assert len([path for path in made if path.parts[0] == "test"]) == len(ASKED)
         assert len([path for path in made if path.parts[0] == "validation"]) == 2  # the others take their choices
         for name in ("validate", "ask"):  # what is measured again fails
-            monkeypatch.setattr(run, name, None)
-        monkeypatch.setattr(frontier.Frontier, "measure", None)
-        monkeypatch.setattr(learn_gate, "train", None)
+            monkeypatch.setattr(run, name, again)
+        monkeypatch.setattr(frontier.Frontier, "measure", again)
+        monkeypatch.setattr(learn_gate, "train", again)
         run.main(["--quick", "--work", str(work), "--rows", *ASKED, *(each.name for each in frontier.FRONTIERS[:2])])
         assert {path: (work / path).read_text() for path in made} == made
     finally:

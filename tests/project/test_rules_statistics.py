@@ -20,13 +20,14 @@ import verdicts  # noqa: E402
 from asking import judge, packed, unpacked  # noqa: E402
 from candidates import CONSTANT, PLAIN, candidates  # noqa: E402
 from choosing import family, is_rule, is_truncation, options, recommended  # noqa: E402
-from frontier import LAMBDAS, WAYS  # noqa: E402
+from frontier import LAMBDAS, WAYS, recipe  # noqa: E402
 from manners import OtherFactWorld  # noqa: E402
 from resampling import of_difference, of_means, of_share  # noqa: E402
 from rows import ROWS  # noqa: E402
 from sums import Sum, SumsWorld, make_tokenizer  # noqa: E402
 
-from hf_eft import Combination, Gate  # noqa: E402
+from hf_eft import Combination, Divergence, Gate  # noqa: E402
+from hf_eft.recipe.combine import combine  # noqa: E402
 
 
 def test_an_interval_is_of_seeds_and_of_questions() -> None:
@@ -180,9 +181,25 @@ def test_candidates_are_what_their_names_say() -> None:
     assert dict(half[PLAIN][PLAIN].coefficients)["tuned"] == 0.5 and "constant β" not in half
     assert all(name.startswith(("α", "keep", "drop", "base", "plausible")) for found in half.values() for name in found)
     assert len({row.name for row in ROWS}) == len(ROWS) and {row.unit for row in ROWS} == {0.25, 0.5, 1.0}
-    for way in WAYS.values():
+
+
+def test_every_way_of_steering_ends_at_its_deltas() -> None:
+    for way in WAYS:
         for weight in LAMBDAS:
-            Combination(way(weight, 0.5))  # nothing is refused
+            recipe(way, weight)  # nothing is refused
+    assert dict(recipe("constants", 0.25).coefficients) == {
+        "base": 1.0, "helpful": 0.125, "harmless": 0.375, "reference": -0.125, "other": -0.375,
+    }  # fmt: skip
+    # As much of one as is taken from the other, and all of helpful at the end.
+    log_probs = {name: torch.randn(1, 1, 5).log_softmax(-1) for name in ("base", "helpful", "harmless", "reference")}
+    ends = {"by conflict": {"base": 1.0, "helpful": 0.5, "reference": -0.5}}
+    for way, coefficients in ends.items():
+        found = combine(log_probs, recipe(way, 1.0)).log_softmax(-1)
+        assert torch.allclose(found, combine(log_probs, Combination(coefficients)).log_softmax(-1), atol=1e-5)
+    js = Divergence("helpful", "harmless")(log_probs).item()
+    middle = {"base": 1.0, "helpful": 0.5 - 0.5 * js, "harmless": 0.5 * js, "reference": -0.5}
+    found = combine(log_probs, recipe("by conflict", 0.5)).log_softmax(-1)
+    assert torch.allclose(found, combine(log_probs, Combination(middle)).log_softmax(-1), atol=1e-5)
 
 
 def test_a_gate_learns_where_the_delta_is_right() -> None:

@@ -42,6 +42,11 @@ def by_conflict(weight: float, unit: float) -> dict[str, Any]:
     return {"helpful": unit - step, "harmless": step, "reference": -unit}
 
 
+def recipe(way: str, weight: float, unit: float = 0.5) -> Combination:
+    """`base` and the deltas, at a λ."""
+    return Combination({"base": 1.0, **WAYS[way](weight, unit)})
+
+
 WAYS = {"constants": constants, "by conflict": by_conflict, "KL-constrained": constrained}
 DELTAS = {"ordinary": None, "through large at 0.5": 0.5}
 
@@ -67,7 +72,7 @@ class Frontier:
         models = seed.models(rows["helpful"])
         tuned = {"helpful": models["tuned"], "harmless": seed.models(rows["harmless"])["tuned"], "other": models["reference"]}
         # Ordinary deltas at the strength that keeps their facts (docs/replication.md), the others at that of training.
-        recipes = {f"{w:g}": Combination(WAYS[self.way](w, 0.5)) for w in LAMBDAS}
+        recipes = {f"{w:g}": recipe(self.way, w) for w in LAMBDAS}
         model = EFTForCausalLM.from_models(
             models["base"], tuned=tuned, reference=models["reference"], combination=recipes["0.5"]
         )

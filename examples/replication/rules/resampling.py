@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 10_000
+RESAMPLES = 4_000  # there are about a thousand intervals
 LEVEL = 0.95
 Seeds = Sequence[Sequence[float]]  # for each seed what each question scored, 1 or 0
 
