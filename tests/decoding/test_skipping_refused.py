@@ -40,7 +40,6 @@ BOUND = Skipping(bound=1.0)
         ({"skipping": BOUND, "return_dict_in_generate": True, "output_scores": True}, "with scores or logits in the output"),
         ({"custom_generate": lambda model, input_ids, **_: model(input_ids)}, "skipped by this way of decoding"),
     ],
-    ids=str,
 )
 def test_ways_of_decoding(options: dict[str, Any], error: str) -> None:
     combined = model(RECIPES["schedule"])
