@@ -44,9 +44,7 @@ def test_each_byte_is_weighed_by_its_phase() -> None:
     assert {("think", True), ("think", False), ("answer", False)} <= stood  # so that phases matter here
 
 
-@pytest.mark.parametrize(
-    "options", [{"num_beams": 2}, {"do_sample": True, "coupling": "match", "seed": [5, 6, 7]}, {"use_cache": False}], ids=str
-)
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "coupling": "match", "seed": [5, 6, 7]}], ids=str)
 def test_rows_have_phases_of_their_own(options: dict[str, Any]) -> None:
     whole = combined(**EXACT)
     together = generated(whole, max_new_tokens=5, **options)

@@ -33,8 +33,12 @@ def thinking() -> tuple[EFTForCausalLM, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"coupling": "match", "seed": 3, "do_sample": True}, {"num_assistant_tokens": 3}],
-    ids=["greedy", "match", "drafts"],
+    [
+        {},
+        {"num_assistant_tokens": 3},
+        pytest.param({"coupling": "match", "seed": 3, "do_sample": True}, marks=pytest.mark.nightly),
+    ],
+    ids=["greedy", "drafts", "match"],
 )
 def test_compiled_steps_follow_phases(how: dict[str, Any]) -> None:
     torch.compiler.reset()
@@ -42,14 +46,14 @@ def test_compiled_steps_follow_phases(how: dict[str, Any]) -> None:
     options = {**how, **({"assistant_model": model.tuned} if "num_assistant_tokens" in how else {})}
     plain = {name: value for name, value in how.items() if name != "num_assistant_tokens"}
     graphs = []
-    for tokens in (12, 12, 9):
+    for tokens in (12, 9):
         torch._dynamo.utils.counters.clear()
         got = model.generate(**inputs, **options, max_new_tokens=tokens, **compiled())
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         expected = model.generate(**inputs, **plain, max_new_tokens=tokens)
         assert got.tolist() == expected.tolist()
         assert "11, 12" in str(expected[0, -tokens:].tolist())  # the budget ends the thought on the way
-    assert 1 <= graphs[0] <= 3 and graphs[1:] == [0, 0]
+    assert 1 <= graphs[0] <= 3 and graphs[1:] == [0]
     weaker = model.generate(**inputs, **plain, max_new_tokens=12, coefficients=torch.tensor([[1.0, 0.3, -0.3]] * len(got)))
     assert weaker.tolist() != model.generate(**inputs, **plain, max_new_tokens=12).tolist()
     torch.compiler.reset()

@@ -52,8 +52,14 @@ def oracle(members: list[Any], given: Shown, row: int, text: torch.Tensor) -> to
     return (read[0] + read[1] - read[2]).log_softmax(-1)
 
 
-@pytest.mark.parametrize("widths", [(WIDE, NARROW, NARROW), (NARROW, WIDE, VOCAB)], ids=["wide_base", "wide_tuned"])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        *((name, (WIDE, NARROW, NARROW)) for name in STRATEGIES),
+        *((name, (NARROW, WIDE, VOCAB)) for name in ("greedy", "drafts")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "wide_base" if value[0] == WIDE else "wide_tuned",
+)
 def test_tokens_are_those_that_the_tokenizer_has(name: str, widths: tuple[int, ...]) -> None:
     members, given, options = models("qwen2_vl", *widths), shown("qwen2_vl"), dict(STRATEGIES[name])
     model = wrapper("qwen2_vl", *widths)
