@@ -89,7 +89,7 @@ def test_what_is_chosen() -> None:
     ) | {CONSTANT: {"α = 1": dict.fromkeys(SCORES, 1.0)}}
     assert options(validated)["kl"] == "b" and options(validated, refuses=True)["kl"] == "c"
     assert family(validated, is_rule) == "gate β" and family(validated, is_truncation) == "truncation keep"
-    other = scored(kl={"a": (0.9, 0.9, 0.0, 0.0), "b": (0.1, 0.1, 0.0, 0.0)}, js={"d": (1.0, 1.0, 0.0, 0.0)})
+    other = scored(kl={"a": (0.3, 0.3, 0.0, 0.0), "b": (0.1, 0.1, 0.0, 0.0)}, js={"d": (1.0, 1.0, 0.0, 0.0)})
     # Of what all rows have, without constants, truncations and gates.
     assert recommended({"one": validated, "two": other}) == ("kl", "a")
     assert recommended({"one": validated}) == ("kl", "b")
