@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_trl_trainers(tmp_path: Path) -> None:
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     def reward(completions: list[str], **_: Any) -> list[float]:
-        return [float(sum(map(ord, text)) % 7) for text in completions]
+        return [float(zlib.crc32(text.encode()) % 1009) for text in completions]  # other texts, other rewards
 
     def trained(model: EFTForTraining, trainer: Any) -> list[dict[str, float]]:
         before = [w.clone() for w in weights(model)]
