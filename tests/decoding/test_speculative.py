@@ -14,10 +14,13 @@ from transformers import LogitsProcessor, TextStreamer
 from hf_eft import EFTForCausalLM
 from hf_eft.members.releases import cache_of
 
-CASES, CHUNK = 1000, 25
+DAILY, CASES, CHUNK = 500, 1000, 25
 
 
-@pytest.mark.parametrize("start", range(0, CASES, CHUNK))
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(start, marks=[pytest.mark.nightly] if start >= DAILY else []) for start in range(0, CASES, CHUNK)],
+)
 def test_random_cases_give_the_tokens_of_plain_decoding(start: int) -> None:
     for number in range(start, start + CHUNK):
         model, inputs, options, how = random_case(number)
