@@ -45,10 +45,9 @@ def logits(model: EFTForCausalLM) -> torch.Tensor:
 
 def recipe(folder: Path, alpha: float) -> None:
     references = {name: {"repo_id": f"owner/{name}", "revision": "0" * 40} for name in ("base", "tuned", "reference")}
-    chosen = Combination.emulate(alpha=alpha).to_dict()
-    install_recipe(
-        EFTConfig(member_names=list(references), references=references, combination=chosen), folder / "recipe", "card"
-    )
+    chosen = Combination.emulate(alpha=alpha)
+    config = EFTConfig(member_names=list(references), references=references, combination=chosen.to_dict())
+    install_recipe(config, chosen, folder / "recipe", "card")
 
 
 def picture(folder: Path, alpha: float) -> None:
