@@ -7,16 +7,17 @@ Questions to the embedded family one by one, greedy. For every recipe under whic
 of the small members that were saved, by why, and how many answers are those of all members, token by token. For the bound that recent steps
 say, which is approximate: the same for several settings, with the error: answers that differ, and what became of facts and manner. Then the
 time of some of these calls beside that of plain decoding, of drafts and of the large model alone, all in turn. Writes `skipping.json` and
-`skipping.png` beside this file.
+`skipping.png` beside this file. What the file has of as many prompts is not asked again: delete it to begin anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformers.utils import logging
 
 from hf_eft import Combination, Confidence, EFTForCausalLM, Skipping, Truncation, tiny
 from hf_eft.evaluation import plots
+from hf_eft.files import as_json
 
 TOKENS = 24
 
@@ -128,6 +130,16 @@ def draw(record: dict[str, Any]) -> Figure:
     return figure
 
 
+def begun(path: Path, prompts: int) -> dict[str, Any]:
+    """What there is already of as many prompts."""
+    record: dict[str, Any] = {
+        "command": f"python examples/benchmarks/skipping.py --prompts {prompts}",
+        "machine": machine(), "threads": 1, "date": str(date.today()), "tokens at most": TOKENS, "proved": {}, "approximate": {},
+    }  # fmt: skip
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return known if known.get("command") == record["command"] else record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=1000)
@@ -144,21 +156,26 @@ def main() -> None:
     def combined(recipe: Combination) -> EFTForCausalLM:
         return EFTForCausalLM.from_models(base, tuned=tuned, reference=reference, combination=recipe)
 
-    record: dict[str, Any] = {
-        "command": f"python examples/benchmarks/skipping.py --prompts {given.prompts} --timed {given.timed} --rounds {given.rounds}",
-        "machine": machine(), "threads": 1, "date": str(date.today()), "tokens at most": TOKENS, "proved": {}, "approximate": {},
-    }  # fmt: skip
+    record = begun(given.output, given.prompts)
+
+    def keep(part: str, name: str, ask: Callable[[], dict[str, Any]]) -> None:
+        if name not in record[part]:
+            record[part][name] = ask()
+            given.output.write_text(as_json(record))
+            print(name, record[part][name], flush=True)
+
     for name, recipe in PROVED.items():
         model = combined(recipe)
-        record["proved"][name] = compared(model, questions, inputs, tokenizer, answers(model, inputs), True)
-        print(name, record["proved"][name], flush=True)
-    model = combined(PLAIN)
-    expected = answers(model, inputs)
+        keep("proved", name, lambda m=model: compared(m, questions, inputs, tokenizer, answers(m, inputs), True))
+    model, expected = combined(PLAIN), list[list[int]]()
     for recent, factor in APPROXIMATE:
-        name = f"{recent} steps, {factor:g} times"
         asked = Skipping(recent=recent, factor=factor)
-        record["approximate"][name] = compared(model, questions, inputs, tokenizer, expected, asked)
-        print(name, record["approximate"][name], flush=True)
+
+        def ask(asked: Skipping = asked) -> dict[str, Any]:
+            expected.extend(answers(model, inputs) if not expected else [])
+            return compared(model, questions, inputs, tokenizer, expected, asked)
+
+        keep("approximate", f"{recent} steps, {factor:g} times", ask)
     cut = combined(PROVED["truncation: base, 0.9"])
     ruled = combined(PROVED["a rule of the base"])
     ways: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -172,6 +189,7 @@ def main() -> None:
         "rule of the base, all members": (ruled, {}),
         "rule of the base, skipping": (ruled, {"skipping": True}),
     }
+    record["timed"] = f"{given.timed} prompts, {given.rounds} rounds in turn"
     record["milliseconds a token: median, least, most"] = timed(ways, inputs[: given.timed], given.rounds)
     print(record["milliseconds a token: median, least, most"])
     with plots.style():
