@@ -13,6 +13,7 @@ time of some of these calls beside that of plain decoding, of drafts and of the 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -167,15 +168,12 @@ def main() -> None:
     for name, recipe in PROVED.items():
         model = combined(recipe)
         keep("proved", name, lambda m=model: compared(m, questions, inputs, tokenizer, answers(m, inputs), True))
-    model, expected = combined(PLAIN), list[list[int]]()
+    model = combined(PLAIN)
+    expected = functools.cache(lambda: answers(model, inputs))
     for recent, factor in APPROXIMATE:
         asked = Skipping(recent=recent, factor=factor)
-
-        def ask(asked: Skipping = asked) -> dict[str, Any]:
-            expected.extend(answers(model, inputs) if not expected else [])
-            return compared(model, questions, inputs, tokenizer, expected, asked)
-
-        keep("approximate", f"{recent} steps, {factor:g} times", ask)
+        name = f"{recent} steps, {factor:g} times"
+        keep("approximate", name, lambda a=asked: compared(model, questions, inputs, tokenizer, expected(), a))
     cut = combined(PROVED["truncation: base, 0.9"])
     ruled = combined(PROVED["a rule of the base"])
     ways: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -86,7 +86,7 @@ class State:
     spares: list[Spare] = field(default_factory=list)
     left_out: float = -math.inf
     kept: float = 1.0
-    joint: torch.Tensor = field(init=False, repr=False, default_factory=lambda: _NOTHING)
+    joint: torch.Tensor = field(init=False, repr=False, default=_NOTHING)
     log_prob: float = field(init=False, default=-math.inf)
 
     @property
@@ -182,12 +182,8 @@ class Covers:
             length, count = context.length if context else 0, len(ids)
             groups.setdefault((bool(length) and count) if self._pads else (length, count), []).append(i)
         for group in groups.values():
-            for i, context in zip(
-                group,
-                self._forward([after[i] for i in group], [tokens[i] for i in group], [log_probs[i] for i in group]),
-                strict=True,
-            ):
-                read[i] = context
+            contexts = self._forward([after[i] for i in group], [tokens[i] for i in group], [log_probs[i] for i in group])
+            read |= zip(group, contexts, strict=True)
         return [read[i] for i in range(len(after))]
 
     def _forward(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -80,10 +78,6 @@ class Confidence(Rule):
     def reads(self) -> tuple[str, ...]:
         return (self.base, self.tuned) if self.threshold is None else (self.base,)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     def __str__(self) -> str:
         said = f"bet({self.margin:g}" if self.threshold is None else f"unsure({self.threshold:g}"
         return said + ("" if (self.least, self.most) == (0, 1) else f", {self.least:g} to {self.most:g}") + of(self.tuned) + ")"
@@ -135,10 +129,6 @@ class Entropy(Rule):
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.base, self.tuned)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         return f"entropy(to {self.most:g}{of(self.tuned)})"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -59,10 +57,6 @@ class Divergence(Rule):
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.one, self.other)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         return f"js({self.one}, {self.other}" + ("" if self.most == 1 else f", to {self.most:g}") + ")"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -74,10 +72,6 @@ class KLConstrained(Rule):
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.base, self.tuned, self.reference)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         return f"kl({self.bound:g}, to {self.most:g}{of(self.tuned)})"

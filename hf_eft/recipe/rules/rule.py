@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,10 @@ class Rule:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What it was made with, JSON-able."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be saved.")
+        """What it was made with, JSON-able: the fields of a rule with a name that is a dataclass."""
+        if not self.name or not dataclasses.is_dataclass(self):
+            raise NotImplementedError(f"{type(self).__name__} cannot be saved.")
+        return dataclasses.asdict(self)
 
     def __call__(self, log_probs: LogProbs) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not say which coefficient follows from log-probs.")
