@@ -9,8 +9,6 @@ Writes `results.json`, `results.md`, and the pictures with their data beside the
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from candidates import CONSTANT, PLAIN  # noqa: E402
 from drawing import families_picture, frontiers_picture  # noqa: E402
 from frontier import LAMBDAS  # noqa: E402
 from measuring import RECOMMENDED, RECOMMENDED_CONSTANT  # noqa: E402
+from reporting import joined, report  # noqa: E402
 from resampling import of_share  # noqa: E402
 from rows import ROWS  # noqa: E402
 from verdicts import (  # noqa: E402
@@ -219,24 +218,12 @@ def page(results: Any) -> str:
         "of each; a difference whose interval leaves out 0 is bold. *Better than both*: more form beyond chance than both, and facts "
         f"above −{MARGIN:g}. *Both* is the share of answers with the right fact in the right form; it was added when results were known."
     )
-    kept = {title: lines for title, lines in parts.items() if len(lines) > 2}
-    return "\n\n".join([head_, *(f"### {title}\n\n" + "\n".join(lines) for title, lines in kept.items())]) + "\n"
+    return joined(head_, parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--work", type=Path, help="the work folder of `run.py`; results.json if left out")
-    parser.add_argument("--output", type=Path, default=HERE, help="where everything is written")
-    args = parser.parse_args(arguments)
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "results.json"
-    if args.work is not None:
-        path.write_text(json.dumps(collect(args.work), ensure_ascii=False) + "\n")
-    results = json.loads(path.read_text())
-    families_picture(results, args.output / "results-families.png")
-    frontiers_picture(results, args.output / "results-frontiers.png")
-    (args.output / "results.md").write_text(page(results))
-    print(args.output / "results.md")
+    pictures = {"results-families.png": families_picture, "results-frontiers.png": frontiers_picture}
+    report(__doc__, HERE, arguments, collect, page, pictures)
 
 
 if __name__ == "__main__":

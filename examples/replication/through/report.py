@@ -9,7 +9,6 @@ Writes `results.json`, `results.md`, and the pictures with their data beside the
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "scales")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "scales"), str(HERE.parent)]
 
 import figures  # noqa: E402
 from figures import Row, chosen, over, share, shown  # noqa: E402
 from pictures import forms_picture, why_picture  # noqa: E402
+from reporting import joined, report  # noqa: E402
 from settings import STAGES  # noqa: E402
 
 METRICS = {"facts": "factuality", "form": "helpfulness"}
@@ -220,24 +220,12 @@ def page(results: Any) -> str:
         "Test people, greedy unless a temperature is named. Mean over the seeds; in brackets a 95 % bootstrap interval over five seeds, in "
         "parentheses the lowest and the highest of fewer. " + same_as_committed(results)
     )
-    kept = {title: lines for title, lines in parts.items() if len(lines) > 2}
-    return "\n\n".join([head, *(f"### {title}\n\n" + "\n".join(lines) for title, lines in kept.items())]) + "\n"
+    return joined(head, parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--work", type=Path, help="the work folder of `run.py`; results.json if left out")
-    parser.add_argument("--output", type=Path, default=HERE, help="where everything is written")
-    args = parser.parse_args(arguments)
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "results.json"
-    if args.work is not None:
-        path.write_text(json.dumps(figures.collect(args.work), ensure_ascii=False) + "\n")
-    results = json.loads(path.read_text())
-    forms_picture(results, args.output / "results-form.png")
-    why_picture(results, args.output / "results-why.png")
-    (args.output / "results.md").write_text(page(results))
-    print(args.output / "results.md")
+    pictures = {"results-form.png": forms_picture, "results-why.png": why_picture}
+    report(__doc__, HERE, arguments, figures.collect, page, pictures)
 
 
 if __name__ == "__main__":
