@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
-from .bytes import in_vocabulary
 from .decoding.added import AddedVarying, prompt_length
 from .decoding.given import Begun, Given, GivenByThread
 from .decoding.reader import Reader
@@ -27,6 +26,7 @@ from .prompts import MemberPrompts, warn_of_templates
 from .prompts.pictures import tokenizers_of
 from .recipe.combination import BASE, Coefficient, Combination
 from .recipe.combine import certainly, combine
+from .units.members import chosen, in_vocabulary
 
 
 class EFTLogitsProcessor(LogitsProcessor):
@@ -131,10 +131,11 @@ class EFTLogitsProcessor(LogitsProcessor):
         vocabulary: str | None = None,
     ) -> None:
         recipe = Combination.of(recommended(alpha, beta, combination, tuned), beta, combination, by_adapter(tuned))
+        vocabulary = chosen(vocabulary, tokenizers)
         given = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
         self._members = Members(given, recipe.coefficients)
         self.combination = recipe
-        self._tokenizers = None if vocabulary == "bytes" else tokenizers_of(tokenizers)
+        self._tokenizers = tokenizers_of(tokenizers) if vocabulary is None else None
         self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self._placeholders = placeholders(model.config for model in self._members.models.values())

@@ -13,7 +13,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
-from .bytes import in_bytes, in_vocabulary
 from .configuration_eft import EFTConfig
 from .decoding.generation import EFTGenerationMixin
 from .decoding.inputs import split_masks
@@ -38,6 +37,7 @@ from .prompts import positions_in_common
 from .prompts.pictures import take_pictures
 from .recipe.combination import BASE, REFERENCE, Coefficient, Combination
 from .recipe.combine import certainly, combine
+from .units.members import chosen, in_vocabulary, spoken
 
 _LOSS_ONLY = ("num_items_in_batch", "shift_labels")
 
@@ -167,13 +167,14 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         """
         alpha = recommended(alpha, beta, combination, tuned)
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
+        vocabulary = chosen(vocabulary, tokenizers)
         given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
-        members = Members(given, combination.coefficients, None if vocabulary == "bytes" else tokenizers)
+        members = Members(given, combination.coefficients, tokenizers if vocabulary is None else None)
         combination.check_names(members.names)
         models = members.models
         model = cls(describe(members, combination), members, combination)
         if tokenizers:
-            model._held_tokenizers = dict(tokenizers) if vocabulary is None else in_bytes(tokenizers)
+            model._held_tokenizers = spoken(vocabulary, tokenizers)
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)

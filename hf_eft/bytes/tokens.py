@@ -1,19 +1,15 @@
-"""Which bytes a token is, and the tokens of a vocabulary in the order of their bytes."""
+"""Which bytes a token is."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import ByT5Tokenizer
 
 BYTES = 256
-_LEAST = -1e300  # as good as no probability
 _SENTENCEPIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 
@@ -140,87 +136,3 @@ def _sentencepiece(token: str, replaced: Sequence[tuple[str, str]], fallback: bo
     for pattern, content in replaced:
         token = token.replace(pattern, content)
     return token.encode()
-
-
-@dataclass(eq=False)
-class Node:
-    r"""
-    The tokens that begin with some bytes: `low:open` are these bytes, `open:high` go on. `next` has the next byte of each of the latter,
-    `children` the node of each next byte.
-    """
-
-    depth: int
-    low: int
-    open: int
-    high: int
-    texts: Sequence[bytes]
-
-    @functools.cached_property
-    def next(self) -> torch.Tensor:
-        return torch.tensor([text[self.depth] for text in self.texts[self.open : self.high]], dtype=torch.long)
-
-    @functools.cached_property
-    def children(self) -> dict[int, Node]:
-        children, start = {}, self.open
-        for byte, group in groupby(self.next.tolist()):
-            high = start + sum(1 for _ in group)
-            opened = start
-            while opened < high and len(self.texts[opened]) == self.depth + 1:
-                opened += 1
-            children[byte] = Node(self.depth + 1, start, opened, high, self.texts)
-            start = high
-        return children
-
-
-def masses(of: Sequence[tuple[torch.Tensor, Node]]) -> torch.Tensor:
-    """For log-probs of all tokens in order, `(tokens,)`, and a node, the log-probability of each next byte, `(pairs, 256)`, float64."""
-    values = torch.cat([table[node.open : node.high] for table, node in of]).double()
-    pairs = torch.arange(len(of)).repeat_interleave(torch.tensor([node.high - node.open for _, node in of]))
-    places = pairs * BYTES + torch.cat([node.next for _, node in of])
-    return grouped_log_sum(values, places, len(of) * BYTES).view(len(of), BYTES)
-
-
-def grouped_log_sum(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """The log of the sums of what values, `(n, ...)`, are the logs of, by group, `(n,)`: `(count, ...)`."""
-    where = groups.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-    top = values.new_full((count, *values.shape[1:]), -torch.inf).scatter_reduce_(0, where, values, "amax")
-    top.clamp_(min=_LEAST)  # where there is none, not the difference of two infinities
-    return torch.zeros_like(top).index_add_(0, groups, (values - top[groups]).exp()).log() + top
-
-
-class Lexicon:
-    r"""
-    The tokens of a model that may follow in a text, in the order of their bytes.
-
-    Args:
-        tokens (`Sequence[bytes | None]`): The bytes of each token; those with none are never generated.
-        ends (`Collection[int]`): The ids that end a text.
-        width (`int`): How many logits the model returns.
-    """
-
-    def __init__(self, tokens: Sequence[bytes | None], ends: Collection[int], width: int) -> None:
-        texts = sorted((text, i) for i, text in enumerate(tokens[:width]) if text and i not in ends)
-        if not texts:
-            raise ValueError("No token of the tokenizer is text that the model could write.")
-        self.ids = torch.tensor([i for _, i in texts])  # (tokens,)
-        self.ends = torch.tensor(sorted(i for i in ends if i < width), dtype=torch.long)
-        self.root = Node(0, 0, 0, len(texts), [text for text, _ in texts])
-        self._per_byte = self.root.next.bincount(minlength=BYTES)  # (256,): how many tokens begin with it
-
-    def read(self, logits: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
-        """
-        Log-probs of the tokens in order, `(rows, tokens)`, and of the end of text, of each row, from logits, `(rows, vocab)`; nothing else
-        can follow.
-        """
-        ends = logits[:, self.ends].float()
-        tokens = logits[:, self.ids].float()
-        total = torch.cat([tokens, ends], dim=-1).logsumexp(-1, keepdim=True)
-        over = ends.logsumexp(-1) - total[:, 0] if ends.shape[-1] else torch.full((len(logits),), -torch.inf)
-        return tokens - total, over.tolist()
-
-    def first(self, tables: torch.Tensor) -> torch.Tensor:
-        """The log-probability of each byte as a token's first, `(rows, 256)`, float64, from log-probs of the tokens, `(rows, tokens)`."""
-        values = tables.double()
-        top = values.amax(-1, keepdim=True).clamp(min=_LEAST)
-        per_byte = self._per_byte.expand(len(tables), -1).contiguous()
-        return torch.segment_reduce((values - top).exp(), "sum", lengths=per_byte, axis=1).log() + top

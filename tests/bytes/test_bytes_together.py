@@ -10,7 +10,8 @@ from byte_members import EXACT
 from byte_oracle import model, tokenizer
 
 from hf_eft.bytes import ByteLevelModel
-from hf_eft.bytes.covers import Context, Cost, Covers
+from hf_eft.spelling.covers import Cost, Covers
+from hf_eft.spelling.texts import Context
 
 FAMILIES = ["llama", "gpt2", "mistral", "lfm2", "mamba"]
 PADS = ("llama", "gpt2")  # the others have windows or recurrent states
@@ -26,13 +27,13 @@ def read(covers: Covers, after: list[Context | None], tokens: list[list[int]]) -
 
 
 def alone(covers: Covers, tokens: list[int]) -> torch.Tensor:
-    """What the model says behind these tokens, without a cache and without other rows: `(tokens,)`."""
+    """What the model says behind these tokens, without a cache and without other rows: `(width,)`."""
     logits = covers.member.model(input_ids=torch.tensor([tokens])).logits[:, -1].float()
-    return covers.lexicon.read(logits)[0][0]
+    return covers.lexicon.read(logits)[0]
 
 
 def same(context: Context, covers: Covers, tokens: list[int]) -> None:
-    assert context.length == len(tokens)
+    assert context.place.length == len(tokens)
     torch.testing.assert_close(context.table, alone(covers, tokens), atol=2e-5, rtol=0)
 
 

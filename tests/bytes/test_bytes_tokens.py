@@ -100,7 +100,7 @@ def test_refusals() -> None:
         reader.save_pretrained("nowhere")
     with pytest.raises(ValueError, match=r"is a ByteLevelModel.* could not bring it back"):
         EFTForCausalLM.from_models(**members()).save_pretrained("nowhere")
-    with pytest.raises(ValueError, match="must be 'bytes' or None"):
+    with pytest.raises(ValueError, match="must be 'tokens', 'bytes', 'auto' or None"):
         EFTForCausalLM.from_models(small, tuned=small, reference=small, vocabulary="letters")
     with pytest.raises(ValueError, match="but 'tuned' has none"):
         EFTForCausalLM.from_models(small, tuned=small, reference=small, vocabulary="bytes", tokenizers={"base": cutter})

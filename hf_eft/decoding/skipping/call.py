@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationMixin
 from transformers.cache_utils import QuantizedCache, StaticCache
 
-from ...bytes import ByteLevelModel
+from ...spelling.model import SpelledModel
 from ...members.cache import EFTCache
 from ...members.call import PerThread, innermost
 from ...members.devices import is_sharded
@@ -96,9 +96,9 @@ class EFTSkippingMixin(GenerationMixin):
 def refuse_members(members: Members) -> None:
     """Raise if a member could not be left out, or could not read what it missed in one block."""
     for name, member in members.distinct.items():
-        if isinstance(member.model, ByteLevelModel):
+        if isinstance(member.model, SpelledModel):
             raise _refusal(
-                f"with byte-level members ({name!r}), which read a block as a prompt",
+                f"with members of other tokenizers ({name!r}), which read a block as a prompt",
                 "Use members of one vocabulary, or leave it out",
             )
         if looks_beside(member.model):

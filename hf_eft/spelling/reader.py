@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 import torch
 
-from .covers import Covers, State
-from .prompts import OFFSET, PromptReader
+from .alphabet import Alphabet
+from .covers import Covers
+from .prompts import PromptReader
+from .texts import State
 
 _STATES = 32  # texts a row whose states are kept, the latest: what a draft may roll back
-_WIDTH = 2  # bytes of an id in a key
+_WIDTH = 4  # bytes of an id in a key
 
 Key = tuple[int, bytes]  # where the prompt ends, and the ids of the text
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A text, where its prompt ends, and after how many of its ids the state is asked for."""
+    """A text (its ids as int32, one after the other), where its prompt ends, and after how many of its ids the state is asked for."""
 
-    ids: torch.Tensor
+    content: bytes
     boundary: int
     lengths: Sequence[int]
 
@@ -34,7 +36,7 @@ class _Going:
     boundary: int
     state: State
     at: int  # how many ids `state` has read, once nothing is pending
-    pending: list[int]  # bytes of the prompt behind its last settled token
+    pending: list[int]  # symbols of the prompt behind its last settled token, or of the id that is being read
 
     @property
     def key(self) -> Key:
@@ -44,31 +46,35 @@ class _Going:
     def done(self) -> bool:
         return not self.pending and _WIDTH * self.at == len(self.content)
 
-    def following(self) -> int:
-        """The next byte to read, below 0 for a special id."""
-        if self.pending:
-            return self.pending.pop(0)
-        self.at += 1
-        return _ids(self.content[_WIDTH * (self.at - 1) : _WIDTH * self.at])[0] - OFFSET
+    def following(self, alphabet: Alphabet) -> int:
+        """The next symbol to read, below 0 for a special id."""
+        if not self.pending:
+            self.at += 1
+            self.pending = list(alphabet.spelled(_ids(self.content[_WIDTH * (self.at - 1) : _WIDTH * self.at])[0]))
+        return self.pending.pop(0)
 
 
-class ByteReader:
+class Reader:
     r"""
     Answers with states, which are functions of a text and of where its prompt ends, and of nothing else.
 
     Args:
-        covers ([`Covers`]): What reads bytes.
+        covers ([`Covers`]): What reads symbols.
         prompts ([`PromptReader`]): What reads prompts.
+        alphabet ([`Alphabet`]): Which symbols ids are.
     """
 
-    def __init__(self, covers: Covers, prompts: PromptReader) -> None:
+    def __init__(self, covers: Covers, prompts: PromptReader, alphabet: Alphabet) -> None:
         self.covers = covers
         self.prompts = prompts
+        self.alphabet = alphabet
         self.states: OrderedDict[Key, State] = OrderedDict()
+        self._answered: list[State] = []
 
     def reset(self) -> None:
         """Free the states."""
         self.states.clear()
+        self._answered = []
         self.prompts.starts.clear()
 
     def read(self, asked: Sequence[Asked]) -> list[list[State]]:
@@ -88,7 +94,11 @@ class ByteReader:
             self._step(going)
         while len(self.states) > _STATES * len(asked):
             self.states.popitem(last=False)
-        return [[found[key] if key in found else self.states[key] for key in row] for row in keys]
+        answers = [[found[key] if key in found else self.states[key] for key in row] for row in keys]
+        for state in self._answered:
+            state.next = None  # it is large, and found again if it is asked for
+        self._answered = [state for row in answers for state in row]
+        return answers
 
     def _begun(self, wanted: Mapping[Key, int]) -> list[_Going]:
         """The texts on their way to the shortest lengths that are asked for, from the longest beginning that is known, or the prompt."""
@@ -109,8 +119,8 @@ class ByteReader:
         return None
 
     def _step(self, going: Sequence[_Going]) -> None:
-        """One byte more of every text."""
-        following = [each.following() for each in going]
+        """One symbol more of every text."""
+        following = [each.following(self.alphabet) for each in going]
         fresh = []
         for i, each in enumerate(going):
             if not each.pending and each.key in self.states:
@@ -123,8 +133,8 @@ class ByteReader:
 
 
 def _key(text: Asked, length: int) -> Key:
-    return min(text.boundary, length), text.ids[:length].to(torch.int16).numpy().tobytes()
+    return min(text.boundary, length), text.content[: _WIDTH * length]
 
 
 def _ids(content: bytes) -> list[int]:
-    return torch.frombuffer(bytearray(content), dtype=torch.int16).tolist() if content else []
+    return torch.frombuffer(bytearray(content), dtype=torch.int32).tolist() if content else []

@@ -1,0 +1,1 @@
+"""Models of tokens as models of the symbols that their tokens are spelled in: bytes, or tokens of another vocabulary."""

@@ -1,0 +1,207 @@
+"""Reads texts symbol by symbol, and keeps the token sequences that cover them (arXiv 2412.03719)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ..members.checks import check_finite
+from ..members.member import Member
+from ..members.trial import reads_padding
+from .lexicon import Lexicon, Node
+from .states import Place, gone_on, together
+from .sums import measure
+from .texts import Context, Spare, State, log_sum
+
+_SPARES = 4  # covers left out that are remembered, the most likely ones
+_SPARE_SYMBOLS = 16  # and for how long
+
+
+@dataclass
+class Cost:
+    """What was run: symbols answered for, sequences continued by tokens, the tokens read, and the forwards that did it."""
+
+    symbols: int = 0
+    covers: int = 0
+    tokens: int = 0
+    forwards: int = 0
+
+
+class Covers:
+    r"""
+    Reads texts symbol by symbol.
+
+    Args:
+        model (`PreTrainedModel`): The model of tokens.
+        lexicon ([`Lexicon`]): Its tokens.
+        limit (`int`, *optional*): How many covers a symbol may add; `None` for all, which is exact.
+        threshold (`float`): The share of the text's probability below which a cover is not added.
+    """
+
+    def __init__(self, model: Any, lexicon: Lexicon, limit: int | None, threshold: float) -> None:
+        self.member = Member.of(type(model).__name__, model)
+        self.lexicon = lexicon
+        self.limit = limit
+        self.threshold = threshold
+        self.cost = Cost()
+
+    @functools.cached_property
+    def _pads(self) -> bool:
+        """Whether sequences of different lengths can be read in one forward, the shorter ones behind padding."""
+        model = self.member.model
+        layers = DynamicCache(config=model.config).layers
+        return all(type(layer) is DynamicLayer for layer in layers) and reads_padding(model, self.member.device)
+
+    @torch.no_grad()
+    def read(
+        self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], log_probs: Sequence[float]
+    ) -> list[Context]:
+        """Continue contexts by tokens, as many as can be in one forward. `None` is the empty context."""
+        read: dict[int, Context] = {}
+        groups: dict[Any, list[int]] = {}
+        for i, (context, ids) in enumerate(zip(after, tokens, strict=True)):
+            if context is not None and len(ids) == 1 and (known := context.ahead.get(ids[0])) is not None:
+                read[i] = replace(known, log_prob=log_probs[i])
+                continue
+            length, count = context.place.length if context else 0, len(ids)
+            groups.setdefault((bool(length) and count) if self._pads else (length, count), []).append(i)
+        for group in groups.values():
+            tables, places = self._forward([after[i] for i in group], [tokens[i] for i in group])
+            read |= {i: Context(log_probs[i], tables[0], row, places[row]) for row, i in enumerate(group)}
+        return [read[i] for i in range(len(after))]
+
+    @torch.no_grad()
+    def read_ahead(self, tokens: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Context]:
+        """
+        Read token sequences up to so many tokens before their ends. Where states can be cut back, the rest is read in the same forward, and
+        found if a text goes on with it.
+        """
+        if not tokens or not self._pads:
+            begun = [ids[: len(ids) - count] for ids, count in zip(tokens, counts, strict=True)]
+            return self.read([None] * len(begun), begun, [0.0] * len(begun))
+        tables, places = self._forward([None] * len(tokens), tokens, 1 + max(counts))
+        contexts = []
+        for row, (ids, count, place) in enumerate(zip(tokens, counts, places, strict=True)):
+            context = Context(0.0, tables[0], row, place)
+            for back in range(1, count + 1):
+                earlier = replace(place, columns=place.columns - back, length=place.length - back)
+                context = Context(0.0, tables[back], row, earlier, {ids[-back]: context})
+            contexts.append(context)
+        return contexts
+
+    def _forward(
+        self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], kept: int = 1
+    ) -> tuple[list[torch.Tensor], list[Place]]:
+        """
+        One forward: of the empty context, or of contexts that are continued by one number of tokens. Returns log-probs behind the last token, the
+        one before and so on, `(rows, width)` each, and where the states are.
+        """
+        batch = together([context and context.place for context in after], self.member.model.config)
+        lengths, counts = [context.place.length if context else 0 for context in after], [len(ids) for ids in tokens]
+        outputs = self.member.forward(
+            input_ids=torch.tensor([[0] * (max(counts) - len(ids)) + list(ids) for ids in tokens]),
+            inputs_embeds=None,
+            **_behind_padding(lengths, counts),
+            cache=batch.cache,
+            use_cache=True,
+            logits_to_keep=kept,
+            extra={},
+        )
+        self.cost.forwards += 1
+        self.cost.covers += len(after)
+        self.cost.tokens += sum(counts)
+        check_finite(outputs.logits, self.member.name)
+        places = gone_on(batch, [length + count for length, count in zip(lengths, counts, strict=True)], max(counts))
+        logits = outputs.logits[:, -kept:].flip(1).transpose(0, 1).cpu()
+        return list(self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float())), places
+
+    def start(self, contexts: Sequence[Context]) -> list[State]:
+        """Texts that end where a token does."""
+        return [State([(context, self.lexicon.root)]) for context in contexts]
+
+    def advance(self, states: Sequence[State], following: Sequence[int]) -> list[State]:
+        """Append one symbol to every text. Nothing is known of what follows a special id (below 0), such as the end of a text."""
+        self.cost.symbols += len(states)
+        measure(states, self.lexicon)
+        grown: list[State] = []
+        starting: list[tuple[State, Spare]] = []
+        for state, symbol in zip(states, following, strict=True):
+            after, started = self._grow(state, symbol)
+            grown.append(after)
+            starting += [(after, spare) for spare in started]
+        if starting:
+            contexts = self.read(
+                [spare.context for _, spare in starting],
+                [[spare.token] for _, spare in starting],
+                [spare.log_prob for _, spare in starting],
+            )
+            for (after, _), context in zip(starting, contexts, strict=True):
+                after.covers.append((context, self.lexicon.root))
+        measure(grown, self.lexicon)
+        return [after if after.covers or not after.spares else self._revived(after) for after in grown]
+
+    def _grow(self, state: State, symbol: int) -> tuple[State, list[Spare]]:
+        """The covers that go on with a symbol, and the tokens that end with it and are to be read."""
+        if symbol < 0 or state.next is None:
+            return State([], [], state.left_out), []
+        stay: list[tuple[Context, Node]] = []
+        ending: list[Spare] = []
+        for context, node in state.covers:
+            child = node.children.get(symbol)
+            if child is None:
+                continue
+            if child.open < child.high:
+                stay.append((context, child))
+            for token in self.lexicon.ids[child.low : child.open]:
+                if (weight := context.log_prob + float(context.tables[context.row, token])) > -math.inf:
+                    ending.append(Spare(weight, context, token))
+        total = state.log_prob + float(state.next[symbol])
+        older = [
+            Spare(spare.log_prob, spare.context, spare.token, (*spare.tail, symbol))
+            for spare in state.spares
+            if len(spare.tail) < _SPARE_SYMBOLS
+        ]
+        kept, left = self._chosen(ending, total)
+        spares = sorted([*left, *older], key=lambda spare: -spare.log_prob)[:_SPARES]
+        share = sum(math.exp(spare.log_prob - total) for spare in left)
+        left_out = log_sum([state.left_out, *(spare.log_prob for spare in left)])
+        return State(stay, spares, left_out, state.kept * max(0.0, 1 - share)), kept
+
+    def _chosen(self, ending: list[Spare], total: float) -> tuple[list[Spare], list[Spare]]:
+        """The tokens that are read, of those that end, and those that are left out."""
+        if len(ending) > 1:
+            ending.sort(key=lambda spare: -spare.log_prob)
+        least = total + (math.log(self.threshold) if self.threshold else -math.inf)
+        kept = [spare for spare in ending[: self.limit] if spare.log_prob >= least]
+        return kept, ending[len(kept) :]
+
+    def _revived(self, state: State) -> State:
+        """No kept cover leads to this text: the most likely one that was left out and does."""
+        for i, spare in enumerate(state.spares):
+            [context] = self.read([spare.context], [[spare.token]], [spare.log_prob])
+            [revived] = self.start([context])
+            revived.left_out = state.left_out
+            revived.kept = state.kept * math.exp(spare.log_prob - log_sum([each.log_prob for each in state.spares]))
+            for symbol in spare.tail:
+                [revived] = self.advance([revived], [symbol])
+            if revived.covers:
+                others = [*revived.spares, *(other for other in state.spares[i + 1 :])]
+                revived.spares = sorted(others, key=lambda other: -other.log_prob)[:_SPARES]
+                return revived
+        return state
+
+
+def _behind_padding(lengths: Sequence[int], counts: Sequence[int]) -> dict[str, torch.Tensor | None]:
+    """Mask and positions of rows that hold so many tokens and read so many, where they differ; tokens end together, and begin later."""
+    wholes = [length + count for length, count in zip(lengths, counts, strict=True)]
+    if min(wholes) == max(wholes):
+        return {"attention_mask": None, "position_ids": None}
+    mask = torch.arange(max(wholes)) >= max(wholes) - torch.tensor(wholes)[:, None]  # (rows, held + read)
+    return {"attention_mask": mask.long(), "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -max(counts) :]}

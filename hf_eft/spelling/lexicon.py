@@ -1,0 +1,110 @@
+"""The tokens of a vocabulary in the order of their symbols: bytes, or other tokens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+_LEAST = -1e30  # as good as no probability
+
+Spelled = Sequence[int]  # the symbols of a token
+
+
+@dataclass(eq=False)
+class Node:
+    r"""
+    The tokens that begin with some symbols: `low:open` are these symbols, `open:high` go on. `next` has the next symbol of each of the
+    latter, `ids` their ids, `children` the node of each next symbol.
+    """
+
+    depth: int
+    low: int
+    open: int
+    high: int
+    lexicon: Lexicon
+
+    @functools.cached_property
+    def next(self) -> torch.Tensor:
+        return torch.tensor([text[self.depth] for text in self.lexicon.texts[self.open : self.high]], dtype=torch.long)
+
+    @functools.cached_property
+    def ids(self) -> torch.Tensor:
+        return torch.tensor(self.lexicon.ids[self.open : self.high], dtype=torch.long)
+
+    @functools.cached_property
+    def children(self) -> dict[int, Node]:
+        children, start, texts = {}, self.open, self.lexicon.texts
+        for symbol, group in groupby(self.next.tolist()):
+            high = start + sum(1 for _ in group)
+            opened = start
+            while opened < high and len(texts[opened]) == self.depth + 1:
+                opened += 1
+            children[symbol] = Node(self.depth + 1, start, opened, high, self.lexicon)
+            start = high
+        return children
+
+
+class Lexicon:
+    r"""
+    The tokens of a model that may follow in a text, in the order of their symbols.
+
+    Args:
+        tokens (`Sequence[Sequence[int] | None]`): The symbols of each token; those with none are never generated.
+        ends (`Collection[int]`): The ids that end a text.
+        width (`int`): How many logits the model returns.
+        symbols (`int`): How many symbols there are.
+    """
+
+    def __init__(self, tokens: Sequence[Spelled | None], ends: Collection[int], width: int, symbols: int) -> None:
+        found = sorted((text, i) for i, text in enumerate(tokens[:width]) if text and i not in ends)
+        if not found:
+            raise ValueError("No token of the tokenizer is text that the model could write.")
+        self.symbols = symbols
+        self.texts = [text for text, _ in found]
+        self.ids = [i for _, i in found]  # in the order of the texts
+        self._ends = torch.tensor(sorted(i for i in ends if i < width), dtype=torch.long)
+        known = {*self.ids, *ends}
+        self._never = torch.tensor([i for i in range(width) if i not in known], dtype=torch.long)
+        self.root = Node(0, 0, 0, len(found), self)
+        # Symbols that one token begins with, and those that several do: these by symbol, and how many there are of each.
+        first = self.root.next
+        symbol, count = first.unique_consecutive(return_counts=True)
+        of_one = (count == 1).repeat_interleave(count)
+        ids = torch.tensor(self.ids)
+        self._one = first[of_one], ids[of_one]
+        self._several = symbol[count > 1], ids[~of_one], count[count > 1]
+
+    def read(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probs of all tokens, `(..., width)`, from logits of the same shape: nothing but tokens of texts and their end can follow."""
+        if len(self._never):
+            logits = logits.index_fill(-1, self._never, -torch.inf)
+        return logits.log_softmax(-1)
+
+    def next(self, tables: torch.Tensor) -> torch.Tensor:
+        """
+        Log-probs of the next symbol and, last, of the end of text, `(rows, symbols + 1)`, where a token has ended, from those of the tokens,
+        `(rows, width)`.
+        """
+        following = tables.new_full((len(tables), self.symbols + 1), -torch.inf)
+        symbols, ids = self._one
+        following[:, symbols] = tables.index_select(1, ids)
+        symbols, ids, counts = self._several
+        if len(symbols):
+            values = tables.index_select(1, ids)
+            groups = torch.arange(len(symbols)).repeat_interleave(counts)
+            following[:, symbols] = grouped_log_sum(values.T, groups, len(symbols)).T
+        if len(self._ends):
+            following[:, -1] = tables.index_select(1, self._ends).logsumexp(-1)
+        return following
+
+
+def grouped_log_sum(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """The log of the sums of what values, `(n, ...)`, are the logs of, by group, `(n,)`: `(count, ...)`."""
+    where = groups.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    top = values.new_full((count, *values.shape[1:]), -torch.inf).scatter_reduce_(0, where, values, "amax")
+    top.clamp_(min=_LEAST)  # where there is none, not the difference of two infinities
+    return torch.zeros_like(top).index_add_(0, groups, (values - top[groups]).exp()).log() + top

@@ -1,0 +1,231 @@
+"""`SpelledModel`: a language model over the tokens of any tokenizer as one over the symbols that they are spelled in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..members.call import Lock, PerThread
+from ..members.checks import check_model
+from ..members.devices import execution_device
+from ..members.member import keep
+from ..members.padding import readable
+from ..members.releases import CACHE, takes_cache
+from ..members.vocabulary import end_tokens, width
+from .alphabet import Alphabet
+from .covers import Cost, Covers
+from .lexicon import Lexicon
+from .prompts import PromptReader
+from .reader import Asked, Reader
+from .sums import following
+from .texts import Missing, State
+
+
+class SpelledConfig(PreTrainedConfig):
+    """Configuration of a [`SpelledModel`]: the width of the common vocabulary, and one layer of cache, for what was read."""
+
+    model_type = "spelled"
+
+    vocab_size: int = 1
+    hidden_size: int = 1
+    num_hidden_layers: int = 1
+
+
+class SpelledModel(PreTrainedModel, GenerationMixin):
+    r"""
+    A causal language model and its tokenizer as a language model over an alphabet in which its tokens are spelled (arXiv 2412.03719):
+    `P(text ...)` is the sum of the probabilities of all token sequences whose symbols begin with the text. See
+    [`~hf_eft.bytes.ByteLevelModel`] and [`~hf_eft.units.TokenLevelModel`].
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        alphabet ([`~hf_eft.spelling.alphabet.Alphabet`]): What ids stand for.
+        tokens (`Sequence[bytes | None]`): The bytes of each of the model's tokens.
+        spelled (`Sequence[Sequence[int] | None]`): The symbols of each of them; those with none are never generated.
+        covers (`int`, *optional*): How many covers a symbol may add; `None` for all.
+        threshold (`float`): The share of a text's probability below which a cover is not added.
+        as_tokens (`bool`): Whether a prompt is read as the tokenizer cuts it, but for its last few tokens, or symbol by symbol.
+        as_given (`bool`, *optional*, defaults to `False`): Whether ids of prompts are this tokenizer's.
+    """
+
+    config_class = SpelledConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _is_stateful = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _no_split_modules: ClassVar[list[str]] = []
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        alphabet: Alphabet,
+        tokens: Sequence[bytes | None],
+        spelled: Sequence[Sequence[int] | None],
+        *,
+        covers: int | None,
+        threshold: float,
+        as_tokens: bool,
+        as_given: bool = False,
+    ) -> None:
+        check_model(type(self).__name__, model)
+        if covers is not None and covers < 1:
+            raise ValueError(f"`covers` must be 1 or more, or `None` for all, got {covers}.")
+        if not 0 <= threshold < 1:
+            raise ValueError(f"`threshold` must be in [0, 1), got {threshold}.")
+        super().__init__(config)
+        self.model = model
+        self.tokenizer = tokenizer
+        self._alphabet = alphabet
+        ends = end_tokens(model.generation_config) or [i for i in [tokenizer.eos_token_id] if i is not None]
+        self._covers = Covers(model, Lexicon(spelled, ends, width(model), len(alphabet.ids)), covers, threshold)
+        self._as_tokens = as_tokens
+        prompts = PromptReader(tokenizer, tokens, spelled, self._covers, alphabet, as_tokens, as_given)
+        self._reader = Reader(self._covers, prompts, alphabet)
+        self._last = PerThread()
+        self._lock = Lock()
+        self.training = model.training  # not `train()`, which would change the model's mode
+
+    @property
+    def cost(self) -> Cost:
+        """What was run since this was last set to `Cost()`."""
+        return self._covers.cost
+
+    @cost.setter
+    def cost(self, cost: Cost) -> None:
+        self._covers.cost = cost
+
+    @property
+    def missing(self) -> list[Missing]:
+        """How much of its text's probability was left out since the prompt, for each row of this thread's last forward."""
+        return [state.missing for state in self._last.value or []]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return execution_device(self.model)
+
+    def reset(self) -> None:
+        """Free the states."""
+        with self._lock:
+            self._reader.reset()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.reset()  # the states are of the weights that were
+        return super()._apply(fn, recurse)
+
+    def init_weights(self) -> None:
+        """The model has its weights."""
+
+    def get_input_embeddings(self) -> Any:
+        """There are none: symbols are not read one by one."""
+
+    def get_output_embeddings(self) -> Any:
+        """There are none: log-probs of symbols are sums."""
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: it is a view of a model and a tokenizer."""
+        raise NotImplementedError(f"A {type(self).__name__} is a view: save its `model` and `tokenizer`, and make it anew from them.")
+
+    @takes_cache
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, positions)`): Ids of the common vocabulary.
+            attention_mask (`torch.Tensor` of shape `(batch, cached + positions)`, *optional*): 0 where an id is padding.
+            cache (`DynamicCache`, *optional*): What was read before; extended in place.
+            use_cache (`bool`, *optional*): Whether to return what was read.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
+                Which positions' logits to return; 0 for all. What is read before the first of them is a prompt.
+
+        Returns:
+            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, float32, `(batch, positions, vocab)`.
+        """
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError(f"A {type(self).__name__} reads `input_ids`; it has no embeddings for `inputs_embeds`.")
+        cache = _growing(cache, type(self).__name__)
+        if cache is None and use_cache:
+            cache = DynamicCache(config=self.config)
+        with self._lock:
+            states = self._read(self._asked(input_ids, attention_mask, cache, logits_to_keep))
+        self._last.value = [row[-1] for row in states]
+        return CausalLMOutputWithPast(logits=self._as_logits(states).to(self.device), **{CACHE: cache if use_cache else None})
+
+    def _asked(
+        self, input_ids: torch.Tensor, attention_mask: Any, cache: Cache | None, logits_to_keep: int | torch.Tensor
+    ) -> list[Asked]:
+        """What every row asks for. What it read goes into the cache: the ids and, beside each, where the prompt ends."""
+        rows, new = input_ids.shape
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        if cached == 0:
+            self.reset()  # the model may have changed since, been moved or given other weights
+        mask = _checked_mask(attention_mask, rows, cached + new, type(self).__name__)
+        input_ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size})
+        positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
+        lengths = mask.cumsum(-1)  # (rows, cached + new): how many ids a row has read
+        prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
+        ids, ends = input_ids.cpu() * mask[:, cached:], prompt * mask[:, cached:]  # (rows, new)
+        if cache is not None:
+            device = self.device
+            stored = cache.update(*(each[:, None, :, None].to(device) for each in (ids, ends)), 0)
+            ids, ends = (each[:, 0, :, 0].cpu() for each in stored)  # (rows, cached + new)
+        boundaries = (ends * mask).amax(-1).tolist()
+        wanted = lengths[:, [cached + p for p in positions]].tolist()
+        texts = [row[kept] for row, kept in zip(ids.int().numpy(), mask.bool().numpy(), strict=True)]
+        return [Asked(text.tobytes(), *rest) for text, *rest in zip(texts, boundaries, wanted, strict=True)]
+
+    def _read(self, asked: Sequence[Asked]) -> list[list[State]]:
+        try:
+            return self._reader.read(asked)
+        except BaseException:
+            self.reset()  # half-read states serve nobody
+            raise
+
+    def _as_logits(self, rows: Sequence[Sequence[State]]) -> torch.Tensor:
+        """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32."""
+        after = following([state for row in rows for state in row], self._covers.lexicon).float()
+        logits = after.new_full((len(after), self._alphabet.width), -math.inf)
+        logits[:, self._alphabet.ids] = after[:, :-1]
+        logits[:, self._alphabet.end] = after[:, -1]
+        return logits.view(len(rows), -1, self._alphabet.width)
+
+
+def _growing(cache: Cache | None, name: str) -> Cache | None:
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"A {name} keeps the ids that it read in a cache that grows, got a {type(cache).__name__}. Use no `cache_implementation`, or a "
+            "`DynamicCache`."
+        )
+    return cache
+
+
+def _checked_mask(attention_mask: Any, rows: int, length: int, name: str) -> torch.Tensor:
+    if attention_mask is None:
+        return torch.ones(rows, length, dtype=torch.long)
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != (rows, length):
+        shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
+        raise ValueError(
+            f"A {name} takes an `attention_mask` for every id, those cached included: ({rows}, {length}), got {shape}."
+        )
+    return (attention_mask != 0).long().cpu()
