@@ -42,6 +42,12 @@ class UnitAlphabet(Alphabet):
         self._longest = max(map(len, units.texts))
         self._space = self._in_front()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all tokens of the base that are text are units, and one ends a text: then the base writes units as it is."""
+        texts = [i for i, text in enumerate(self._bytes) if text is not None]
+        return len(self._ends) == 1 and all(len(self.spelled(i)) == 1 and i not in self._ends for i in texts) and len(texts) == len(self.ids)
+
     def spelled(self, token: int) -> Sequence[int]:
         return (self._spelled[token] if token < len(self._spelled) else None) or NOTHING
 

@@ -20,7 +20,7 @@ from .model import TokenLevelModel
 
 VOCABULARIES = ("tokens", "bytes", "auto")
 
-View = Callable[[str, PreTrainedModel, Any], SpelledModel]
+View = Callable[[str, PreTrainedModel, Any], PreTrainedModel]
 
 
 def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> str | None:
@@ -69,7 +69,7 @@ def in_vocabulary(
                 f"`tokenizers={{{name!r}: tokenizer, ...}}`."
             )
     view = _as_bytes if vocabulary == "bytes" else _as_units(models, known)
-    made: dict[tuple[int, int], SpelledModel] = {}
+    made: dict[tuple[int, int], PreTrainedModel] = {}
     for name, model in models.items():
         if not isinstance(model, SpelledModel) and (key := (id(model), id(known[name]))) not in made:
             made[key] = view(name, model, known[name])
@@ -96,10 +96,14 @@ def _as_bytes(name: str, model: PreTrainedModel, tokenizer: Any) -> SpelledModel
 
 
 def _as_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, Any]) -> View:
-    """Views of members in units of the first, which is the base if there is one."""
+    """Views of members in units of the base, which is the first; it needs none if all its tokens are units."""
     units = common_units({name: tokenizers[name] for name in models})
     main, model = next(iter(models.items()))
     base = tokenizers[main]
     ends = end_tokens(model.generation_config) or [i for i in [base.eos_token_id] if i is not None]
     alphabet = UnitAlphabet(units, base, ends, width(model))
+    if alphabet.is_whole:
+        return lambda name, model, tokenizer: (
+            model if name == main else TokenLevelModel(model, tokenizer, name, units, alphabet)
+        )
     return lambda name, model, tokenizer: TokenLevelModel(model, tokenizer, name, units, alphabet)
