@@ -26,7 +26,7 @@ from .prompts import MemberPrompts, warn_of_templates
 from .prompts.pictures import tokenizers_of
 from .recipe.combination import BASE, Coefficient, Combination
 from .recipe.combine import certainly, combine
-from .units.members import chosen, in_vocabulary
+from .units.members import chosen, in_vocabulary, longer_tokens
 
 
 class EFTLogitsProcessor(LogitsProcessor):
@@ -91,8 +91,8 @@ class EFTLogitsProcessor(LogitsProcessor):
             The tokenizer of each member, `"base"` included, to have their contents compared. Tokens that one does not know are never
             generated.
         vocabulary (`str`, *optional*):
-            `"bytes"` for members whose `tokenizers` differ (docs/tokenizers.md). The model that `generate` runs must then be a
-            [`~hf_eft.bytes.ByteLevelModel`] too.
+            `"tokens"`, `"bytes"` or `"auto"` for members whose `tokenizers` differ (docs/tokenizers.md). The model that `generate` runs
+            must then be read so too: a [`~hf_eft.units.TokenLevelModel`] or [`~hf_eft.bytes.ByteLevelModel`].
 
     Raises:
         `ValueError`: If a model is missing or does not fit, or the scores of a call do not.
@@ -136,6 +136,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         self._members = Members(given, recipe.coefficients)
         self.combination = recipe
         self._tokenizers = tokenizers_of(tokenizers) if vocabulary is None else None
+        self._longer = longer_tokens(self._members.models.values())
         self._looked_at_templates = False
         self._vocabularies: dict[int, Vocabulary] = {}  # by the width of the base
         self._placeholders = placeholders(model.config for model in self._members.models.values())
@@ -266,6 +267,11 @@ class EFTLogitsProcessor(LogitsProcessor):
             raise ValueError(
                 f"Expected `input_ids` of shape (rows, length) and `scores` of shape (rows, vocab), got {tuple(input_ids.shape)} "
                 f"and {tuple(scores.shape)}."
+            )
+        if self._longer is not None and bool((scores[:, self._longer.to(scores.device)] > -torch.inf).any()):
+            raise ValueError(
+                "These members are combined by tokens that all have (`vocabulary='tokens'`), and the model that `generate` runs gives "
+                "scores to longer ones. Run the base's view: `hf_eft.units.read_in_units({'base': base, ...}, tokenizers)['base']`."
             )
         if input_ids.shape[1] == 0:
             raise ValueError(

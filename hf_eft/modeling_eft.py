@@ -118,6 +118,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         for name in members.distinct:
             if not name.isidentifier() or hasattr(self, name):
                 raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
+        self.vocabulary: str | None = None
         self._reports, self._skips = PerThread(), PerThread()
         self._hold(members)
         self.combination = Combination.from_dict(config.combination) if combination is None else combination
@@ -155,8 +156,10 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
                 The tokenizer of each member, by name, to have their contents compared. Tokens that one of them does not know are never
                 generated. For a member that sees, its processor, which has one: kept in `model.processors`, and saved.
             vocabulary (`str`, *optional*):
-                `"bytes"` for members whose `tokenizers` differ: every one is read as a [`~hf_eft.bytes.ByteLevelModel`], at a cost
-                (docs/tokenizers.md). The combination then reads and writes ids of the byte tokenizer.
+                For members whose `tokenizers` differ (docs/tokenizers.md). `"tokens"`: by tokens of the base that all members' tokens are
+                made of; the combination reads and writes ids of the base. `"bytes"`: byte by byte, at a cost; it reads and writes ids of
+                the byte tokenizer. `"auto"`: as they are if all have one tokenizer, by tokens where that is exact, else by bytes; which
+                it was, [`EFTForCausalLM.vocabulary`] says.
 
         Returns:
             [`EFTForCausalLM`]: In evaluation mode if all members are. Its generation configuration is a copy of the tuned
@@ -175,6 +178,7 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         model = cls(describe(members, combination), members, combination)
         if tokenizers:
             model._held_tokenizers = spoken(vocabulary, tokenizers)
+        model.vocabulary = vocabulary
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)

@@ -21,6 +21,9 @@ class UnitAlphabet(Alphabet):
         tokenizer (`PreTrainedTokenizerBase`): The base's tokenizer.
         ends (`Sequence[int]`): The ids that end a text of the base; the tokenizer's own, if it is among them, is written.
         width (`int`): How many logits the base returns.
+
+    Attributes:
+        longer (`torch.LongTensor`): The ids of the base's tokens of text that are no units: read, and never written.
     """
 
     def __init__(self, units: CommonUnits, tokenizer: Any, ends: Sequence[int], width: int) -> None:
@@ -41,12 +44,14 @@ class UnitAlphabet(Alphabet):
         self._units = {text: i for i, text in enumerate(units.texts)}
         self._longest = max(map(len, units.texts))
         self._space = self._in_front()
+        texts = [i for i, text in enumerate(self._bytes) if text is not None]
+        written = set(units.ids)
+        self.longer = torch.tensor([i for i in texts if i not in written and i < width], dtype=torch.long)
 
     @property
     def is_whole(self) -> bool:
         """Whether all tokens of the base that are text are units, and one ends a text: then the base writes units as it is."""
-        texts = [i for i, text in enumerate(self._bytes) if text is not None]
-        return len(self._ends) == 1 and all(len(self.spelled(i)) == 1 and i not in self._ends for i in texts) and len(texts) == len(self.ids)
+        return len(self._ends) == 1 and not len(self.longer)
 
     def spelled(self, token: int) -> Sequence[int]:
         return (self._spelled[token] if token < len(self._spelled) else None) or NOTHING

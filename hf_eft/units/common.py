@@ -26,10 +26,10 @@ class CommonUnits:
     Attributes:
         ids (`tuple[int, ...]`): The base's id of each unit, ascending.
         texts (`tuple[bytes, ...]`): The bytes of each unit.
-        spelled (`Mapping[str, list[tuple[int, ...] | None]]`): By member and its token id, the units (places in `ids`) that the token is made
-            of; `None` for special tokens and others that have no counterpart. Members with one tokenizer have one list.
-        exact (`bool`): Whether all members, writing the tokens that their tokenizers make of a text in units, write the same units: proved,
-            for every text but those that `reason` names.
+        spelled (`Mapping[str, list[tuple[int, ...] | None]]`): By member and its token id, the units (places in `ids`) that the token
+            is made of; `None` for special tokens and others that have no counterpart. Members with one tokenizer have one list.
+        exact (`bool`): Whether all members, writing the tokens that their tokenizers make of a text in units, write the same units:
+            proved, for every text but those that `reason` leaves out.
         reason (`str`): Why, in a sentence.
         kind (`str`): `"same"`, one tokenizer but for its ids; `"contained"`, some member's tokens are the units; `"shared merges"`, the
             members merge alike up to a point; `"digits"`, the same, where members cut digits differently; `"general"`, anything else.
@@ -124,9 +124,7 @@ def _same(views: Mapping[str, TokenizerView]) -> CommonUnits:
     spelled: dict[TokenizerView, list[tuple[int, ...] | None]] = {}
     for view in views.values():
         by_id: dict[int, str] = {i: name for name, i in view.names.items()}
-        spelled[view] = [
-            (places[by_id[i]],) if i in by_id and by_id[i] in places else None for i in range(len(view.tokens))
-        ]
+        spelled[view] = [(places[by_id[i]],) if i in by_id and by_id[i] in places else None for i in range(len(view.tokens))]
     return CommonUnits(
         tuple(i for _, i in ordered),
         tuple(base.tokens[i] or b"" for _, i in ordered),
@@ -159,9 +157,9 @@ def _unproved(views: Sequence[TokenizerView], names: Sequence[str], cut: Cut) ->
 
 
 def _letters(views: Sequence[TokenizerView]) -> tuple[dict[bytes, int], dict[bytes, int]]:
-    """The base's ids of single bytes, and of characters of several bytes that are units: those that all have or that it has no bytes for."""
+    """The base's ids of bytes, and of characters of several bytes that are units: which all have, or the base has no bytes for."""
     base = views[0]
-    single = {text: i for text, i in (base.fallback | base.letters).items() if len(text) == 1}
+    single = {text: i for text, i in {**base.fallback, **base.letters}.items() if len(text) == 1}
     multi = {
         text: i
         for text, i in base.letters.items()

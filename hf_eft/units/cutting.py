@@ -58,7 +58,11 @@ def _without_digits(taken: Sequence[Mapping[str, Any]]) -> tuple[Any, str] | Non
     if len(taken) != 2 or taken[1] != {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
         return None
     split = taken[0]
-    if split["type"] != "Split" or "Regex" not in split["pattern"] or (split["behavior"], split["invert"]) != ("Isolated", False):
+    if (
+        split["type"] != "Split"
+        or "Regex" not in split["pattern"]
+        or (split["behavior"], split["invert"]) != ("Isolated", False)
+    ):
         return None
     parts = alternatives(split["pattern"]["Regex"])
     digits = [part for part in parts if _DIGITS.fullmatch(part)]

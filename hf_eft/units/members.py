@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import copy
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ..bytes import ByteLevelModel, ByteTokenizer
@@ -12,15 +14,15 @@ from ..members.adapters import resolve
 from ..members.checks import check_model
 from ..members.vocabulary import end_tokens, width
 from ..prompts.pictures import tokenizers_of
+from ..recipe.combination import BASE
 from ..spelling.model import SpelledModel
 from .alphabet import UnitAlphabet
 from .choice import choose
-from .common import common_units
+from .common import CommonUnits, common_units
 from .model import TokenLevelModel
+from .speaker import unit_tokenizer
 
 VOCABULARIES = ("tokens", "bytes", "auto")
-
-View = Callable[[str, PreTrainedModel, Any], PreTrainedModel]
 
 
 def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> str | None:
@@ -68,14 +70,52 @@ def in_vocabulary(
                 f"`vocabulary={vocabulary!r}` needs the tokenizer of every member, but {name!r} has none: "
                 f"`tokenizers={{{name!r}: tokenizer, ...}}`."
             )
-    view = _as_bytes if vocabulary == "bytes" else _as_units(models, known)
-    made: dict[tuple[int, int], PreTrainedModel] = {}
+    if vocabulary == "tokens":
+        return read_in_units(models, known)
+    made: dict[tuple[int, int], ByteLevelModel] = {}
     for name, model in models.items():
         if not isinstance(model, SpelledModel) and (key := (id(model), id(known[name]))) not in made:
-            made[key] = view(name, model, known[name])
+            made[key] = _as_bytes(name, model, known[name])
     return {
         name: model if isinstance(model, SpelledModel) else made[id(model), id(known[name])] for name, model in models.items()
     }
+
+
+def read_in_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, Any], **limits: Any) -> dict[str, PreTrainedModel]:
+    r"""
+    Members whose tokenizers differ, as models over units, tokens of the base. Those that share a model and a tokenizer share the view too. A
+    base is returned as it is if all its tokens are units and one ends a text.
+
+    Args:
+        models (`Mapping[str, PreTrainedModel]`): The members, the base first; or without it, for a logits processor.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): Every member's tokenizer, `"base"` included, also where its model is not.
+        **limits (*optional*): `covers`, `threshold` and `prompt` of [`~hf_eft.units.TokenLevelModel`].
+
+    Example:
+
+    ```python
+    >>> from hf_eft import EFTForCausalLM, tiny
+    >>> from hf_eft.units import read_in_units
+
+    >>> base, *_, tokenizer = tiny.load()
+    >>> tuned, reference, second = tiny.load_second()
+    >>> models = {"base": base, "tuned": tuned, "reference": reference}
+    >>> members = read_in_units(models, {"base": tokenizer, "tuned": second, "reference": second}, covers=8)
+    >>> model = EFTForCausalLM.from_models(**members)
+    ```
+    """
+    known = tokenizers_of(tokenizers)
+    names = [*([BASE] if BASE in known and BASE not in models else []), *models]
+    units = common_units({name: known[name] for name in names})
+    alphabet = _alphabet(units, known[names[0]], models.get(names[0]))
+    made: dict[tuple[int, int], PreTrainedModel] = {}
+    for name, model in models.items():
+        key = id(model), id(known[name])
+        if name == names[0] and alphabet.is_whole:
+            made[key] = model
+        elif key not in made:
+            made[key] = TokenLevelModel(model, known[name], name, units, alphabet, **limits)
+    return {name: made[id(model), id(known[name])] for name, model in models.items()}
 
 
 def spoken(vocabulary: str | None, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +125,24 @@ def spoken(vocabulary: str | None, tokenizers: Mapping[str, Any]) -> dict[str, A
     known = tokenizers_of(tokenizers)
     if vocabulary == "bytes":
         return {name: ByteTokenizer(each) for name, each in known.items()}
-    return dict.fromkeys(known, next(iter(known.values())))
+    units = common_units(known)
+    speaker = unit_tokenizer(next(iter(known.values())), units)
+    return {name: _with_template(speaker, each) for name, each in known.items()}
+
+
+def longer_tokens(members: Iterable[PreTrainedModel]) -> torch.Tensor | None:
+    """The ids of the base that members in units never write, if there are such members and ids."""
+    views = [member for member in members if isinstance(member, TokenLevelModel)]
+    return views[0].longer if views and len(views[0].longer) else None
+
+
+def _with_template(speaker: Any, member: Any) -> Any:
+    """A tokenizer with the chat template of a member."""
+    if speaker.chat_template == member.chat_template:
+        return speaker
+    speaker = copy.deepcopy(speaker)
+    speaker.chat_template = member.chat_template
+    return speaker
 
 
 def _as_bytes(name: str, model: PreTrainedModel, tokenizer: Any) -> SpelledModel:
@@ -95,15 +152,9 @@ def _as_bytes(name: str, model: PreTrainedModel, tokenizer: Any) -> SpelledModel
         raise ValueError(f"The member {name!r} cannot be read as bytes. {error}") from error
 
 
-def _as_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, Any]) -> View:
-    """Views of members in units of the base, which is the first; it needs none if all its tokens are units."""
-    units = common_units({name: tokenizers[name] for name in models})
-    main, model = next(iter(models.items()))
-    base = tokenizers[main]
-    ends = end_tokens(model.generation_config) or [i for i in [base.eos_token_id] if i is not None]
-    alphabet = UnitAlphabet(units, base, ends, width(model))
-    if alphabet.is_whole:
-        return lambda name, model, tokenizer: (
-            model if name == main else TokenLevelModel(model, tokenizer, name, units, alphabet)
-        )
-    return lambda name, model, tokenizer: TokenLevelModel(model, tokenizer, name, units, alphabet)
+def _alphabet(units: CommonUnits, tokenizer: Any, model: PreTrainedModel | None) -> UnitAlphabet:
+    """The ids of the base, whose model a logits processor does not have: it then is as wide as its tokenizer says."""
+    ends = [] if model is None else end_tokens(model.generation_config)
+    ends = ends or [i for i in [tokenizer.eos_token_id] if i is not None]
+    wide = max(tokenizer.get_vocab().values()) + 1 if model is None else width(model)
+    return UnitAlphabet(units, tokenizer, ends, wide)

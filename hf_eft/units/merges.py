@@ -36,7 +36,7 @@ class TokenizerView:
         merges (`Sequence[tuple[bytes, bytes]]`): In order of rank, those that ever happen, one for each token that merging can make.
         made (`Mapping[bytes, int]`): The id of the token that each of these makes.
         irregular (`Sequence[bytes]`): Tokens of which a part has a higher rank than they have themselves: made out of turn.
-        added (`Mapping[str, tuple]`): Added tokens that are text, which are cut out of a text before anything else, and their options.
+        added (`Mapping[str, tuple]`): Added tokens, which are cut out of a text before anything else, and their options.
         cut (`Callable`): The pieces that the tokenizer cuts a text into before merging.
         unproved (`str`): Why the tokens of a text are not those that merging by rank gives, in words; empty if they are.
     """
@@ -59,7 +59,7 @@ class TokenizerView:
     @property
     def covers(self) -> bool:
         """Whether it can write every text."""
-        return _OF_TEXTS <= self.letters.keys() | self.fallback.keys()
+        return self.letters.keys() | self.fallback.keys() >= _OF_TEXTS
 
 
 def view_of(tokenizer: Any) -> TokenizerView:
@@ -90,12 +90,11 @@ def view_of(tokenizer: Any) -> TokenizerView:
         "added": {
             token["content"]: tuple(token[option] for option in ("single_word", "lstrip", "rstrip", "normalized"))
             for token in apart.values()
-            if tokens[token["id"]] is not None
         },
     }
     if model["type"] != "BPE":
-        fallback = {name: i for name, i in names.items() if _FALLBACK.fullmatch(name)} if model.get("byte_fallback") else {}
-        return TokenizerView(model["type"], letters=_characters(tokens, fallback.values()), **shared)
+        bytes_of = [i for name, i in names.items() if model.get("byte_fallback") and _FALLBACK.fullmatch(name)]
+        return TokenizerView(model["type"], letters=_characters(tokens, bytes_of), **shared)
     text = {name: spelled for name, i in model["vocab"].items() if i not in apart and (spelled := tokens[i]) is not None}
     fallback = {name for name in text if _FALLBACK.fullmatch(name)} if model["byte_fallback"] else set()
     letters = {spelled: names[name] for name, spelled in text.items() if len(name) == 1}

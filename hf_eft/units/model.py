@@ -85,6 +85,7 @@ class TokenLevelModel(SpelledModel):
             as_tokens=prompt == "tokens",
             as_given=tokenizer is ids,
         )
+        self.longer = alphabet.longer
         self.generation_config = _in_ids_of(alphabet, model.generation_config)
 
 

@@ -17,18 +17,18 @@ def shared_merges(
     r"""
     The merges of a BPE whose tokens every one of these tokenizers' tokens are made of, in every text that all cut alike.
 
-    A tokenizer merges by rank. So up to its rank m it has done what the BPE of its first m merges does, and the merges that follow only join
-    what that made. If two tokenizers' first m merges are the same, both join tokens of the same sequence: written in those tokens, a text is
-    the same to both. A merge beyond the common beginning is shared as well if nothing that only some tokenizers merge can take one of its
-    parts away before its turn: a token of lower rank, itself not shared by then, that ends as the left part does, or begins as the right
-    one does, and is longer.
+    A tokenizer merges by rank. So up to its rank m it has done what the BPE of its first m merges does, and the merges that follow only
+    join what that made. If two tokenizers' first m merges are the same, both join tokens of the same sequence: written in those tokens, a
+    text is the same to both. A merge beyond the common beginning is shared as well if nothing that only some tokenizers merge can take one
+    of its parts away before its turn: a token of lower rank, itself not shared by then, that is longer than the left part and ends like it,
+    or longer than the right part and begins like it.
 
-    (Why that is enough. Let all merges up to some rank be done, in a tokenizer and with the shared merges alone, and each token of the first
-    be one or more of the second. A merge of the first that is not shared joins tokens, so this stays. Let the next be the shared one of `u`
-    and `v`, and let `u`, `v` stand side by side among the shared tokens, with an end of a tokenizer's token between them. Its token in front
-    of that end is `u` or ends with it. The latter is not shared, for a shared token would be one token on the other side too, so it is of
-    the kind that was excluded. The same holds for `v`. So both merge. Two tokenizers that have shared merges in another order than this
-    list do the same as the list: such two merges do not compete for a token, as one would begin or end with a part of the other.)
+    Why that is enough: let all merges up to some rank be done, in a tokenizer and with the shared merges alone, and let each token of the
+    first be one or more of the second. A merge of the first that is not shared joins tokens, so this stays true. Let the next be the shared
+    one of `u` and `v`, and let them stand side by side among the shared tokens with an end of a tokenizer's token between. Its token in
+    front of that end is `u` or is longer. If longer, it is not shared, for a shared token would be one token on the other side too; so it
+    is of the kind that was excluded. The same holds for `v`. So both sides merge. Where a tokenizer has two shared merges in another order
+    than the list, the order does not matter, as neither has a part for which they compete: it would be longer and begin or end like it.
 
     Args:
         views (`Sequence[TokenizerView]`): The tokenizers.
@@ -46,9 +46,7 @@ def shared_merges(
         if all(other == pair for _, other in others) and wanted(token):
             found.append((max(rank for rank, _ in others), token, pair))
     found.sort()  # so that the parts of a token come before it
-    rivals = [
-        _Rivals(view, letters, {pair[0] for *_, pair in found}, {pair[1] for *_, pair in found}, apart) for view in views
-    ]
+    rivals = [_Rivals(view, letters, {pair[0] for *_, pair in found}, {pair[1] for *_, pair in found}, apart) for view in views]
     taken, shared = set(letters), []
     for _, token, (left, right) in found:
         if {left, right} <= taken and not any(
