@@ -70,13 +70,16 @@ class Lexicon:
         known = {*self.ids, *ends}
         self._never = torch.tensor([i for i in range(width) if i not in known], dtype=torch.long)
         self.root = Node(0, 0, 0, len(found), self)
-        # Symbols that one token begins with, and those that several do: these by symbol, and how many there are of each.
+        # What follows where a token has ended is what is said of one token, or of several: of the symbols that these begin with.
         first = self.root.next
+        ids = torch.tensor(self.ids)
         symbol, count = first.unique_consecutive(return_counts=True)
         of_one = (count == 1).repeat_interleave(count)
-        ids = torch.tensor(self.ids)
-        self._one = first[of_one], ids[of_one]
-        self._several = symbol[count > 1], ids[~of_one], count[count > 1]
+        self._one = torch.full((symbols + 1,), width, dtype=torch.long)  # behind the logits there is one of no probability
+        self._one[first[of_one]] = ids[of_one]
+        self._several = symbol[count > 1], ids[~of_one], torch.arange(int((count > 1).sum())).repeat_interleave(count[count > 1])
+        if len(self._ends) == 1:
+            self._one[-1] = self._ends[0]
 
     def read(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probs of all tokens, `(..., width)`, from logits of the same shape: nothing but tokens of texts and their end can follow."""
@@ -89,15 +92,11 @@ class Lexicon:
         Log-probs of the next symbol and, last, of the end of text, `(rows, symbols + 1)`, where a token has ended, from those of the tokens,
         `(rows, width)`.
         """
-        following = tables.new_full((len(tables), self.symbols + 1), -torch.inf)
-        symbols, ids = self._one
-        following[:, symbols] = tables.index_select(1, ids)
-        symbols, ids, counts = self._several
+        following = torch.nn.functional.pad(tables, (0, 1), value=-torch.inf).index_select(1, self._one)
+        symbols, ids, groups = self._several
         if len(symbols):
-            values = tables.index_select(1, ids)
-            groups = torch.arange(len(symbols)).repeat_interleave(counts)
-            following[:, symbols] = grouped_log_sum(values.T, groups, len(symbols)).T
-        if len(self._ends):
+            following[:, symbols] = grouped_log_sum(tables.index_select(1, ids).T, groups, len(symbols)).T
+        if len(self._ends) > 1:
             following[:, -1] = tables.index_select(1, self._ends).logsumexp(-1)
         return following
 

@@ -93,6 +93,9 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         self._as_tokens = as_tokens
         prompts = PromptReader(tokenizer, tokens, spelled, self._covers, alphabet, as_tokens, as_given)
         self._reader = Reader(self._covers, prompts, alphabet)
+        self._columns = torch.full((alphabet.width,), len(alphabet.ids) + 1, dtype=torch.long)
+        self._columns[alphabet.ids] = torch.arange(len(alphabet.ids))
+        self._columns[alphabet.end] = len(alphabet.ids)
         self._last = PerThread()
         self._lock = Lock()
         self.training = model.training  # not `train()`, which would change the model's mode
@@ -205,10 +208,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
     def _as_logits(self, rows: Sequence[Sequence[State]]) -> torch.Tensor:
         """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32."""
         after = following([state for row in rows for state in row], self._covers.lexicon).float()
-        logits = after.new_full((len(after), self._alphabet.width), -math.inf)
-        logits[:, self._alphabet.ids] = after[:, :-1]
-        logits[:, self._alphabet.end] = after[:, -1]
-        return logits.view(len(rows), -1, self._alphabet.width)
+        after = torch.nn.functional.pad(after, (0, 1), value=-math.inf)  # for ids that are never written
+        return after.index_select(1, self._columns).view(len(rows), -1, len(self._columns))
 
 
 def _growing(cache: Cache | None, name: str) -> Cache | None:
