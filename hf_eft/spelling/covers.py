@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -16,7 +17,7 @@ from ..members.checks import check_finite
 from ..members.member import Member
 from ..members.trial import reads_padding
 from .lexicon import Lexicon, Node
-from .states import Place, gone_on, together
+from .states import Place, gone_on, masked, spans_of, together
 from .sums import measure
 from .texts import Context, Spare, State, log_sum
 
@@ -91,8 +92,7 @@ class Covers:
         for row, (ids, count, place) in enumerate(zip(tokens, counts, places, strict=True)):
             context = Context(0.0, tables[0], row, place)
             for back in range(1, count + 1):
-                earlier = replace(place, columns=place.columns - back, length=place.length - back)
-                context = Context(0.0, tables[back], row, earlier, {ids[-back]: context})
+                context = Context(0.0, tables[back], row, place.earlier(back), {ids[-back]: context})
             contexts.append(context)
         return contexts
 
@@ -103,12 +103,16 @@ class Covers:
         One forward: of the empty context, or of contexts that are continued by one number of tokens. Returns log-probs behind the last token, the
         one before and so on, `(rows, width)` each, and where the states are.
         """
-        batch = together([context and context.place for context in after], self.member.model.config)
-        lengths, counts = [context.place.length if context else 0 for context in after], [len(ids) for ids in tokens]
+        places = [context and context.place for context in after]
+        batch, rows = together(places, self.member.model.config, self._pads)
+        spans, counts = spans_of(batch, places), [len(ids) for ids in tokens]
+        read = np.zeros((batch.rows, max(counts)), dtype=np.int64)
+        for row, ids in zip(rows, tokens, strict=True):
+            read[row, max(counts) - len(ids) :] = ids
         outputs = self.member.forward(
-            input_ids=torch.tensor([[0] * (max(counts) - len(ids)) + list(ids) for ids in tokens]),
+            input_ids=torch.from_numpy(read),
             inputs_embeds=None,
-            **_behind_padding(lengths, counts),
+            **masked(batch, rows, spans, counts),
             cache=batch.cache,
             use_cache=True,
             logits_to_keep=kept,
@@ -117,10 +121,11 @@ class Covers:
         self.cost.forwards += 1
         self.cost.covers += len(after)
         self.cost.tokens += sum(counts)
-        check_finite(outputs.logits, self.member.name)
-        places = gone_on(batch, [length + count for length, count in zip(lengths, counts, strict=True)], max(counts))
-        logits = outputs.logits[:, -kept:].flip(1).transpose(0, 1).cpu()
-        return list(self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float())), places
+        logits = outputs.logits if rows == list(range(batch.rows)) else outputs.logits[rows]
+        check_finite(logits, self.member.name)
+        logits = logits[:, -kept:].flip(1).transpose(0, 1).cpu()
+        gone = gone_on(batch, rows, spans, counts)
+        return list(self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float())), gone
 
     def start(self, contexts: Sequence[Context]) -> list[State]:
         """Texts that end where a token does."""
@@ -196,12 +201,3 @@ class Covers:
                 revived.spares = sorted(others, key=lambda other: -other.log_prob)[:_SPARES]
                 return revived
         return state
-
-
-def _behind_padding(lengths: Sequence[int], counts: Sequence[int]) -> dict[str, torch.Tensor | None]:
-    """Mask and positions of rows that hold so many tokens and read so many, where they differ; tokens end together, and begin later."""
-    wholes = [length + count for length, count in zip(lengths, counts, strict=True)]
-    if min(wholes) == max(wholes):
-        return {"attention_mask": None, "position_ids": None}
-    mask = torch.arange(max(wholes)) >= max(wholes) - torch.tensor(wholes)[:, None]  # (rows, held + read)
-    return {"attention_mask": mask.long(), "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -max(counts) :]}

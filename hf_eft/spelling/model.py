@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -186,16 +187,17 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         mask = _checked_mask(attention_mask, rows, cached + new, type(self).__name__)
         input_ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size})
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
-        lengths = mask.cumsum(-1)  # (rows, cached + new): how many ids a row has read
+        seen = mask.numpy()
+        lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
         prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
-        ids, ends = input_ids.cpu() * mask[:, cached:], prompt * mask[:, cached:]  # (rows, new)
+        ids, ends = input_ids.cpu().numpy() * seen[:, cached:], prompt * seen[:, cached:]  # (rows, new)
         if cache is not None:
             device = self.device
-            stored = cache.update(*(each[:, None, :, None].to(device) for each in (ids, ends)), 0)
-            ids, ends = (each[:, 0, :, 0].cpu() for each in stored)  # (rows, cached + new)
-        boundaries = (ends * mask).amax(-1).tolist()
+            stored = cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
+            ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in stored)  # (rows, cached + new)
+        boundaries = (ends * seen).max(-1).tolist()
         wanted = lengths[:, [cached + p for p in positions]].tolist()
-        texts = [row[kept] for row, kept in zip(ids.int().numpy(), mask.bool().numpy(), strict=True)]
+        texts = [row[kept] for row, kept in zip(ids.astype(np.int32), seen.astype(bool), strict=True)]
         return [Asked(text.tobytes(), *rest) for text, *rest in zip(texts, boundaries, wanted, strict=True)]
 
     def _read(self, asked: Sequence[Asked]) -> list[list[State]]:

@@ -1,12 +1,13 @@
-"""The states of sequences: what was read together lies in one cache, and is taken apart only where some go on and others do not."""
+"""The states of sequences: what was read together lies in one cache, where each goes on in its row."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import (
@@ -31,7 +32,7 @@ _WHOLE = (
 
 @dataclass(eq=False)
 class Batch:
-    """Sequences in one cache, whose layers that hold all tokens have so many columns. Shorter sequences have padding in front."""
+    """Sequences in one cache, whose layers that hold all tokens have so many columns."""
 
     cache: DynamicCache
     rows: int
@@ -41,68 +42,106 @@ class Batch:
 @dataclass(frozen=True, eq=False)
 class Place:
     """
-    Where the states of a sequence are: a row of a batch, as it was when it had so many columns. The batch may have gone on since: layers that
-    hold all tokens still have these, and of other layers, `parts` has what they were (`None` for those that hold all).
+    Where the states of a sequence are: a row of a batch, in its layers that hold all tokens the columns of `spans`. Other columns are of
+    nobody, or of what other sequences went on with. Of other layers, `parts` has what they were (`None` for those that hold all).
     """
 
     batch: Batch
     row: int
-    columns: int
     length: int
+    spans: tuple[tuple[int, int], ...]
     parts: tuple[Any, ...]
 
+    def earlier(self, count: int) -> Place:
+        """The place so many tokens before, where all layers hold all tokens; these were read together."""
+        start, end = self.spans[-1]
+        return replace(self, length=self.length - count, spans=(*self.spans[:-1], (start, end - count)))
 
-def together(places: Sequence[Place | None], config: Any) -> Batch:
-    """One batch of sequences, or of empty ones: the one that they are in, if they are all of it and it has not gone on since."""
+
+def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[Batch, list[int]]:
+    """
+    A batch of sequences, or of empty ones, and the row of each: the one that they are in, if they can go on there. Where all layers hold all
+    tokens (`pads`), that is wherever each has a row for itself.
+    """
     known = [place for place in places if place is not None]
     if not known:
-        return Batch(DynamicCache(config=config), len(places), 0)
-    batch = known[0].batch
-    if len(known) == batch.rows and all(
-        place.batch is batch and place.row == row and place.columns == batch.columns for row, place in enumerate(known)
-    ):
-        return batch
-    cache = DynamicCache(config=config)
+        return Batch(DynamicCache(config=config), len(places), 0), list(range(len(places)))
+    batch, rows = known[0].batch, [place.row for place in known]
+    if all(place.batch is batch for place in known):
+        alone = len(set(rows)) == len(rows) and 2 * len(rows) >= batch.rows
+        whole = rows == list(range(batch.rows)) and all(place.spans == ((0, batch.columns),) for place in known)
+        if (pads and alone) or whole:
+            return batch, rows
+    cache, columns = DynamicCache(config=config), max(place.length for place in known)
     cache.layers = [
-        _full(known, i) if part is None else _mapped(part, [place.parts[i] for place in known])
+        _full(known, i, columns) if part is None else _mapped(part, [place.parts[i] for place in known])
         for i, part in enumerate(known[0].parts)
     ]
-    return Batch(cache, len(known), max(place.length for place in known))
+    return Batch(cache, len(known), columns), list(range(len(known)))
 
 
-def gone_on(batch: Batch, lengths: Sequence[int], count: int) -> list[Place]:
-    """The places of a batch's sequences, which are so long now that it has read so many columns more."""
-    batch.columns += count
+def masked(batch: Batch, rows: Sequence[int], spans: Sequence[Sequence[tuple[int, int]]], counts: Sequence[int]) -> dict[str, Any]:
+    """
+    Mask and positions for rows of a batch that read so many tokens more, as many columns as the most. Rows that read nothing see what they
+    are given, and nobody sees it later.
+    """
+    columns, most = batch.columns, max(counts)
+    if len(rows) == batch.rows and all(each == [(0, columns)] or not columns for each in spans) and min(counts) == most:
+        return {"attention_mask": None, "position_ids": None}
+    mask = np.zeros((batch.rows, columns + most), dtype=np.int64)
+    mask[:, columns:] = 1
+    positions = np.zeros((batch.rows, most), dtype=np.int64)
+    for row, own, count in zip(rows, spans, counts, strict=True):
+        for start, end in own:
+            mask[row, start:end] = 1
+        mask[row, columns : columns + most - count] = 0
+        before = sum(end - start for start, end in own)
+        positions[row, most - count :] = range(before, before + count)
+    return {"attention_mask": torch.from_numpy(mask), "position_ids": torch.from_numpy(positions)}
+
+
+def gone_on(
+    batch: Batch, rows: Sequence[int], spans: Sequence[Sequence[tuple[int, int]]], counts: Sequence[int]
+) -> list[Place]:
+    """The places of sequences behind so many more tokens, which a batch has read."""
+    batch.columns += max(counts)
     for layer in batch.cache.layers:
         if type(layer) is not DynamicLayer and type(layer) not in _WHOLE:
-            raise ValueError(f"Members whose tokens differ need states that can be branched; a {type(layer).__name__} is not known to be such.")
+            raise ValueError(
+                f"Members whose tokens differ need states that can be branched; a {type(layer).__name__} is not known to be such."
+            )
     layers = [None if type(layer) is DynamicLayer else layer for layer in batch.cache.layers]
+    places = []
+    for row, own, count in zip(rows, spans, counts, strict=True):
+        start = batch.columns - count
+        joined = [*own[:-1], (own[-1][0], batch.columns)] if own and own[-1][1] == start else [*own, (start, batch.columns)]
+        parts = tuple(layer and _row_of(layer, row) for layer in layers)
+        places.append(Place(batch, row, sum(end - begin for begin, end in joined), tuple(joined), parts))
+    return places
+
+
+def spans_of(batch: Batch, places: Sequence[Place | None]) -> list[list[tuple[int, int]]]:
+    """The columns of a batch that sequences have: in their own batch, where they are, in another at its end."""
     return [
-        Place(batch, row, batch.columns, length, tuple(layer and _row_of(layer, row) for layer in layers))
-        for row, length in enumerate(lengths)
+        [] if place is None else list(place.spans) if place.batch is batch else [(batch.columns - place.length, batch.columns)]
+        for place in places
     ]
 
 
-def _full(places: Sequence[Place], i: int) -> DynamicLayer:
+def _full(places: Sequence[Place], i: int, columns: int) -> DynamicLayer:
     """A layer that holds all tokens of some sequences, which end together."""
-    first = places[0]
-    longest = max(place.length for place in places)
     made = DynamicLayer()
-    before = [place.batch.cache.layers[i] for place in places]
-    made.lazy_initialization(before[0].keys, before[0].values)
-    if all(place.batch is first.batch and place.columns == first.columns for place in places):
-        rows = torch.tensor([place.row for place in places], device=before[0].keys.device)
-        made.keys, made.values = (
-            part[:, :, first.columns - longest : first.columns].index_select(0, rows)
-            for part in (before[0].keys, before[0].values)
-        )
-        return made
+    layers = [place.batch.cache.layers[i] for place in places]
+    made.lazy_initialization(layers[0].keys, layers[0].values)
     made.keys, made.values = (
-        part.new_zeros((len(places), *part.shape[1:-2], longest, part.shape[-1])) for part in (before[0].keys, before[0].values)
-    )  # (rows, heads, tokens, size)
-    for row, (place, layer) in enumerate(zip(places, before, strict=True)):
+        part.new_zeros((len(places), *part.shape[1:-2], columns, part.shape[-1])) for part in (layers[0].keys, layers[0].values)
+    )  # (rows, heads, columns, size)
+    for row, (place, layer) in enumerate(zip(places, layers, strict=True)):
         for whole, part in zip((made.keys, made.values), (layer.keys, layer.values), strict=True):
-            whole[row, :, longest - place.length :] = part[place.row, :, place.columns - place.length : place.columns]
+            at = columns - place.length
+            for start, end in place.spans:
+                whole[row, :, at : at + end - start] = part[place.row, :, start:end]
+                at += end - start
     return made
 
 
