@@ -45,7 +45,6 @@ class PromptReader:
         self.alphabet = alphabet
         self.as_tokens = as_tokens
         self.as_given = as_given
-        self.starts: dict[bytes, State] = {}  # of texts that are read from their first symbol
         self._end = (tokenizer.eos_token or "").encode()
         plain = self._cut("a")
         with_special = list(tokenizer("a")["input_ids"])
@@ -55,31 +54,14 @@ class PromptReader:
 
     def enter(self, prompts: Sequence[Sequence[int]]) -> list[tuple[State, list[int]]]:
         """For each prompt the state at a token's end in it, and the symbols of the prompt that follow it; read together."""
-        ended = [self.alphabet.has_ended(ids) for ids in prompts]
-        cuts = [None if over or not self.as_tokens else self._settled(ids) for over, ids in zip(ended, prompts, strict=True)]
+        cuts = [None if self.alphabet.has_ended(ids) else self._settled(ids) for ids in prompts]
         known = [cut for cut in cuts if cut is not None]
         read = iter(self.covers.start(self.covers.read_ahead([ids for ids, *_ in known], [count for _, count, _ in known])))
-        entered: list[tuple[State, list[int]]] = []
-        for ids, cut, over in zip(prompts, cuts, ended, strict=True):
-            if cut is not None:
-                entered.append((next(read), cut[2]))
-            elif over:
-                entered.append((State([]), []))
-            else:
-                text = self.alphabet.text(ids, self._end)
-                entered.append((self._from_first(text), self.alphabet.symbols(ids, self._end)))
-        return entered
+        return [(State([]), []) if cut is None else (next(read), cut[2]) for cut in cuts]
 
-    def _from_first(self, text: bytes) -> State:
-        """The state in front of a text."""
-        in_front = b"" if text.startswith(b" ") and not self._doubled else self._space
-        if in_front not in self.starts:
-            [context] = self.covers.read([None], [self._first()], [0.0])
-            [state] = self.covers.start([context])
-            for symbol in self.alphabet.cut(in_front):
-                [state] = self.covers.advance([state], [symbol])
-            self.starts[in_front] = state
-        return self.starts[in_front]
+    def _in_front(self, text: bytes) -> bytes:
+        """What the tokenizer puts in front of a text."""
+        return b"" if text.startswith(b" ") and not self._doubled else self._space
 
     def _first(self) -> list[int]:
         """What a text begins with: what the tokenizer puts there or, as the first token must follow something, a begin or end of text."""
@@ -91,19 +73,21 @@ class PromptReader:
             )
         return self._leading or known[:1]
 
-    def _settled(self, prompt: Sequence[int]) -> Cut | None:
-        """The prompt's tokens, and the symbols of those that what follows may change; `None` if it may change all."""
-        if self.as_given:
+    def _settled(self, prompt: Sequence[int]) -> Cut:
+        """The prompt's tokens, and the symbols of those that what follows may change. If it may change all, they follow a begin of text."""
+        if self.as_given and self.as_tokens:
             ids, whole, rest = list(prompt), None, b""
         else:
-            text = self.alphabet.text(prompt, self._end)
+            text = self.alphabet.text(prompt, self._end) if self.as_tokens else b""
+            if not text:  # what follows is in front of it already, if texts of the alphabet have it
+                return self._first(), 0, [] if self.as_given or self.alphabet.space else self.alphabet.cut(self._space)
             try:
                 readable, rest = text.decode(), b""
             except UnicodeDecodeError as error:
                 if error.reason != "unexpected end of data":
-                    return None
+                    return self._first(), 0, self.alphabet.cut(self._in_front(text) + text)
                 readable, rest = text[: error.start].decode(), text[error.start :]  # half a letter: its other bytes may follow
-            whole, ids = readable.encode(), self._cut(readable)
+            whole, ids = self._in_front(text) + readable.encode(), self._cut(readable)
             if ids[: len(self._leading)] != self._leading:
                 ids = [*self._leading, *ids]
         kept, tail, symbols = len(ids), b"", self.alphabet.cut(rest)
@@ -112,7 +96,7 @@ class PromptReader:
             if token is None or spelled is None or (whole is not None and not whole.endswith(token + tail)):
                 break  # a special token, or one that the tokenizer changed the text for: it stands as it is
             tail, symbols, kept = token + tail, [*spelled, *symbols], kept - 1
-        return (ids, len(ids) - kept, symbols) if kept else None
+        return (ids, len(ids) - kept, symbols) if kept else (self._first(), 0, symbols)
 
     def _cut(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
