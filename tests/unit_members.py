@@ -33,12 +33,13 @@ class Kind:
     begins: bool = False  # whether the tokenizer puts the begin of text in front
 
 
-_LETTERS = {"bytes": ["a", "b"], "pieces": ["<0x20>", "<0x61>", "<0x62>", "▁", "a", "b"], "unigram": [], "words": []}
+_LETTERS = {"bytes": ["a", "b"], "spaced": ["Ġ", "a", "b"], "pieces": ["<0x20>", "<0x61>", "<0x62>", "▁", "a", "b"], "unigram": [], "words": []}
 KINDS: dict[str, Kind] = {
     "bytes-few": Kind("bytes", ("a b",), behind=True),
     "bytes-many": Kind("bytes", ("a b", "ab a", "b b"), begins=True),
     "bytes-other": Kind("bytes", ("a b", "ab b", "a a"), behind=True, begins=True),
     "bytes-apart": Kind("bytes", ("b a", "ba b"), behind=True),
+    "spaced": Kind("spaced", ("a b", "Ġ ab", "b b"), behind=True),
     "pieces-few": Kind("pieces", ("a b",), behind=True),
     "pieces-many": Kind("pieces", ("a b", "▁ ab", "b b"), begins=True),
     "pieces-other": Kind("pieces", ("a b", "ab b", "▁ a"), behind=True, begins=True),
@@ -61,6 +62,8 @@ PAIRS: dict[str, tuple[str, str, Sequence[bytes]]] = {
     "unigram: small in base": ("unigram-many", "unigram-few", (b" ", b"a", b"b")),
     "unigram: base in small": ("unigram-few", "unigram-many", (b" ", b"a", b"b")),
     "pieces and words": ("pieces-many", "words", (b" ", b"a", b"b")),
+    "spaced and pieces": ("spaced", "pieces-other", (b" ", b"a", b"b", b"ab")),
+    "pieces and spaced": ("pieces-other", "spaced", (b" ", b"a", b"b", b"ab")),
     "unigram and bytes": ("unigram-many", "bytes-few", (b" ", b"a", b"b")),
 }
 
@@ -85,7 +88,7 @@ def _assembled(kind: Kind, vocab: Mapping[str, int]) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     merges = [tuple(pair.split(" ")) for pair in kind.tokens]
-    if kind.made == "bytes":
+    if kind.made in ("bytes", "spaced"):
         made = Tokenizer(models.BPE(vocab=dict(vocab), merges=merges))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         made.decoder = decoders.ByteLevel()
@@ -171,3 +174,31 @@ def probabilities(states: Sequence[State]) -> torch.Tensor:
     """Of texts: that one begins so, and that it ends there, `(texts, 2)`."""
     following = [state.log_prob + float(state.next[-1]) if state.next is not None else -torch.inf for state in states]
     return torch.tensor([[state.log_prob for state in states], following], dtype=torch.float64).T.exp()
+
+
+# Through `generate` ---------------------------------------------------------------------------------------------------
+
+TEXTS = ["ab", "abab", "bba"]  # so short that what follows may change all of a prompt, and all cuts of it are summed over
+
+
+def ids_of(pair: str, *texts: str) -> dict[str, torch.Tensor]:
+    """Prompts in tokens of the base, behind a begin of text, padded on the left."""
+    cutter = tokenizer(PAIRS[pair][0])
+    rows = [[cutter.bos_token_id, *cutter(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    longest = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[cutter.pad_token_id] * (longest - len(row)) + row for row in rows]),
+        "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+def generated(model: Any, pair: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return model.generate(**{**ids_of(pair, *TEXTS), "max_new_tokens": 8, **options}).tolist()
+
+
+def without_padding(pair: str, row: Sequence[int]) -> list[int]:
+    """A row from its begin of text to its end."""
+    cutter = tokenizer(PAIRS[pair][0])
+    begun = list(row)[list(row).index(cutter.bos_token_id) :]
+    return begun[: begun.index(cutter.eos_token_id) + 1] if cutter.eos_token_id in begun else begun
