@@ -56,7 +56,11 @@ class PromptReader:
     def enter(self, prompts: Sequence[Sequence[int]]) -> list[tuple[State, list[int]]]:
         """For each prompt the state at a token's end in it, and the symbols of the prompt that follow it; read together."""
         ended = [self.alphabet.has_ended(ids) for ids in prompts]
-        cuts = [None if over or not self.as_tokens else self._settled(ids) for over, ids in zip(ended, prompts, strict=True)]
+        cuts: list[Cut | None] = [None] * len(prompts)
+        if self.as_tokens:
+            begun = [i for i, over in enumerate(ended) if not over]
+            for i, cut in zip(begun, self._settled([prompts[i] for i in begun]), strict=True):
+                cuts[i] = cut
         known = [cut for cut in cuts if cut is not None]
         read = iter(self.covers.start(self.covers.read_ahead([ids for ids, *_ in known], [count for _, count, _ in known])))
         entered: list[tuple[State, list[int]]] = []
@@ -91,21 +95,19 @@ class PromptReader:
             )
         return self._leading or known[:1]
 
-    def _settled(self, prompt: Sequence[int]) -> Cut | None:
-        """The prompt's tokens, and the symbols of those that what follows may change; `None` if it may change all."""
+    def _settled(self, prompts: Sequence[Sequence[int]]) -> list[Cut | None]:
+        """The prompts' tokens, and the symbols of those that what follows may change; `None` if it may change all."""
         if self.as_given:
-            ids, whole, rest = list(prompt), None, b""
-        else:
-            text = self.alphabet.text(prompt, self._end)
-            try:
-                readable, rest = text.decode(), b""
-            except UnicodeDecodeError as error:
-                if error.reason != "unexpected end of data":
-                    return None
-                readable, rest = text[: error.start].decode(), text[error.start :]  # half a letter: its other bytes may follow
-            whole, ids = readable.encode(), self._cut(readable)
-            if ids[: len(self._leading)] != self._leading:
-                ids = [*self._leading, *ids]
+            return [self._open(list(prompt), None, b"") for prompt in prompts]
+        texts = [_readable(self.alphabet.text(prompt, self._end)) for prompt in prompts]
+        cuts = iter(self._cuts([text[0].decode() for text in texts if text]))
+        return [self._open(self._begun(next(cuts)), *text) if text else None for text in texts]
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self._leading)] == self._leading else [*self._leading, *ids]
+
+    def _open(self, ids: list[int], whole: bytes | None, rest: bytes) -> Cut | None:
+        """Tokens of a prompt, those of its end as symbols; `whole` is the text that they are, `rest` what is behind it."""
         kept, tail, symbols = len(ids), b"", self.alphabet.cut(rest)
         while kept and len(ids) - kept < _UNSETTLED:
             token, spelled = self.tokens[ids[kept - 1]], self.spelled[ids[kept - 1]]
@@ -114,8 +116,20 @@ class PromptReader:
             tail, symbols, kept = token + tail, [*spelled, *symbols], kept - 1
         return (ids, len(ids) - kept, symbols) if kept else None
 
+    def _cuts(self, texts: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+
     def _cut(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return self._cuts([text])[0]
 
     def _spelled(self, ids: Sequence[int]) -> bytes:
         return b"".join(self.tokens[i] or b"" for i in ids)
+
+
+def _readable(text: bytes) -> tuple[bytes, bytes] | None:
+    """A text up to its last letter, and what is there of half a letter, whose other bytes may follow; `None` if it is no text."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return (text[: error.start], text[error.start :]) if error.reason == "unexpected end of data" else None
+    return text, b""
