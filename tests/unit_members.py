@@ -33,7 +33,13 @@ class Kind:
     begins: bool = False  # whether the tokenizer puts the begin of text in front
 
 
-_LETTERS = {"bytes": ["a", "b"], "spaced": ["Ġ", "a", "b"], "pieces": ["<0x20>", "<0x61>", "<0x62>", "▁", "a", "b"], "unigram": [], "words": []}
+_LETTERS = {
+    "bytes": ["a", "b"],
+    "spaced": ["Ġ", "a", "b"],
+    "pieces": ["<0x20>", "<0x61>", "<0x62>", "▁", "a", "b"],
+    "unigram": [],
+    "words": [],
+}
 KINDS: dict[str, Kind] = {
     "bytes-few": Kind("bytes", ("a b",), behind=True),
     "bytes-many": Kind("bytes", ("a b", "ab a", "b b"), begins=True),
@@ -66,6 +72,8 @@ PAIRS: dict[str, tuple[str, str, Sequence[bytes]]] = {
     "pieces and spaced": ("pieces-other", "spaced", (b" ", b"a", b"b", b"ab")),
     "unigram and bytes": ("unigram-many", "bytes-few", (b" ", b"a", b"b")),
 }
+
+FRONT = {("spaced and pieces", name): b" " for name in ("tuned", "reference")}  # what a member alone has in front of every text
 
 
 @functools.cache
@@ -168,6 +176,11 @@ def states_of(reader: TokenLevelModel, texts: Sequence[bytes]) -> list[State]:
     states = [state for [state] in reader._read(asked)]
     measure(states, reader._covers.lexicon)
     return states
+
+
+def front(pair: str, name: str) -> bytes:
+    """The units that a member has in front of a text, and others have not."""
+    return bytes(PAIRS[pair][2].index(text) for key, text in FRONT.items() if key == (pair, name))
 
 
 def probabilities(states: Sequence[State]) -> torch.Tensor:

@@ -212,7 +212,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         least = (seen.cumsum(-1) * (special & goes_on)).max(-1, keepdims=True)
         begin = self.config.bos_token_id
         if not self._as_tokens and any(
-            count > (begin is not None and row[kept == 1][0] == begin) for [count], row, kept in zip(least, ids, seen, strict=True)
+            count > int(row[kept == 1][0] == begin) for [count], row, kept in zip(least, ids, seen, strict=True) if count
         ):
             raise ValueError(
                 f"A {type(self).__name__} that reads prompts symbol by symbol reads plain text, and was given special tokens before "

@@ -54,10 +54,13 @@ class PromptReader:
 
     def enter(self, prompts: Sequence[Sequence[int]]) -> list[tuple[State, list[int]]]:
         """For each prompt the state at a token's end in it, and the symbols of the prompt that follow it; read together."""
-        cuts = [None if self.alphabet.has_ended(ids) else self._settled(ids) for ids in prompts]
-        known = [cut for cut in cuts if cut is not None]
-        read = iter(self.covers.start(self.covers.read_ahead([ids for ids, *_ in known], [count for _, count, _ in known])))
-        return [(State([]), []) if cut is None else (next(read), cut[2]) for cut in cuts]
+        begun = [i for i, ids in enumerate(prompts) if not self.alphabet.has_ended(ids)]
+        cuts = self._settled([prompts[i] for i in begun])
+        contexts = self.covers.read_ahead([ids for ids, *_ in cuts], [count for _, count, _ in cuts])
+        entered: list[tuple[State, list[int]]] = [(State([]), []) for _ in prompts]
+        for i, state, (*_, symbols) in zip(begun, self.covers.start(contexts), cuts, strict=True):
+            entered[i] = state, symbols
+        return entered
 
     def _in_front(self, text: bytes) -> bytes:
         """What the tokenizer puts in front of a text."""
@@ -73,23 +76,36 @@ class PromptReader:
             )
         return self._leading or known[:1]
 
-    def _settled(self, prompt: Sequence[int]) -> Cut:
-        """The prompt's tokens, and the symbols of those that what follows may change. If it may change all, they follow a begin of text."""
-        if self.as_given and self.as_tokens:
-            ids, whole, rest = list(prompt), None, b""
-        else:
-            text = self.alphabet.text(prompt, self._end) if self.as_tokens else b""
-            if not text:  # what follows is in front of it already, if texts of the alphabet have it
-                return self._first(), 0, [] if self.as_given or self.alphabet.space else self.alphabet.cut(self._space)
-            try:
-                readable, rest = text.decode(), b""
-            except UnicodeDecodeError as error:
-                if error.reason != "unexpected end of data":
-                    return self._first(), 0, self.alphabet.cut(self._in_front(text) + text)
-                readable, rest = text[: error.start].decode(), text[error.start :]  # half a letter: its other bytes may follow
-            whole, ids = self._in_front(text) + readable.encode(), self._cut(readable)
-            if ids[: len(self._leading)] != self._leading:
-                ids = [*self._leading, *ids]
+    def _settled(self, prompts: Sequence[Sequence[int]]) -> list[Cut]:
+        """The prompts' tokens, and the symbols of those that what follows may change. If it may change all, they follow a begin of text."""
+        if not self.as_tokens:
+            return [self._nothing() for _ in prompts]
+        if self.as_given:
+            return [self._open(list(prompt), None, b"") for prompt in prompts]
+        texts = [self.alphabet.text(prompt, self._end) for prompt in prompts]
+        readable = [_readable(text) for text in texts]
+        cuts = iter(self._cuts([each[0].decode() for each in readable if each]))
+        settled = []
+        for text, each in zip(texts, readable, strict=True):
+            ids, in_front = next(cuts) if each else [], self._in_front(text)
+            if not text:
+                settled.append(self._nothing())
+            elif each is None or not ids:  # no text to cut
+                settled.append((self._first(), 0, self.alphabet.cut(in_front + text)))
+            else:
+                settled.append(self._open(self._begun(ids), in_front + each[0], each[1]))
+        return settled
+
+    def _nothing(self) -> Cut:
+        """Of an empty prompt: a begin of text, and what is in front of every text, where what follows does not have it."""
+        in_front = b"" if self.as_given or self.alphabet.space else self._space
+        return self._first(), 0, self.alphabet.cut(in_front)
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self._leading)] == self._leading else [*self._leading, *ids]
+
+    def _open(self, ids: list[int], whole: bytes | None, rest: bytes) -> Cut:
+        """Tokens of a prompt, those of its end as symbols; `whole` is the text that they are, `rest` what is behind it."""
         kept, tail, symbols = len(ids), b"", self.alphabet.cut(rest)
         while kept and len(ids) - kept < _UNSETTLED:
             token, spelled = self.tokens[ids[kept - 1]], self.spelled[ids[kept - 1]]
@@ -98,8 +114,20 @@ class PromptReader:
             tail, symbols, kept = token + tail, [*spelled, *symbols], kept - 1
         return (ids, len(ids) - kept, symbols) if kept else (self._first(), 0, symbols)
 
+    def _cuts(self, texts: list[str]) -> list[list[int]]:
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+
     def _cut(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return self._cuts([text])[0]
 
     def _spelled(self, ids: Sequence[int]) -> bytes:
         return b"".join(self.tokens[i] or b"" for i in ids)
+
+
+def _readable(text: bytes) -> tuple[bytes, bytes] | None:
+    """A text up to its last letter, and what is there of half a letter, whose other bytes may follow; `None` if it is no text."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return (text[: error.start], text[error.start :]) if error.reason == "unexpected end of data" else None
+    return text, b""

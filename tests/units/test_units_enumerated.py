@@ -14,6 +14,7 @@ from unit_members import (
     cutters_of,
     enumeration,
     expanded,
+    front,
     members,
     models_of,
     probabilities,
@@ -48,8 +49,10 @@ def test_units_and_what_tokens_are_in_them(pair: str) -> None:
 @pytest.mark.parametrize(("pair", "name"), MEMBERS)
 def test_texts_and_their_ends_are_those_of_the_enumeration(pair: str, name: str) -> None:
     reader = members(pair, **EXACT)[name]
-    oracle = enumeration(pair, name)
-    expected = torch.tensor([[oracle.joint(text), oracle.ended(text)] for text in texts(pair)], dtype=torch.float64)
+    oracle, space = enumeration(pair, name), front(pair, name)
+    expected = torch.tensor(
+        [[oracle.joint(space + text), oracle.ended(space + text)] for text in texts(pair)], dtype=torch.float64
+    )
     found = probabilities(states_of(reader, texts(pair)))
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     for n in range(1, LENGTH):  # a text goes on, or ends
@@ -90,16 +93,17 @@ def test_texts_have_the_probabilities_that_the_member_gives_them(pair: str, name
     reader, cutter = members(pair, **EXACT)[name], cutters_of(pair)[name]
     in_bytes = ByteLevelModel(models_of(pair)[name], cutter, covers=None, threshold=0.0, prompt="bytes")
     in_units = Enumeration(lambda text: next_unit(reader, text), units, len(units), ())
-    space = b" " if in_bytes._reader.prompts._space else b""  # which a byte-level view has in front of every text by itself
+    # A byte-level view has the space in front of every text by itself; in units, it is part of the text, if the base has it too.
+    space = b" " if in_bytes._reader.prompts._space and not front(pair, name) else b""
     known = b"".join(units.values())
     for text in BYTES:
         if not set(text) <= set(known) or (b" " in text and pair == "unigram and bytes"):
             continue
         [found] = in_bytes.log_prob(text)[:1]
-        front = in_units.joint(space) if space else 1.0
-        assert math.exp(found) * front == pytest.approx(in_units.joint(space + text), abs=1e-9, rel=1e-9)
+        begun = in_units.joint(space) if space else 1.0
+        assert math.exp(found) * begun == pytest.approx(in_units.joint(space + text), abs=1e-9, rel=1e-9)
         [ended] = in_bytes.log_prob(text, end=True)[:1]
-        assert math.exp(ended) * front == pytest.approx(in_units.ended(space + text), abs=1e-9, rel=1e-9)
+        assert math.exp(ended) * begun == pytest.approx(in_units.ended(space + text), abs=1e-9, rel=1e-9)
 
 
 def next_unit(reader: TokenLevelModel, text: tuple[int, ...]) -> torch.Tensor:
@@ -119,7 +123,7 @@ def test_a_combination_is_the_combination_of_enumerations(pair: str) -> None:
     cutter, alphabet = cutters_of(pair)["base"], bytes(range(len(PAIRS[pair][2])))
     ids = [*common_units(cutters_of(pair)).ids, cutter.eos_token_id]
     for text in texts(pair)[:: 11 if len(alphabet) > 2 else 3]:
-        said = {name: oracle.next(text, alphabet).log() for name, oracle in oracles.items()}
+        said = {name: oracle.next(front(pair, name) + text, alphabet).log() for name, oracle in oracles.items()}
         if any(bool(each.isnan().any()) for each in said.values()):
             continue  # a text that one of them cannot write
         log_probs = said["base"] + said["tuned"] - said["reference"]
