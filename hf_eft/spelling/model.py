@@ -206,10 +206,10 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         return [Asked(text.tobytes(), *rest) for text, *rest in zip(texts, boundaries, wanted, strict=True)]
 
     def _begun(self, ids: Any, seen: Any) -> Any:
-        """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows. Only prompts have such."""
+        """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""
         text, special = (kind[ids] & (seen == 1) for kind in self._kinds)  # (rows, positions)
-        goes_on = text[:, ::-1].cumsum(-1)[:, ::-1] > 0
-        least = (seen.cumsum(-1) * (special & goes_on)).max(-1, keepdims=True)
+        inside = (text[:, ::-1].cumsum(-1)[:, ::-1] > 0) | (text.cumsum(-1) == 0)  # not at the end of a text
+        least = (seen.cumsum(-1) * (special & inside)).max(-1, keepdims=True)
         begin = self.config.bos_token_id
         if not self._as_tokens and any(
             count > int(row[kept == 1][0] == begin) for [count], row, kept in zip(least, ids, seen, strict=True) if count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .alphabet import Alphabet
+from .alphabet import NOTHING, Alphabet
 from .covers import Covers
 from .texts import State
 
@@ -86,9 +86,9 @@ class PromptReader:
         readable = [_readable(text) for text in texts]
         cuts = iter(self._cuts([each[0].decode() for each in readable if each]))
         settled = []
-        for text, each in zip(texts, readable, strict=True):
+        for prompt, text, each in zip(prompts, texts, readable, strict=True):
             ids, in_front = next(cuts) if each else [], self._in_front(text)
-            if not text:
+            if not text and all(self.alphabet.spelled(i) == NOTHING for i in prompt):
                 settled.append(self._nothing())
             elif each is None or not ids:  # no text to cut
                 settled.append((self._first(), 0, self.alphabet.cut(in_front + text)))
