@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from byte_oracle import Oracle
+from byte_oracle import Enumeration, Oracle
 from families import build
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +17,7 @@ from hf_eft.bytes.tokens import token_bytes
 from hf_eft.spelling.reader import Asked
 from hf_eft.spelling.sums import measure
 from hf_eft.spelling.texts import State
-from hf_eft.units import TokenLevelModel, read_in_units
+from hf_eft.units import TokenLevelModel, common_units, read_in_units
 
 EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0, "prompt": "units"}
 _PAD, _BOS, _EOS = "<pad>", "<bos>", "<eos>"
@@ -215,3 +215,44 @@ def without_padding(pair: str, row: Sequence[int]) -> list[int]:
     cutter = tokenizer(PAIRS[pair][0])
     begun = list(row)[list(row).index(cutter.bos_token_id) :]
     return begun[: begun.index(cutter.eos_token_id) + 1] if cutter.eos_token_id in begun else begun
+
+
+@functools.cache
+def enumerated(pair: str) -> Enumerated:
+    """Kept, with all that was asked of its models."""
+    return Enumerated(pair)
+
+
+class Enumerated:
+    """What members say of the next unit or the end behind ids of the base, each from all sequences of its tokens."""
+
+    def __init__(self, pair: str) -> None:
+        self.oracles: dict[str, Enumeration] = {name: enumeration(pair, name) for name in ("base", "tuned", "reference")}
+        units = common_units(cutters_of(pair))
+        cutter = tokenizer(PAIRS[pair][0])
+        self.ids = [*units.ids, cutter.eos_token_id]
+        self.prompts = {
+            name: [self._front(each, units, name, text) for text in TEXTS] for name, each in cutters_of(pair).items()
+        }
+        self.alphabet = bytes(PAIRS[pair][2].index(text) for text in units.texts)
+
+    def _front(self, cutter: Any, units: Any, name: str, text: str) -> list[int]:
+        """A text as a member's own tokenizer makes it, in units."""
+        return [unit for i in cutter(text, add_special_tokens=False)["input_ids"] for unit in units.spelled[name][i]]
+
+    def says(self, row: int, written: list[int]) -> dict[str, torch.Tensor]:
+        """Probabilities of `ids`, behind a text and units that were written behind it."""
+        return {
+            name: oracle.next(bytes(self.alphabet[k] for k in [*self.prompts[name][row], *written]), self.alphabet)
+            for name, oracle in self.oracles.items()
+        }
+
+    def greedy(self, row: int, steps: int, weigh: Any) -> list[int]:
+        """The ids that are best at each step."""
+        written: list[int] = []
+        while len(written) < steps:
+            best = int(weigh(self.says(row, written)).argmax())
+            written.append(best)
+            if best == len(self.ids) - 1:
+                break
+        return [self.ids[k] for k in written]

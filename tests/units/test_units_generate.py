@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from byte_oracle import Enumeration
 from unit_members import (
     PAIRS,
     TEXTS,
     cutters_of,
-    enumeration,
+    enumerated,
     generated,
     ids_of,
     members,
@@ -21,7 +20,6 @@ from unit_members import (
 )
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
-from hf_eft.units import common_units
 
 ALL: dict[str, Any] = {"covers": None, "threshold": 0.0}
 WAYS: dict[str, dict[str, Any]] = {
@@ -41,52 +39,16 @@ def combined(pair: str, recipe: Combination | None = None, **options: Any) -> EF
     return EFTForCausalLM.from_models(**members(pair, **options), combination=recipe)
 
 
-class Enumerated:
-    """What members say of the next unit or the end behind ids of the base, each from all sequences of its tokens."""
-
-    def __init__(self, pair: str) -> None:
-        self.oracles: dict[str, Enumeration] = {name: enumeration(pair, name) for name in ("base", "tuned", "reference")}
-        units = common_units(cutters_of(pair))
-        cutter = tokenizer(PAIRS[pair][0])
-        self.ids = [*units.ids, cutter.eos_token_id]
-        self.prompts = {
-            name: [self._front(each, units, name, text) for text in TEXTS] for name, each in cutters_of(pair).items()
-        }
-        self.alphabet = bytes(PAIRS[pair][2].index(text) for text in units.texts)
-
-    def _front(self, cutter: Any, units: Any, name: str, text: str) -> list[int]:
-        """A text as a member's own tokenizer makes it, in units."""
-        return [unit for i in cutter(text, add_special_tokens=False)["input_ids"] for unit in units.spelled[name][i]]
-
-    def says(self, row: int, written: list[int]) -> dict[str, torch.Tensor]:
-        """Probabilities of `ids`, behind a text and units that were written behind it."""
-        return {
-            name: oracle.next(bytes(self.alphabet[k] for k in [*self.prompts[name][row], *written]), self.alphabet)
-            for name, oracle in self.oracles.items()
-        }
-
-    def greedy(self, row: int, steps: int, weigh: Any) -> list[int]:
-        """The ids that are best at each step."""
-        written: list[int] = []
-        while len(written) < steps:
-            best = int(weigh(self.says(row, written)).argmax())
-            written.append(best)
-            if best == len(self.ids) - 1:
-                break
-        return [self.ids[k] for k in written]
-
-
 def plain(p: dict[str, torch.Tensor]) -> torch.Tensor:
     return p["base"].log() + p["tuned"].log() - p["reference"].log()
 
 
 @pytest.mark.parametrize("pair", RUN)
 def test_greedy_is_that_of_the_enumeration(pair: str) -> None:
-    enumerated = Enumerated(pair)
     rows = generated(combined(pair, **ALL), pair, max_new_tokens=4)
     for i, (text, row) in enumerate(zip(TEXTS, rows, strict=True)):
         begun = ids_of(pair, text)["input_ids"][0].tolist()
-        assert without_padding(pair, row) == [*begun, *enumerated.greedy(i, 4, plain)], text
+        assert without_padding(pair, row) == [*begun, *enumerated(pair).greedy(i, 4, plain)], text
 
 
 @pytest.mark.parametrize("pair", [WHOLE, SOME])
