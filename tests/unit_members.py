@@ -207,7 +207,7 @@ def ids_of(pair: str, *texts: str) -> dict[str, torch.Tensor]:
 
 def generated(model: Any, pair: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    return model.generate(**{**ids_of(pair, *TEXTS), "max_new_tokens": 8, **options}).tolist()
+    return model.generate(**{**ids_of(pair, *TEXTS), "max_new_tokens": 6, **options}).tolist()
 
 
 def without_padding(pair: str, row: Sequence[int]) -> list[int]:

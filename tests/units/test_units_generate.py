@@ -35,6 +35,14 @@ WHOLE, SOME = "bytes: base in small", "pieces: shared"  # a base as it is, and o
 RUN = ("bytes: shared", WHOLE, SOME, "unigram: small in base", "spaced and pieces", "pieces and spaced")
 
 
+def table(*ways: str) -> Any:
+    """Every way with the base in units; with a base as it is fewer, and the others every night."""
+    often = ("greedy", "beams", "match")
+    cases = [pytest.param(SOME, way, id=f"{way}, {SOME}") for way in ways]
+    cases += [pytest.param(WHOLE, way, id=f"{way}, {WHOLE}", marks=() if way in often else pytest.mark.nightly) for way in ways]
+    return pytest.mark.parametrize(("pair", "way"), cases)
+
+
 def combined(pair: str, recipe: Combination | None = None, **options: Any) -> EFTForCausalLM:
     return EFTForCausalLM.from_models(**members(pair, **options), combination=recipe)
 
@@ -51,16 +59,14 @@ def test_greedy_is_that_of_the_enumeration(pair: str) -> None:
         assert without_padding(pair, row) == [*begun, *enumerated(pair).greedy(i, 4, plain)], text
 
 
-@pytest.mark.parametrize("pair", [WHOLE, SOME])
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "match"])
+@table(*(way for way in WAYS if way != "match"))
 def test_base_and_reference_alike_give_the_tuned_models_own_texts(pair: str, way: str) -> None:
     given = members(pair)
     same = EFTForCausalLM.from_models(given["reference"], tuned=given["tuned"], reference=given["reference"])
     assert generated(same, pair, **WAYS[way]) == generated(members(pair)["tuned"], pair, **WAYS[way])
 
 
-@pytest.mark.parametrize("pair", [WHOLE, SOME])
-@pytest.mark.parametrize("way", ["greedy", "sample", "beams", "penalty"])
+@table("greedy", "sample", "beams", "penalty")
 def test_no_delta_gives_the_bases_own_texts(pair: str, way: str) -> None:
     cutter = tokenizer(PAIRS[pair][0])
     # A base that is not wrapped could write these; combined with members in units it does not.
@@ -73,8 +79,7 @@ def test_no_delta_gives_the_bases_own_texts(pair: str, way: str) -> None:
     assert generated(alike, pair, **options) == own
 
 
-@pytest.mark.parametrize("pair", [WHOLE, SOME])
-@pytest.mark.parametrize("way", WAYS)
+@table(*WAYS)
 def test_rows_and_reuse_change_nothing(pair: str, way: str) -> None:
     """Batched and padded equals one by one; an object that was used equals a fresh one."""
     model = combined(pair)
@@ -86,7 +91,7 @@ def test_rows_and_reuse_change_nothing(pair: str, way: str) -> None:
     per_row = WAYS[way].get("num_return_sequences", 1)
     for i, text in enumerate(TEXTS):
         options = {**WAYS[way], "seed": [i + 5]} if way == "match" else WAYS[way]
-        alone = model.generate(**ids_of(pair, text), max_new_tokens=8, **options).tolist()
+        alone = model.generate(**ids_of(pair, text), max_new_tokens=6, **options).tolist()
         rows = first[i * per_row : (i + 1) * per_row]
         assert [without_padding(pair, row) for row in alone] == [without_padding(pair, row) for row in rows]
 
@@ -101,18 +106,16 @@ DRAFTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("pair", [WHOLE, SOME])
-@pytest.mark.parametrize("way", ["greedy", "match"])
+@table("greedy", "match")
 def test_speculation_gives_the_texts_of_plain_decoding(pair: str, way: str) -> None:
     model = combined(pair)
-    plain = generated(model, pair, max_new_tokens=12, **WAYS[way])
+    plain = generated(model, pair, max_new_tokens=9, **WAYS[way])
     for drafts in DRAFTS.values():
-        assert generated(model, pair, max_new_tokens=12, **WAYS[way], **drafts(model)) == plain
+        assert generated(model, pair, max_new_tokens=9, **WAYS[way], **drafts(model)) == plain
         assert model.speculation is not None
 
 
-@pytest.mark.parametrize("pair", [WHOLE, SOME])
-@pytest.mark.parametrize("way", ["greedy", "sample", "beams", "returned"])
+@table("greedy", "sample", "beams", "returned")
 def test_as_an_add_on(pair: str, way: str) -> None:
     """Inside the base's view, or inside the base where all its tokens are units."""
     models = models_of(pair)
@@ -165,5 +168,5 @@ def test_members_with_prompts_of_their_own(pair: str) -> None:
     assert ids != generated(model, pair)
     for row, text in enumerate(TEXTS):
         mine = {key: value[row : row + 1] for key, value in own.items()}
-        alone = model.generate(**ids_of(pair, text), member_inputs={"tuned": mine, "reference": mine}, max_new_tokens=8)
+        alone = model.generate(**ids_of(pair, text), member_inputs={"tuned": mine, "reference": mine}, max_new_tokens=6)
         assert without_padding(pair, alone[0].tolist()) == without_padding(pair, ids[row])
