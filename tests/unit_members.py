@@ -20,7 +20,7 @@ from hf_eft.spelling.texts import State
 from hf_eft.units import TokenLevelModel, common_units, read_in_units
 
 EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0, "prompt": "units"}
-_PAD, _BOS, _EOS = "<pad>", "<bos>", "<eos>"
+_PAD = "<pad>"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Kind:
     tokens: tuple[str, ...]  # of a BPE the merges, `left right`
     behind: bool = False  # whether special tokens have the last ids, instead of the first
     begins: bool = False  # whether the tokenizer puts the begin of text in front
+    ends: tuple[str, str] = ("<bos>", "<eos>")  # what the begin and the end of a text are written as
 
 
 _LETTERS = {
@@ -41,9 +42,9 @@ _LETTERS = {
     "words": [],
 }
 KINDS: dict[str, Kind] = {
-    "bytes-few": Kind("bytes", ("a b",), behind=True),
+    "bytes-few": Kind("bytes", ("a b",), behind=True, ends=("<s>", "</s>")),
     "bytes-many": Kind("bytes", ("a b", "ab a", "b b"), begins=True),
-    "bytes-other": Kind("bytes", ("a b", "ab b", "a a"), behind=True, begins=True),
+    "bytes-other": Kind("bytes", ("a b", "ab b", "a a"), behind=True, begins=True, ends=("<bos>", "</s>")),
     "bytes-apart": Kind("bytes", ("b a", "ba b"), behind=True),
     "spaced": Kind("spaced", ("a b", "Ġ ab", "b b"), behind=True),
     "pieces-few": Kind("pieces", ("a b",), behind=True),
@@ -81,14 +82,15 @@ def tokenizer(name: str) -> Any:
     """A tokenizer of the table."""
     kind = KINDS[name]
     tokens = [*_LETTERS[kind.made], *(token.replace(" ", "") for token in kind.tokens)]
-    special = [_PAD, _BOS, _EOS]
+    begin, end = kind.ends
+    special = [_PAD, begin, end]
     vocab = {token: i for i, token in enumerate([*tokens, *special] if kind.behind else [*special, *tokens])}
     made = _assembled(kind, vocab)
     if kind.begins:
         from tokenizers.processors import TemplateProcessing
 
-        made.post_processor = TemplateProcessing(single=f"{_BOS} $A", special_tokens=[(_BOS, vocab[_BOS])])
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=_PAD, bos_token=_BOS, eos_token=_EOS, padding_side="left")
+        made.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, vocab[begin])])
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=_PAD, bos_token=begin, eos_token=end, padding_side="left")
 
 
 def _assembled(kind: Kind, vocab: Mapping[str, int]) -> Tokenizer:

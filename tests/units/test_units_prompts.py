@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from byte_oracle import Oracle
+from byte_oracle import Enumeration, Oracle
 from byte_oracle import model as byte_model
 from byte_oracle import tokenizer as byte_tokenizer
 from unit_members import (
@@ -18,6 +18,7 @@ from unit_members import (
     generated,
     ids_of,
     members,
+    model,
     models_of,
     tokenizer,
     tokens_of,
@@ -77,6 +78,47 @@ def test_special_tokens_are_what_they_are_for() -> None:
     inside = [1, 3, 5, 1, 3, 5]  # `<bos>` is written alike in both
     expected = enumeration(PAIR, "tuned", [begin, a, ab, begin]).next(bytes([A, AB]), bytes(range(3)))
     close(says(given["tuned"], inside), expected)
+
+
+def test_a_begin_of_text_is_each_members_own() -> None:
+    """Whatever it is written as."""
+    pair = "bytes: small in base"
+    tuned, begin = members(pair, **ALL)["tuned"], tokenizer("bytes-few").bos_token_id
+    assert tokenizer("bytes-few").bos_token != tokenizer("bytes-many").bos_token
+    oracle = enumeration(pair, "tuned", [begin])
+    close(says(tuned, [1, 3, 5, 4]), oracle.next(bytes([A, AB, B]), bytes(range(3))))
+    close(says(tuned, [3, 5, 4]), oracle.next(bytes([A, AB, B]), bytes(range(3))))
+    close(says(tuned, [1]), oracle.next(b"", bytes(range(3))))
+
+
+def test_padding_with_the_end_leaves_an_end_in_a_prompt() -> None:
+    models, cutters = models_of(PAIR), cutters_of(PAIR)
+    padding = tokenizer.__wrapped__("bytes-many")
+    padding.pad_token = padding.eos_token
+    given = read_in_units(models, {**cutters, "base": padding}, **ALL)
+    for name, reader in members(PAIR, **ALL).items():
+        close(says(given[name], [1, 5, 3, 2]), says(reader, [1, 5, 3, 2]))
+
+
+def test_several_ends_are_one() -> None:
+    """Whichever of its ends a member writes, the text ends; what is written is the tokenizer's own."""
+    pad, end = tokenizer("bytes-many").pad_token_id, tokenizer("bytes-many").eos_token_id
+    base = model.__wrapped__("bytes-many", 0)
+    base.generation_config.eos_token_id = [pad, end]
+    reader = read_in_units({**models_of(PAIR), "base": base}, cutters_of(PAIR), **ALL)["base"]
+    tokens = expanded(PAIR, "bytes-many")
+
+    def following(sequence: tuple[int, ...]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = base(torch.tensor([sequence]), use_cache=False).logits[0, -1]
+        logits[[i for i in range(len(logits)) if i not in {*tokens, pad, end}]] = -torch.inf
+        log_probs = logits.log_softmax(-1)
+        log_probs[end] = log_probs[[pad, end]].logsumexp(-1)
+        return log_probs
+
+    expected = Enumeration(following, tokens, end, [1]).next(bytes([A, AB]), bytes(range(3)))
+    close(says(reader, [1, 3, 5]), expected)
+    assert reader.generation_config.eos_token_id == reader.config.eos_token_id == end
 
 
 def test_another_special_token_is_the_text_that_it_is_written_as() -> None:
@@ -145,6 +187,12 @@ def test_a_text_is_scored_from_its_begin(pair: str) -> None:
     torch.testing.assert_close(model(input_ids=torch.tensor([ids]), labels=labels).loss, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_longer_token_of_the_base_is_read_as_its_units() -> None:
+    for reader in members(PAIR, **ALL).values():
+        longer, spelled = (reader(input_ids=torch.tensor([ids])).logits[0] for ids in ([1, 6, 7, 3], [1, 5, 3, 4, 4, 3]))
+        torch.testing.assert_close(longer[[0, 1, 2, 3]].exp(), spelled[[0, 2, 4, 5]].exp(), atol=1e-6, rtol=1e-5)
+
+
 def test_special_tokens_inside_a_text_that_is_scored() -> None:
     """What stands before the last of them is a prompt at every position; rows beside each other, padded."""
     tuned = members(PAIR, **ALL)["tuned"]
@@ -192,3 +240,13 @@ def test_what_is_written_are_units_and_one_end() -> None:
     others = [i for i in range(logits.shape[-1]) if i not in written]
     assert others and bool((logits[..., others] == -torch.inf).all())
     assert {i for row in generated(base, PAIR, do_sample=True) for i in row[4:]} <= {*written, 0}
+
+
+def test_what_a_member_says_of_its_own_ids_is_not_taken_for_the_bases() -> None:
+    small = model.__wrapped__("bytes-other", 1)
+    small.generation_config.suppress_tokens = [3, 4]
+    small.generation_config.temperature = 0.7
+    tuned = read_in_units({**models_of(PAIR), "tuned": small}, cutters_of(PAIR))["tuned"]
+    assert tuned.generation_config.suppress_tokens is None and tuned.generation_config.temperature == 0.7
+    assert tuned.generation_config.pad_token_id == tokenizer("bytes-many").pad_token_id
+    assert small.generation_config.suppress_tokens == [3, 4]
