@@ -53,6 +53,8 @@ def test_the_base_reads_the_tokens_that_it_was_given_but_for_the_last_four() -> 
     other = [1, 3, 5, 5, 3, 7, 3, 5, 4]  # the same text, where `aba` is `ab a`
     close(says(base, other), enumeration(PAIR, "base", other[:5]).next(bytes([B, B, A, AB, B]), bytes(range(3))))
     assert not torch.allclose(says(base, LONG), says(base, other), atol=1e-3)
+    again = [1, 4, 4, 7]  # `b b bb`, where the last token could be the first
+    close(says(base, again), enumeration(PAIR, "base", [1]).next(bytes([B] * 4), bytes(range(3))))
 
 
 def test_others_read_the_text_by_their_own_tokenizer_but_for_its_last_four_tokens() -> None:
@@ -89,6 +91,13 @@ def test_a_begin_of_text_is_each_members_own() -> None:
     close(says(tuned, [1, 3, 5, 4]), oracle.next(bytes([A, AB, B]), bytes(range(3))))
     close(says(tuned, [3, 5, 4]), oracle.next(bytes([A, AB, B]), bytes(range(3))))
     close(says(tuned, [1]), oracle.next(b"", bytes(range(3))))
+    spaced = members("spaced and pieces", **ALL)["tuned"]  # padding is masked, which here is `a` if it is not
+    begin = spaced.config.bos_token_id
+    padded, mask = torch.tensor([[0, 0, begin], [begin, 1, 2]]), torch.tensor([[0, 0, 1], [1, 1, 1]])
+    alone = spaced(input_ids=torch.tensor([[begin]])).logits[0, -1]
+    torch.testing.assert_close(
+        spaced(input_ids=padded, attention_mask=mask).logits[0, -1].exp(), alone.exp(), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_padding_with_the_end_leaves_an_end_in_a_prompt() -> None:
