@@ -41,6 +41,11 @@ ROOMS: dict[str, Room] = {
         " skipping skipping_refused films thinking_compiled",
         140,
     ),
+    "spelled": Room(
+        "spelling units",
+        "bytes bytes_generate bytes_together bytes_tokens units_enumerated units_generate units_prompts units_recipes units_speaker",
+        80,
+    ),
     "leaves": Room(
         "modeling_eft.py logits_process.py",
         "errors oracle generate logits_process features prompts members_replaced members_by_name"
