@@ -1,0 +1,92 @@
+"""The merges that tokenizers have in common, and that nothing else which they merge comes between."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+
+from .merges import Merge, TokenizerView
+
+
+def shared_merges(
+    views: Sequence[TokenizerView],
+    letters: Collection[bytes],
+    apart: Callable[[bytes], bool],
+    wanted: Callable[[bytes], bool],
+) -> list[Merge]:
+    r"""
+    The merges of a BPE whose tokens every one of these tokenizers' tokens are made of, in every text that all cut alike.
+
+    A tokenizer merges by rank. So up to its rank m it has done what the BPE of its first m merges does, and the merges that follow only
+    join what that made. If two tokenizers' first m merges are the same, both join tokens of the same sequence: written in those tokens, a
+    text is the same to both. A merge beyond the common beginning is shared as well if nothing that only some tokenizers merge can take one
+    of its parts away before its turn: a token of lower rank, itself not shared by then, that is longer than the left part and ends like it,
+    or longer than the right part and begins like it.
+
+    Why that is enough: let all merges up to some rank be done, in a tokenizer and with the shared merges alone, and let each token of the
+    first be one or more of the second. A merge of the first that is not shared joins tokens, so this stays true. Let the next be the shared
+    one of `u` and `v`, and let them stand side by side among the shared tokens with an end of a tokenizer's token between. Its token in
+    front of that end is `u` or is longer. If longer, it is not shared, for a shared token would be one token on the other side too; so it
+    is of the kind that was excluded. The same holds for `v`. So both sides merge. Where a tokenizer has two shared merges in another order
+    than the list, the order does not matter, as neither has a part for which they compete: it would be longer and begin or end like it.
+
+    Args:
+        views (`Sequence[TokenizerView]`): The tokenizers.
+        letters (`Collection[bytes]`): What merging starts from.
+        apart (`Callable`): Tokens that need not be looked at, since they are made of what no shared merge touches, or never made.
+        wanted (`Callable`): Which of the tokens that all could make alike may be shared.
+
+    Returns:
+        `list[tuple[bytes, bytes]]`: The merges, in the order in which they are done.
+    """
+    ranked = [{left + right: (rank, (left, right)) for rank, (left, right) in enumerate(view.merges)} for view in views]
+    found = []  # (latest rank, token, merge)
+    for token, (_, pair) in ranked[0].items():
+        others = [each.get(token, (0, None)) for each in ranked]
+        if all(other == pair for _, other in others) and wanted(token):
+            found.append((max(rank for rank, _ in others), token, pair))
+    found.sort()  # so that the parts of a token come before it
+    rivals = [_Rivals(view, letters, {pair[0] for *_, pair in found}, {pair[1] for *_, pair in found}, apart) for view in views]
+    taken, shared = set(letters), []
+    for _, token, (left, right) in found:
+        if {left, right} <= taken and not any(
+            other.before(left, right, ranks[token][0], taken) for other, ranks in zip(rivals, ranked, strict=True)
+        ):
+            taken.add(token)
+            shared.append((left, right))
+    return shared
+
+
+class _Rivals:
+    """The tokens of a tokenizer that are longer than a part of a merge and end, or begin, as it does, by rank."""
+
+    def __init__(
+        self,
+        view: TokenizerView,
+        letters: Collection[bytes],
+        lefts: Collection[bytes],
+        rights: Collection[bytes],
+        apart: Callable[[bytes], bool],
+    ) -> None:
+        self._ending: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
+        self._beginning: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
+        # Characters that are there from the start, and what is made out of turn, are there before every merge.
+        early = [(-1, token) for token in (*view.letters, *view.irregular) if len(token) > 1 and token not in letters]
+        for rank, token in [*early, *enumerate(left + right for left, right in view.merges)]:
+            if apart(token):
+                continue
+            for k in range(1, len(token)):
+                if token[k:] in lefts:
+                    self._ending[token[k:]].append((rank, token))
+                if token[:k] in rights:
+                    self._beginning[token[:k]].append((rank, token))
+
+    def before(self, left: bytes, right: bytes, rank: int, taken: Collection[bytes]) -> bool:
+        """Whether one of them, none of those that are `taken`, can come before the merge of two parts at a rank."""
+        for rivals in (self._ending.get(left), self._beginning.get(right)):
+            # They are in order of rank, and what was taken once stays so: what is passed over need not be looked at again.
+            while rivals and rivals[0][1] in taken:
+                rivals.pop(0)
+            if rivals and rivals[0][0] < rank:
+                return True
+        return False
