@@ -139,3 +139,10 @@ def assembled(
 
 def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
+
+
+def words(names: Sequence[str]) -> Any:
+    """A tokenizer of whole words."""
+    made = Tokenizer(models.WordLevel({name: k for k, name in enumerate(["<pad>", "<eos>", *names])}, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<pad>")
