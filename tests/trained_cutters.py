@@ -52,7 +52,7 @@ def texts(seed: int, count: int = 120) -> list[str]:
 def splits(kind: str) -> Any:
     if kind in ("sentencepiece", "unigram"):
         return pre_tokenizers.Metaspace(prepend_scheme="first")
-    split = pre_tokenizers.Split(Regex(PATTERNS[kind]), "isolated")
+    split = pre_tokenizers.Split(Regex(PATTERNS.get(kind, kind)), "isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

@@ -37,18 +37,18 @@ def shared_merges(
         wanted (`Callable`): Which of the tokens that all could make alike may be shared.
 
     Returns:
-        `list[tuple[bytes, bytes]]`: The merges, in the order in which they are done.
+        `list[tuple[bytes, bytes]]`: The merges, in the order in which they are done: that of the first tokenizer.
     """
     ranked = [{left + right: (rank, (left, right)) for rank, (left, right) in enumerate(view.merges)} for view in views]
-    found = []  # (latest rank, token, merge)
-    for token, (_, pair) in ranked[0].items():
-        others = [each.get(token, (0, None)) for each in ranked]
-        if all(other == pair for _, other in others) and wanted(token):
-            found.append((max(rank for rank, _ in others), token, pair))
-    found.sort()  # so that the parts of a token come before it
-    rivals = [_Rivals(view, letters, {pair[0] for *_, pair in found}, {pair[1] for *_, pair in found}, apart) for view in views]
+    pairs = {
+        token: pair
+        for token, (_, pair) in ranked[0].items()
+        if wanted(token) and all(each.get(token, (0, None))[1] == pair for each in ranked)
+    }  # in the base's order, in which the parts of a token come before it
+    lefts, rights = {left for left, _ in pairs.values()}, {right for _, right in pairs.values()}
+    rivals = [_Rivals(view, letters, lefts, rights, apart) for view in views]
     taken, shared = set(letters), []
-    for _, token, (left, right) in found:
+    for token, (left, right) in pairs.items():
         if {left, right} <= taken and not any(
             other.before(left, right, ranks[token][0], taken) for other, ranks in zip(rivals, ranked, strict=True)
         ):

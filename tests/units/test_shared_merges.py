@@ -109,3 +109,13 @@ def test_merges_beyond_the_common_beginning() -> None:
     found = common_units({"base": base, "tuned": tuned})
     assert {text for text in found.texts if len(text) > 1} == {b"de"}
     assert found.exact and found.kind == "shared merges"
+
+
+def test_a_token_that_is_partly_made_of_what_the_base_lacks_has_no_units() -> None:
+    base = cutters.assembled("gpt2", [("a", "b")], letters=list("ab"))
+    tuned = cutters.assembled("gpt2", [("a", "b"), ("ab", "c")], letters=list("abc"))
+    found = common_units({"base": base, "tuned": tuned})
+    names = tuned.get_vocab()
+    assert not found.exact
+    assert found.spelled["tuned"][names["ab"]] is not None
+    assert found.spelled["tuned"][names["c"]] is found.spelled["tuned"][names["abc"]] is None

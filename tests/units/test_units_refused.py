@@ -15,6 +15,7 @@ from hf_eft.units.cutting import Cut, alternatives, among_digits, takes_no_digit
 
 WORDS = [("a", "b"), ("b", "."), ("a", "c"), ("Ġ", "1"), ("1", "2"), ("A", "b"), (".", "Ġ")]
 ENDS = [("b", "."), ("a", "b")]
+DIGITS = {"base": r"\p{N}{1,3}", "tuned": r"\p{N}"}
 
 
 def plain(merges: Any = WORDS, kind: str = "gpt2", **options: Any) -> Any:
@@ -36,6 +37,11 @@ CASES: dict[str, tuple[Callable[[], Pair], str, str]] = {
         lambda: {"base": plain(), "tuned": plain(kind="qwen")},
         "'base' and 'tuned' cut texts at different places",
         "a 12",
+    ),
+    "digits that another alternative takes too": (
+        lambda: {name: plain([("3", "a"), *ENDS], rf"\p{{N}}[a-z]+|{digits}|[a-z]+") for name, digits in DIGITS.items()},
+        "'base' and 'tuned' cut texts at different places",
+        "123ab",
     ),
     "a lower-casing normalizer": (
         lambda: {"base": plain(), "tuned": plain(normalizer=normalizers.Lowercase())},
