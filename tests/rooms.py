@@ -46,6 +46,8 @@ TESTS: dict[str, str] = {
     "units/choice.py": "units/test_choice.py::test_what_is_chosen_and_why",
     "units/common.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
     "units/cutting.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
+    "units/digits.py": "units/test_digits.py::test_members_agree_on_digits_of_any_script",
+    "units/spelling.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
     "units/merges.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
     "units/shared.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
     "members/cache.py": "members/test_caches.py::test_caller_made_caches_are_used_in_place",

@@ -146,3 +146,10 @@ def words(names: Sequence[str]) -> Any:
     made = Tokenizer(models.WordLevel({name: k for k, name in enumerate(["<pad>", "<eos>", *names])}, unk_token="<pad>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<pad>")
+
+
+def names_of(text: str) -> str:
+    """A text in the letters of a byte-level BPE."""
+    return "".join(
+        piece for piece, _ in pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    )

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..bytes.tokens import token_bytes
 from ..members.vocabulary import check_tokenizers
 from ..prompts.pictures import tokenizers_of
-from .common import CommonUnits, common_units
+from .common import CommonUnits, units_of, views_of
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,15 @@ def choose(tokenizers: Mapping[str, Any]) -> Choice:
         pass
     else:
         return Choice(None, f"{' and '.join(map(repr, tokenizers))} give every token one id")
-    unknown = {}
-    for name, tokenizer in tokenizers.items():
-        try:
-            token_bytes(tokenizer)
-        except ValueError as error:
-            unknown[name] = str(error)
-    if unknown:
-        listed = " ".join(f"{name!r}: {error}" for name, error in unknown.items())
-        raise ValueError(
-            f"The members' tokenizers differ, and they can be combined neither by tokens nor byte by byte. {listed} Use members of one "
-            "model family, or give `ByteLevelModel(..., token_bytes=...)` as a member."
-        )
     try:
-        units = common_units(tokenizers)
+        views = views_of(tokenizers)
+    except ValueError as error:
+        raise ValueError(
+            f"The members' tokenizers differ, and they can be combined neither by tokens nor byte by byte. {error} Use members of one "
+            "model family, or give `ByteLevelModel(..., token_bytes=...)` as a member."
+        ) from error
+    try:
+        units = units_of(views)
     except ValueError as error:
         return Choice("bytes", str(error))
     return Choice("tokens" if units.exact else "bytes", units.reason, units)

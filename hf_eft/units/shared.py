@@ -11,8 +11,8 @@ from .merges import Merge, TokenizerView
 def shared_merges(
     views: Sequence[TokenizerView],
     letters: Collection[bytes],
-    apart: Callable[[bytes], bool],
-    wanted: Callable[[bytes], bool],
+    wanted: Callable[[bytes], bool] = lambda token: True,
+    rival: Callable[[bytes], bool] = lambda token: True,
 ) -> list[Merge]:
     r"""
     The merges of a BPE whose tokens every one of these tokenizers' tokens are made of, in every text that all cut alike.
@@ -33,8 +33,8 @@ def shared_merges(
     Args:
         views (`Sequence[TokenizerView]`): The tokenizers.
         letters (`Collection[bytes]`): What merging starts from.
-        apart (`Callable`): Tokens that need not be looked at, since they are made of what no shared merge touches, or never made.
-        wanted (`Callable`): Which of the tokens that all could make alike may be shared.
+        wanted (`Callable`): Which of the tokens that all make alike may be shared.
+        rival (`Callable`): Which tokens can come between: those that are ever made in the pieces of text that are meant.
 
     Returns:
         `list[tuple[bytes, bytes]]`: The merges, in the order in which they are done: that of the first tokenizer.
@@ -46,7 +46,7 @@ def shared_merges(
         if wanted(token) and all(each.get(token, (0, None))[1] == pair for each in ranked)
     }  # in the base's order, in which the parts of a token come before it
     lefts, rights = {left for left, _ in pairs.values()}, {right for _, right in pairs.values()}
-    rivals = [_Rivals(view, letters, lefts, rights, apart) for view in views]
+    rivals = [_Rivals(view, letters, lefts, rights, rival) for view in views]
     taken, shared = set(letters), []
     for token, (left, right) in pairs.items():
         if {left, right} <= taken and not any(
@@ -66,14 +66,14 @@ class _Rivals:
         letters: Collection[bytes],
         lefts: Collection[bytes],
         rights: Collection[bytes],
-        apart: Callable[[bytes], bool],
+        rival: Callable[[bytes], bool],
     ) -> None:
         self._ending: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
         self._beginning: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
         # Characters that are there from the start, and what is made out of turn, are there before every merge.
         early = [(-1, token) for token in (*view.letters, *view.irregular) if len(token) > 1 and token not in letters]
         for rank, token in [*early, *enumerate(left + right for left, right in view.merges)]:
-            if apart(token):
+            if not rival(token):
                 continue
             for k in range(1, len(token)):
                 if token[k:] in lefts:

@@ -11,7 +11,7 @@ from cutter_pairs import Pair, written
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from hf_eft.units import common, common_units
-from hf_eft.units.cutting import Cut, alternatives, among_digits, takes_no_digit
+from hf_eft.units.cutting import Cut
 
 WORDS = [("a", "b"), ("b", "."), ("a", "c"), ("Ġ", "1"), ("1", "2"), ("A", "b"), (".", "Ġ")]
 ENDS = [("b", "."), ("a", "b")]
@@ -136,45 +136,3 @@ def test_special_tokens_have_no_units() -> None:
     for name, tokenizer in pair.items():
         assert [found.spelled[name][i] for i in tokenizer.all_special_ids] == [None] * 2
         assert all(spelled for i, spelled in enumerate(found.spelled[name]) if i not in tokenizer.all_special_ids)
-
-
-# The regular expressions ----------------------------------------------------------------------------------------------
-
-
-def test_alternatives_of_a_pattern() -> None:
-    assert alternatives(r"(?i:'s|'t)|[a|b]|\||\p{N}{1,3}|[^\]|]+") == ["(?i:'s|'t)", "[a|b]", r"\|", r"\p{N}{1,3}", r"[^\]|]+"]
-
-
-@pytest.mark.parametrize("kind", ["llama3", "qwen"])
-def test_all_but_one_alternative_of_the_known_patterns_take_no_digit(kind: str) -> None:
-    taking = [part for part in alternatives(cutters.PATTERNS[kind]) if not takes_no_digit(part)]
-    assert taking == [r"\p{N}{1,3}" if kind == "llama3" else r"\p{N}"]
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [r"\S+", r".", r"[^\s]+", r"\w", r"[0-9]", r"7", r" ?\p{N}", r"\p{Nd}", r"[!-~]", r"(?<=\s)a", "½", r"[\p{L}\p{N}]", r"\d"],
-)
-def test_what_may_take_a_digit(pattern: str) -> None:
-    assert not takes_no_digit(pattern)
-
-
-@pytest.mark.parametrize(
-    "pattern", [r"[\p{Lu}\p{M}]*[\p{Ll}]+(?i:'s|'t)?", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s+(?!\S)", r"[^\p{N}]"]
-)
-def test_what_takes_none(pattern: str) -> None:
-    assert takes_no_digit(pattern)
-
-
-@pytest.mark.parametrize(
-    ("token", "expected"),
-    [
-        (b"a", None), (b"7", None), (b" the", None), (b"77", "apart"), (b" 7", "apart"), (b"a7", "apart"),
-        ("²".encode(), None), ("²³".encode(), "apart"), ("é²".encode(), "apart"), (b"\xc2", None), (b"\xb2", None),
-        (b"\xb2\xc2", "across"), ("²".encode() + b"\xc2", "across"), (b"\xb2" + "²".encode(), "across"),
-        (b"\xb2\xd0", None),  # no digit begins with the second
-        ("²".encode() + b"\xd0", "apart"), ("ж".encode() + b"\xc2", None), (b"\xb2a", None), (b"\x91\xa0", None),
-    ],
-)  # fmt: skip
-def test_tokens_among_digits(token: bytes, expected: str | None) -> None:
-    assert among_digits(token) == expected
