@@ -109,6 +109,10 @@ def test_merges_beyond_the_common_beginning() -> None:
     found = common_units({"base": base, "tuned": tuned})
     assert {text for text in found.texts if len(text) > 1} == {b"de"}
     assert found.exact and found.kind == "shared merges"
+    base = cutters.assembled("gpt2", [("q", "q"), ("x", "b"), ("a", "b"), ("b", "c")])
+    tuned = cutters.assembled("gpt2", [("x", "b"), ("b", "c")])
+    found = common_units({"base": base, "tuned": tuned})
+    assert {text for text in found.texts if len(text) > 1} == {b"xb"}, "of those that end in `b` one is shared, another is not"
 
 
 def test_a_token_that_is_partly_made_of_what_the_base_lacks_has_no_units() -> None:
