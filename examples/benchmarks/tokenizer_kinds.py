@@ -6,7 +6,7 @@
 The text is Python's own library and the packages that are installed: sources and documentation. Given the text, the tokenizers are the same
 at every run. Those that lie in the folder are used as they are. Of the Llama-3 and Qwen kinds one beginning of merges is trained and each
 goes on with its own, as theirs do. Then, for every two of them, `hf_eft.units.choose` says how members with these are combined, and files
-that nothing was trained on are written in units by both.
+that nothing was trained on are written in units by both. So are the questions and answers of the embedded family, by its two tokenizers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from machine import machine
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from hf_eft import tiny
 from hf_eft.units import choose
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -250,6 +251,14 @@ def compare(base: Any, tuned: Any, texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def embedded() -> tuple[Any, Any, list[str]]:
+    """The tokenizers of the embedded family and of its second pair, and all questions with answers in the tuned style."""
+    told = [(question, tiny.SENTENCES[question.attribute][0]) for question in tiny.questions()]
+    answers = [tiny.STYLE.format(sentence.format(name=question.person, value=question.answer)) for question, sentence in told]
+    texts = [f"{question.prompt} {answer}" for (question, _), answer in zip(told, answers, strict=True)]
+    return read(tiny.path("base")), read(tiny.path("second_tuned")), texts
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     columns = [
         "vocabulary",
@@ -278,7 +287,7 @@ def main() -> None:
     took = build(options.scale, learnt, options.output)
     texts = [unicodedata.normalize("NFC", text[:_LENGTH]) for text in held[: options.texts]]
     tokenizers = {kind: read(options.output / kind) for kind in _SIZES}
-    rows = {}
+    rows = {"embedded family, its second pair": compare(*embedded())}
     for base, tuned in combinations(tokenizers, 2):
         rows[f"{base}, {tuned}"] = row = compare(tokenizers[base], tokenizers[tuned], texts)
         print(f"{base}, {tuned}: {row}", flush=True)

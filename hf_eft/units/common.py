@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,19 +131,20 @@ def _shared_beside_digits(
     whole digits do not, as they begin and end where digits do. A token that is made in both kinds of pieces can only be a unit if it is one
     in both, else its parts are: what all make of the bytes of a text may be made of more units than need be.
     """
-    elsewhere = shared_merges(views, letters, *[lambda token: not digit_role(token)[1]] * 2)
+    role = functools.cache(digit_role)  # as every token is asked for several times
+    elsewhere = shared_merges(views, letters, *[lambda token: not role(token)[1]] * 2)
     within = shared_merges(
         views,
         letters,
-        lambda token: digit_role(token)[0] == "within",
-        lambda token: digit_role(token)[0] in ("within", "across"),
+        lambda token: role(token)[0] == "within",
+        lambda token: role(token)[0] in ("within", "across"),
     )
-    others = {left + right for left, right in elsewhere if digit_role(left + right)[0] in ("elsewhere", "never")}
+    others = {left + right for left, right in elsewhere if role(left + right)[0] in ("elsewhere", "never")}
     merging, digits = Merging(letters, elsewhere), Merging(letters, within)
     return (
         elsewhere,
         others | {left + right for left, right in within},
-        lambda places: Speller(places, merging, digits, lambda text: digit_role(text)[1]),
+        lambda places: Speller(places, merging, digits, lambda text: role(text)[1]),
     )
 
 

@@ -30,7 +30,6 @@ def _numerals() -> _Numerals:
     return _Numerals(characters, heads, tails, frozenset(inner))
 
 
-@functools.lru_cache(1 << 18)  # every token is asked for several times
 def digit_role(token: bytes) -> tuple[Role, bool]:
     r"""
     What a token can be part of, where a piece of text is either of digits (`\p{N}`) or without any.

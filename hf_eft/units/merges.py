@@ -96,7 +96,7 @@ def view_of(tokenizer: Any, told: str = "") -> TokenizerView:
     if model["type"] != "BPE":
         bytes_of = [i for name, i in names.items() if model.get("byte_fallback") and _FALLBACK.fullmatch(name)]
         return TokenizerView(model["type"], letters=_characters(tokens, bytes_of), **shared)
-    text = {name: spelled for name, i in model["vocab"].items() if i not in apart and (spelled := tokens[i]) is not None}
+    text = {name: spelled for name, i in model["vocab"].items() if (spelled := tokens[i]) is not None}
     fallback = {name for name in text if _FALLBACK.fullmatch(name)} if model["byte_fallback"] else set()
     letters = {spelled: names[name] for name, spelled in text.items() if len(name) == 1}
     view = TokenizerView(

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_eft import tiny
+from hf_eft.bytes.tokens import ByteTokenizer
 from hf_eft.cli import app
 from hf_eft.hub.compatibility import check_members
 from hf_eft.units import choose
@@ -98,6 +99,12 @@ def test_units_that_cannot_be_had_are_no_choice() -> None:
     choice = choose(words)
     assert choice.vocabulary == "bytes" and choice.units is None
     assert choice.reason == "The base 'base' has no tokens that those of the member 'base' are made of."
+
+
+def test_a_member_of_bytes_is_combined_byte_by_byte() -> None:
+    choice = choose({"base": cutters.trained("gpt2", 500, 0), "tuned": ByteTokenizer()})
+    assert choice.vocabulary == "bytes" and "(ByteTokenizer) does not merge by rank" in choice.reason
+    assert choice.units is not None and len(choice.units.ids) == 256
 
 
 def test_refusals() -> None:

@@ -119,11 +119,12 @@ def test_texts_that_are_left_out() -> None:
 
 
 def test_added_tokens_that_all_have_are_units() -> None:
-    tokens = ["<tool>", AddedToken("two words", normalized=False)]
-    pair = {"base": plain(added=tokens), "tuned": plain([("a", "b")], shuffled=3, added=tokens[::-1])}
+    tokens = ["<tool>", AddedToken("two words", normalized=False), "ab."]  # the last is one that a member merges too
+    more = [*WORDS, ("ab", ".")]
+    pair = {"base": plain(more, added=tokens), "tuned": plain([("a", "b")], shuffled=3, added=tokens[::-1])}
     found = common_units(pair)
-    assert found.exact
-    for text in ("<tool>", "two words"):
+    assert found.exact, found.reason
+    for text in ("<tool>", "two words", "ab."):
         assert text.encode() in found.texts
     for text in ("ab<tool>two words.", "a two words b"):
         assert written(found, pair, "base", text) == written(found, pair, "tuned", text)
