@@ -1,7 +1,8 @@
 """
 What a process of a group does, each with a part of the base: `torchrun --nproc-per-node 2 tests/sharded.py FOLDER`.
 
-`FOLDER` has models `base`, `tuned`, `reference`. What every way of decoding gave goes to `RANK.json` there; without a group (`answer(FOLDER, None)`), to `alone.json`.
+`FOLDER` has models `base`, `tuned`, `reference`. What every way of decoding gave goes to `RANK.json` there; without a group
+(`answer(FOLDER, None)`), to `alone.json`.
 """
 
 from __future__ import annotations
