@@ -101,7 +101,7 @@ class ByteLevelModel(SpelledModel):
         if prompt not in get_args(Prompt):
             raise ValueError(f"`prompt` must be one of {', '.join(get_args(Prompt))}, got {prompt!r}.")
         tokens = list(token_bytes if token_bytes is not None else bytes_of_tokens(tokenizer))
-        limits = {"covers": covers, "threshold": threshold, "as_tokens": prompt == "tokens"}
+        limits: dict[str, Any] = {"covers": covers, "threshold": threshold, "as_tokens": prompt == "tokens"}
         super().__init__(ByteLevelConfig(), model, tokenizer, ByteAlphabet(), tokens, tokens, **limits)
         self.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS)
 
