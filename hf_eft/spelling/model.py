@@ -166,7 +166,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
                 Which positions' logits to return; 0 for all. What is read before the first of them is a prompt.
 
         Returns:
-            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, float32, `(batch, positions, vocab)`.
+            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, `(batch, positions, vocab)`, float32; float64 where the model is.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError(f"A {type(self).__name__} reads `input_ids`; it has no embeddings for `inputs_embeds`.")
@@ -235,8 +235,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
             raise
 
     def _as_logits(self, rows: Sequence[Sequence[State]]) -> torch.Tensor:
-        """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32."""
-        after = following([state for row in rows for state in row], self._covers.lexicon).float()
+        """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32; float64 where the model is."""
+        after = following([state for row in rows for state in row], self._covers.lexicon)
         after = torch.nn.functional.pad(after, (0, 1), value=-math.inf)  # for ids that are never written
         return after.index_select(1, self._columns).view(len(rows), -1, len(self._columns))
 
