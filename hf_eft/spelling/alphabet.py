@@ -30,12 +30,16 @@ class Alphabet(Protocol):
 
     def spelled(self, token: int) -> Sequence[int]:
         """The symbols of an id; [`NOTHING`] for one that is no text."""
+        ...
 
     def text(self, ids: Sequence[int], end: bytes) -> bytes:
         """The text of a prompt, for a member that ends texts with `end`."""
+        ...
 
     def cut(self, text: bytes) -> list[int]:
         """The symbols of a piece of text, which no id begins or ends with."""
+        ...
 
     def has_ended(self, ids: Sequence[int]) -> bool:
         """Whether this is no prompt but a row that has ended, and is padded while others go on."""
+        ...

@@ -64,7 +64,8 @@ class UnitAlphabet(Alphabet):
         return b"".join(text for text, _ in pieces)
 
     def cut(self, text: bytes) -> list[int]:
-        symbols, start = [], 0
+        symbols: list[int] = []
+        start = 0
         while start < len(text):
             for stop in range(min(len(text), start + self._longest), start, -1):
                 if (symbol := self._units.get(text[start:stop])) is not None:

@@ -83,12 +83,15 @@ def in_vocabulary(
 
 def read_in_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, Any], **limits: Any) -> dict[str, PreTrainedModel]:
     r"""
-    Members whose tokenizers differ, as models over units, tokens of the base. Those that share a model and a tokenizer share the view too. A
-    base is returned as it is if all its tokens are units and one ends a text.
+    Members whose tokenizers differ, as models over units, tokens of the base. Those that share a model and a tokenizer share the view
+    too. A base is returned as it is if all its tokens are units and one ends a text.
 
     Args:
-        models (`Mapping[str, PreTrainedModel]`): The members, the base first; or without it, for a logits processor.
-        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`): Every member's tokenizer, `"base"` included, also where its model is not.
+        models (`Mapping[str, PreTrainedModel]`):
+            The members, or some of them: for a logits processor, all but the base, or the base alone.
+        tokenizers (`Mapping[str, PreTrainedTokenizerBase]`):
+            The tokenizer of every member, also of those that are not given: units are what they all have. The base is `"base"` or, if
+            there is none, the first.
         **limits (*optional*): `covers`, `threshold` and `prompt` of [`~hf_eft.units.TokenLevelModel`].
 
     Example:
@@ -104,14 +107,13 @@ def read_in_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str
     >>> model = EFTForCausalLM.from_models(**members)
     ```
     """
-    known = tokenizers_of(tokenizers)
-    names = [*([BASE] if BASE in known and BASE not in models else []), *models]
-    units = common_units({name: known[name] for name in names})
-    alphabet = _alphabet(units, known[names[0]], models.get(names[0]))
+    known = _base_first(tokenizers_of(tokenizers))
+    units, base = common_units(known), next(iter(known))
+    alphabet = _alphabet(units, known[base], models.get(base))
     made: dict[tuple[int, int], PreTrainedModel] = {}
     for name, model in models.items():
         key = id(model), id(known[name])
-        if name == names[0] and alphabet.is_whole:
+        if name == base and alphabet.is_whole:
             made[key] = model
         elif key not in made:
             made[key] = TokenLevelModel(model, known[name], name, units, alphabet, **limits)
@@ -125,8 +127,8 @@ def spoken(vocabulary: str | None, tokenizers: Mapping[str, Any]) -> dict[str, A
     known = tokenizers_of(tokenizers)
     if vocabulary == "bytes":
         return {name: ByteTokenizer(each) for name, each in known.items()}
-    units = common_units(known)
-    speaker = unit_tokenizer(next(iter(known.values())), units)
+    ordered = _base_first(known)
+    speaker = unit_tokenizer(next(iter(ordered.values())), common_units(ordered))
     return {name: _with_template(speaker, each) for name, each in known.items()}
 
 
@@ -134,6 +136,10 @@ def longer_tokens(members: Iterable[PreTrainedModel]) -> torch.Tensor | None:
     """The ids of the base that members in units never write, if there are such members and ids."""
     views = [member for member in members if isinstance(member, TokenLevelModel)]
     return views[0].longer if views and len(views[0].longer) else None
+
+
+def _base_first(tokenizers: Mapping[str, Any]) -> dict[str, Any]:
+    return {**({BASE: tokenizers[BASE]} if BASE in tokenizers else {}), **tokenizers}
 
 
 def _with_template(speaker: Any, member: Any) -> Any:

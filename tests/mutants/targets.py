@@ -41,6 +41,12 @@ ROOMS: dict[str, Room] = {
         " skipping skipping_refused films thinking_compiled",
         140,
     ),
+    "spelled": Room(
+        "spelling units",
+        "bytes bytes_generate bytes_together bytes_tokens units_enumerated units_generate units_prompts units_recipes units_speaker"
+        " units_refused choice common_units digits shared_merges tokenizer_kinds",
+        80,
+    ),
     "leaves": Room(
         "modeling_eft.py logits_process.py",
         "errors oracle generate logits_process features prompts members_replaced members_by_name"

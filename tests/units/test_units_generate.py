@@ -20,6 +20,8 @@ from unit_members import (
 )
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.units import read_in_units
+from hf_eft.units.members import spoken
 
 ALL: dict[str, Any] = {"covers": None, "threshold": 0.0}
 WAYS: dict[str, dict[str, Any]] = {
@@ -123,6 +125,17 @@ def test_as_an_add_on(pair: str, way: str) -> None:
     add_on = EFTLogitsProcessor(**small, tokenizers=cutters_of(pair), vocabulary="tokens")
     base = members(pair)["base"]
     assert generated(base, pair, logits_processor=[add_on], **WAYS[way]) == generated(combined(pair), pair, **WAYS[way])
+
+
+def test_the_base_alone_is_read_in_the_units_of_all() -> None:
+    """Inside of it, an add-on finds units; and so it is whichever tokenizer is named first."""
+    models, cutters = models_of(SOME), cutters_of(SOME)
+    backwards = dict(reversed(cutters.items()))
+    add_on = EFTLogitsProcessor(models["tuned"], models["reference"], tokenizers=backwards, vocabulary="tokens")
+    base = read_in_units({"base": models["base"]}, backwards)["base"]
+    assert generated(base, SOME, logits_processor=[add_on]) == generated(combined(SOME), SOME)
+    own, others = spoken("tokens", cutters)["tuned"], spoken("tokens", backwards)["tuned"]
+    assert own("abbb")["input_ids"] == others("abbb")["input_ids"]
 
 
 def test_an_add_on_beside_a_base_that_writes_longer_tokens_is_refused() -> None:
