@@ -55,6 +55,6 @@ class Beneath:
             ):
                 raise ValueError(
                     f"The member {name!r} is a {type(member).__name__} with options of its own ({', '.join(sorted(other))}), which no "
-                    "folder keeps. Save the combination that `from_models(..., tokenizers=..., vocabulary=...)` makes of the models themselves."
+                    "folder keeps. Save what `from_models(..., tokenizers=..., vocabulary=...)` makes of the models themselves."
                 )
         return Parts.among(found, {name: self.adapters[name] for name in found if name in self.adapters}), found

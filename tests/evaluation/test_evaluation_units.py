@@ -50,7 +50,7 @@ def test_likelihoods(model: EFTForCausalLM) -> None:
 def test_tasks_are_measured_and_another_tokenizer_is_refused(model: EFTForCausalLM) -> None:
     scores = evaluate({"combined": model}, model.tokenizers["tuned"], ["eft_last_word"], limit=2).scores
     assert math.isfinite(scores["eft_last_word"]["combined"]["perplexity"].value)
-    with pytest.raises(ValueError, match="reads the tokens of `model.tokenizers`"):
+    with pytest.raises(ValueError, match=r"reads the tokens of `model\.tokenizers`"):
         evaluate({"combined": model}, tiny.load_second()[2], ["eft_last_word"], limit=2)
 
 

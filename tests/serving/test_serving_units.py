@@ -54,7 +54,7 @@ def test_chats_and_completions(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("vocabulary", ["tokens", "bytes"])
 def test_batching_continuously_is_refused_by_name(vocabulary: str) -> None:
-    with pytest.raises(NotImplementedError, match="the member 'base' .*LevelModel"):
+    with pytest.raises(NotImplementedError, match=r"the member 'base' .*LevelModel"):
         EFTServer(*across(vocabulary), port=0, continuous_batching=True)
 
 
