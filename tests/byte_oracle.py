@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,21 +55,24 @@ def model(name: str, seed: int, family: str = "llama") -> Any:
     return build(family, seed, vocab_size=len(SPECIAL) + len(VOCABULARIES[name]))
 
 
-class Oracle:
-    """`P(text ...)` after some tokens, by going through all ways to write the text."""
+class Enumeration:
+    r"""
+    `P(text ...)` after some ids, by going through all ways to write the text.
 
-    def __init__(self, model: Any, name: str, start: Sequence[int] = (BOS,)) -> None:
-        self.tokens = {i + len(SPECIAL): text for i, (_, text) in enumerate(VOCABULARIES[name])}
+    Args:
+        following (`Callable`): The log-probs of what follows a sequence of ids.
+        tokens (`Mapping[int, bytes]`): The text of each id.
+        end (`int`): The id that ends a text.
+        start (`Sequence[int]`): What the text comes after.
+    """
+
+    def __init__(
+        self, following: Callable[[tuple[int, ...]], torch.Tensor], tokens: Mapping[int, bytes], end: int, start: Sequence[int]
+    ) -> None:
+        self.following = functools.cache(following)
+        self.tokens = tokens
+        self.end = end
         self.start = tuple(start)
-
-        @functools.cache
-        def following(sequence: tuple[int, ...]) -> torch.Tensor:
-            with torch.no_grad():
-                logits = model(torch.tensor([sequence]), use_cache=False).logits[0, -1].double()
-            logits[[i for i in range(len(SPECIAL)) if i != EOS]] = -torch.inf  # never generated
-            return logits.log_softmax(-1)
-
-        self.following = following
 
     def joint(self, text: bytes) -> float:
         """`P(text ...)`."""
@@ -78,7 +81,7 @@ class Oracle:
     def ended(self, text: bytes) -> float:
         """`P(text, end)`."""
         return sum(
-            float((lp + self.following(seq)[EOS]).exp()) for seq, lp in self._exactly(text, self.start, torch.tensor(0.0))
+            float((lp + self.following(seq)[self.end]).exp()) for seq, lp in self._exactly(text, self.start, torch.tensor(0.0))
         )
 
     def next(self, text: bytes, alphabet: bytes) -> torch.Tensor:
@@ -104,3 +107,19 @@ class Oracle:
         for i, token in self.tokens.items():
             if text.startswith(token) and text:
                 yield from self._exactly(text[len(token) :], (*sequence, i), log_prob + self.following(sequence)[i])
+
+
+class Oracle(Enumeration):
+    """Of a model, whose tokens are those of a vocabulary, by name, or given."""
+
+    def __init__(self, model: Any, tokens: str | Mapping[int, bytes], start: Sequence[int] = (BOS,), end: int = EOS) -> None:
+        if isinstance(tokens, str):
+            tokens = {i + len(SPECIAL): text for i, (_, text) in enumerate(VOCABULARIES[tokens])}
+
+        def following(sequence: tuple[int, ...]) -> torch.Tensor:
+            with torch.no_grad():
+                logits = model(torch.tensor([sequence]), use_cache=False).logits[0, -1].double()
+            logits[[i for i in range(len(logits)) if i not in tokens and i != end]] = -torch.inf  # never generated
+            return logits.log_softmax(-1)
+
+        super().__init__(following, tokens, end, start)

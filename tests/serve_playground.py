@@ -1,9 +1,10 @@
 """
 Playgrounds in a process of their own, so that Gradio's threads and warnings stay out of the tests.
 
-    python tests/serve_playground.py PORT PORT PORT PORT
+    python tests/serve_playground.py three PORT several PORT
 
-Serves every scenario at a port, says `ready` once they are there, and ends when the standard input does.
+Serves scenarios (`three`, `several`, `endless`, `pictures`), each at a port, says `ready` once they are there, and ends when the standard
+input does.
 """
 
 from __future__ import annotations
@@ -60,13 +61,11 @@ def page_of(scenario: str, family: Any) -> tuple[EFTForCausalLM, Any, Any]:
     return model, processor("qwen2_vl"), {"tuned": other, "reference": other}
 
 
-SCENARIOS = ("three", "several", "endless", "pictures")
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     made = tiny.load()
     pages = []
-    for scenario, port in zip(SCENARIOS, sys.argv[1:], strict=True):
+    for scenario, port in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         model, tokenizer, processors = page_of(scenario, made)
         pages.append(playground.launch(model, tokenizer, processors=processors, port=int(port), prevent_thread_lock=True))
     print("ready", flush=True)

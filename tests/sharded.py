@@ -1,7 +1,8 @@
 """
 What a process of a group does, each with a part of the base: `torchrun --nproc-per-node 2 tests/sharded.py FOLDER`.
 
-`FOLDER` has models `base`, `tuned`, `reference`. What every way of decoding gave goes to `RANK.json` there; without a group, `alone.json`.
+`FOLDER` has models `base`, `tuned`, `reference`. What every way of decoding gave goes to `RANK.json` there; without a group
+(`answer(FOLDER, None)`), to `alone.json`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ def ways(model: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), os.environ.get("RANK")
-    torch.set_num_threads(1)
+def answer(folder: Path, rank: str | None) -> None:
+    """What one process does, of a group or alone."""
     shard = {} if rank is None else {"distributed_config": DistributedConfig(tp_size=2)}
     base = AutoModelForCausalLM.from_pretrained(folder / "base", **shard)
     tuned, reference = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("tuned", "reference"))
@@ -63,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    answer(Path(sys.argv[1]), os.environ["RANK"])

@@ -14,7 +14,7 @@ from ..modeling_eft import EFTForCausalLM
 from ..prompts import MemberPrompts
 from ..prompts.pictures import take_pictures
 from ..recipe.combination import BASE, REFERENCE, Combination
-from ..recipe.combine import certainly, combine, filled
+from ..recipe.combine import by_rule, certainly, combine, filled
 from .effects import Effects
 from .passage import Passage
 from .records import Analysis, Shift, TokenRecord
@@ -101,9 +101,9 @@ def analyse(
     for piece, logits in passage.read(members):
         varies = model.combination.scheduled or model.combination.phased
         rows = coefficients if coefficients is not None else weights[None, piece] if varies else None
-        if model.combination.rules:
-            weights[piece] = filled(logits, model.combination, weights[None, piece])[0]
-        combined = members.vocabulary.widen(combine(logits, model.combination, rows), members.vocabulary.size)
+        ruled = by_rule(logits, model.combination)
+        weights[piece] = filled(weights[None, piece], members.names, ruled)[0]
+        combined = members.vocabulary.widen(combine(logits, model.combination, rows, said=ruled), members.vocabulary.size)
         combined = certainly(combined, None if certain is None else certain[:, piece])[0]
         effects = Effects.of(
             _log_probs(logits), combined.log_softmax(-1), tokens[piece].to(combined.device), weights[piece].to(combined.device),

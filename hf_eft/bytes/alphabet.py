@@ -19,6 +19,8 @@ class ByteAlphabet(Alphabet):
         self.ids = torch.arange(BYTES) + OFFSET
         self.end = EOS
         self.width = BYTES + OFFSET
+        self.special = [EOS]
+        self.space = b""
 
     def spelled(self, token: int) -> Sequence[int]:
         return NOTHING if token < OFFSET else (token - OFFSET,)
@@ -27,9 +29,6 @@ class ByteAlphabet(Alphabet):
         if any(i < OFFSET and i != EOS for i in ids):
             raise ValueError("A prompt has padding in it that its `attention_mask` does not say is padding.")
         return b"".join(end if i == EOS else bytes([i - OFFSET]) for i in ids)
-
-    def symbols(self, ids: Sequence[int], end: bytes) -> list[int]:
-        return list(self.text(ids, end))
 
     def cut(self, text: bytes) -> list[int]:
         return list(text)

@@ -73,7 +73,8 @@ def token_bytes(tokenizer: Any) -> list[bytes | None]:
     if isinstance(tokenizer, ByT5Tokenizer):
         spell = _one_byte
     elif hasattr(tokenizer, "backend_tokenizer"):
-        spell = _speller(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+        decoder = tokenizer.backend_tokenizer.decoder
+        spell = _speller(decoder and json.loads(decoder.__getstate__()))  # the state is what the file has of it
     else:
         raise ValueError(
             f"The bytes of the tokens of a {type(tokenizer).__name__} are not known: only tokenizers of the `tokenizers` library say how "

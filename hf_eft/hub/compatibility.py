@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..bytes.tokens import token_bytes
 from ..members.auto import auto_class
 from ..members.vocabulary import Vocabulary, end_tokens
+from ..units import choose
 
 Level = Literal["ok", "note", "refused"]
 _SHOWN = 5  # tokens that only some members know
@@ -91,7 +91,7 @@ def _vocabularies(cards: Mapping[str, _Card]) -> list[Finding]:
     try:
         Vocabulary(widths, tokenizers)
     except ValueError as error:
-        return [Finding("vocabulary", "refused", str(error)), _bytes(tokenizers)]
+        return [Finding("vocabulary", "refused", str(error)), *_another(tokenizers)]
     found = [Finding("vocabulary", "ok", "every token has one id; " + _listed(widths, "rows in the embedding table"))]
     known = {name: set(tokenizer.get_vocab()) for name, tokenizer in tokenizers.items()}
     for name, tokens in known.items():
@@ -109,16 +109,17 @@ def _vocabularies(cards: Mapping[str, _Card]) -> list[Finding]:
     return found
 
 
-def _bytes(tokenizers: Mapping[str, Any]) -> Finding:
-    """Whether members whose tokens differ can be combined byte by byte."""
-    for name, tokenizer in tokenizers.items():
-        try:
-            token_bytes(tokenizer)
-        except ValueError as error:
-            return Finding("bytes", "note", f"{name} cannot be read byte by byte either: {error}")
-    return Finding(
-        "bytes", "note", "all can be combined byte by byte, at a cost: `from_models(..., tokenizers=..., vocabulary='bytes')`"
+def _another(tokenizers: Mapping[str, Any]) -> list[Finding]:
+    """How members whose tokens differ can be combined."""
+    try:
+        choice = choose(tokenizers)
+    except ValueError as error:
+        return [Finding("tokenizers", "refused", str(error))]
+    by = "by tokens" if choice.vocabulary == "tokens" else "byte by byte, at a cost"
+    text = (
+        f"members' tokenizers differ; `from_models(..., tokenizers=..., vocabulary='auto')` combines them {by}: {choice.reason}"
     )
+    return [Finding("tokenizers", "note", text)]
 
 
 def _ends(cards: Mapping[str, _Card]) -> list[Finding]:
@@ -127,15 +128,23 @@ def _ends(cards: Mapping[str, _Card]) -> list[Finding]:
     tuned = [name for name in cards if name not in ("base", "reference")]
     name = tuned[0] if len(tuned) == 1 else next(iter(cards))
     widths = {n: int(card.config.get_text_config(decoder=True).vocab_size) for n, card in cards.items()}
-    try:
-        Vocabulary(widths, {n: card.tokenizer for n, card in cards.items()}).check_end(ends[name], name)
-    except ValueError as error:
-        found.append(Finding("end of text", "refused", str(error)))
-    else:
-        found.append(Finding("end of text", "ok", f"a combination ends as {name} does, whose generation defaults it takes"))
+    found.append(_end(widths, {n: card.tokenizer for n, card in cards.items()}, ends[name], name))
     if unpadded := [n for n, card in cards.items() if card.tokenizer.pad_token_id is None]:
         found.append(Finding("padding", "note", f"{', '.join(unpadded)} have no padding token: set one for batches"))
     return found
+
+
+def _end(widths: Mapping[str, int], tokenizers: Mapping[str, Any], ends: list[int], name: str) -> Finding:
+    """Whether a combination of members can end as one of them does."""
+    try:
+        vocabulary = Vocabulary(widths, tokenizers)
+    except ValueError:  # which is told where vocabularies are
+        return Finding("end of text", "note", "where tokenizers differ, whatever ends a member's text is one end to all")
+    try:
+        vocabulary.check_end(ends, name)
+    except ValueError as error:
+        return Finding("end of text", "refused", str(error))
+    return Finding("end of text", "ok", f"a combination ends as {name} does, whose generation defaults it takes")
 
 
 def _templates(cards: Mapping[str, _Card]) -> list[Finding]:

@@ -32,7 +32,7 @@ _RISKS = (
     "The combination can lose to `tuned` or to `base` alone, and what any of them says may be false or harmful. "
     "A safety-tuned model's delta, weakened or turned around, takes its safety training away."
 )
-# No fonts from elsewhere: Gradio's own themes load theirs from Google.
+# No fonts from elsewhere: a theme of Gradio may load its own from Google.
 _FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 _EVERY = 0.05  # seconds between two updates of the page, which sends the whole text each time
 _CSS = ".heatmap iframe { width: 100%; height: 760px; border: 0; border-radius: 8px; } footer { display: none !important; }"
@@ -47,7 +47,7 @@ def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any
     time, whoever asks.
 
     Args:
-        model ([`EFTForCausalLM`]): The combination, of any recipe: the sliders are those of its members.
+        model ([`EFTForCausalLM`]): The combination, of any recipe of numbers: the sliders are those of its members.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
             What prompts are written with; with its chat template, if it has one and the user wants it. With a processor, a picture may be
             asked about.
@@ -56,7 +56,7 @@ def build(model: EFTForCausalLM, tokenizer: Any, *, processors: Mapping[str, Any
 
     Raises:
         `ImportError`: If Gradio is not installed.
-        `ValueError`: If there is a processor for some members, and none for others.
+        `ValueError`: If there is a processor for some members, and none for others, or a coefficient is one by phase or by rule.
     """
     gr = _gradio()
     viewers = Processors(model, tokenizer, processors)

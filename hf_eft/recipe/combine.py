@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ def combine(
     combination: Combination,
     rows: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    said: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     r"""
     Combine the members' logits of a step.
@@ -36,35 +37,42 @@ def combine(
             Coefficients for each row, or for each row and position, instead of the combination's; columns in the order of `logits`. NaN
             is what the combination's rule says of the member.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): What is computed in.
+        said (`Mapping[str, torch.Tensor]`, *optional*):
+            What the recipe's rules say of these positions, by member, as [`by_rule`] returns it. They are asked if this is not given.
 
     Returns:
         `torch.Tensor` of shape `(batch, positions, vocab)`, of that dtype, in a new buffer: not normalised. Without a truncation it
         is the plain sum of the terms, so that a row's constant stays that of the members' logits.
     """
-    by_name = {} if combination.truncation is None and not combination.rules else _log_probs(logits, combination, dtype)
-    ruled = _by_rule(by_name, combination)
+    is_asked = said is None and bool(combination.rules)
+    by_name = _log_probs(logits, combination, dtype) if is_asked or combination.truncation is not None else {}
+    said = _by_rule(by_name, combination) if said is None else said
     if combination.truncation is None:
-        return _weighted_sum(_terms(logits, combination, rows, dtype, ruled), dtype)
-    total = _weighted_sum(_terms(by_name, combination, rows, dtype, ruled), dtype)
+        return _weighted_sum(_terms(logits, combination, rows, dtype, said), dtype)
+    total = _weighted_sum(_terms(by_name, combination, rows, dtype, said), dtype)
     return _truncate(total, by_name, combination.truncation, combination.nucleus_member(combination.truncation.rule))
 
 
-def filled(logits: Mapping[str, torch.Tensor], combination: Combination, rows: torch.Tensor) -> torch.Tensor:
+def by_rule(logits: Mapping[str, torch.Tensor], combination: Combination) -> dict[str, torch.Tensor]:
+    """The coefficients that the recipe's rules say, by member, `(batch, positions)` each, from logits as [`combine`] takes them."""
+    return _by_rule(_log_probs(logits, combination, torch.float32), combination) if combination.rules else {}
+
+
+def filled(rows: torch.Tensor, names: Sequence[str], said: Mapping[str, torch.Tensor]) -> torch.Tensor:
     r"""
     Coefficients with what the recipe's rules say in the place of NaN.
 
     Args:
-        logits (`Mapping[str, torch.Tensor]`): As [`combine`] takes them.
-        combination ([`Combination`]): The recipe.
-        rows (`torch.Tensor` of shape `(1 or batch, positions, members)`): Coefficients, columns in the order of `logits`.
+        rows (`torch.Tensor` of shape `(1 or batch, positions, members)`): Coefficients.
+        names (`Sequence[str]`): The members of the columns.
+        said (`Mapping[str, torch.Tensor]`): What the rules say, as [`by_rule`] returns it.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, positions, members)`, on the device of `rows`.
     """
-    ruled = _by_rule(_log_probs(logits, combination, torch.float32), combination) if combination.rules else {}
     columns = [
-        torch.where(rows[..., i].isnan(), ruled[name].to(rows.device), rows[..., i]) if name in ruled else rows[..., i]
-        for i, name in enumerate(logits)
+        torch.where(rows[..., i].isnan(), said[name].to(rows.device), rows[..., i]) if name in said else rows[..., i]
+        for i, name in enumerate(names)
     ]
     return torch.stack(torch.broadcast_tensors(*columns), dim=-1)
 
@@ -81,10 +89,10 @@ def _log_probs(logits: Mapping[str, torch.Tensor], combination: Combination, dty
 
 def _by_rule(log_probs: Mapping[str, torch.Tensor], combination: Combination) -> dict[str, torch.Tensor]:
     """The coefficients that rules say, by member, `(batch, positions)` each."""
-    said: dict[Rule, torch.Tensor] = {
+    each: dict[Rule, torch.Tensor] = {
         rule: rule({name: log_probs[name] for name in rule.reads}) for rule in combination.each_rule
     }
-    return {name: value.at(said.__getitem__) for name, value in combination.rules}
+    return {name: value.at(each.__getitem__) for name, value in combination.rules}
 
 
 def certainly(logits: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
@@ -110,19 +118,19 @@ def _terms(
     combination: Combination,
     rows: torch.Tensor | None,
     dtype: torch.dtype,
-    ruled: Mapping[str, torch.Tensor],
+    said: Mapping[str, torch.Tensor],
 ) -> list[tuple[torch.Tensor, float | torch.Tensor]]:
     """The distinct tensors with their net coefficients: a number, or (batch, 1 or positions, 1) for coefficients per row or by rule."""
     terms: list[tuple[torch.Tensor, float | torch.Tensor]] = []
     for column, (name, values) in enumerate(logits.items()):
         c: float | torch.Tensor
-        by_rule = ruled[name].to(dtype)[..., None] if name in ruled else None  # (batch, positions, 1)
+        ruled = said[name].to(dtype)[..., None] if name in said else None  # (batch, positions, 1)
         if rows is None:
-            c = combination.coefficient(name) if by_rule is None else by_rule
+            c = combination.coefficient(name) if ruled is None else ruled
         else:
             c = rows[..., column].to(values.device, dtype)  # (batch,) or (batch, positions)
             c = c.view(c.shape[0], -1, 1)
-            c = c if by_rule is None else torch.where(c.isnan(), by_rule, c)
+            c = c if ruled is None else torch.where(c.isnan(), ruled, c)
         twin = next((i for i, (known, _) in enumerate(terms) if known is values), None)
         if twin is None:
             terms.append((values, c))

@@ -18,20 +18,21 @@ class Alphabet(Protocol):
         ids (`torch.LongTensor` of shape `(symbols,)`): The id of each symbol.
         end (`int`): The id that stands for the end of a text, whichever tokens that is for a member.
         width (`int`): How many ids there are.
+        special (`Sequence[int]`): The ids that only prompts have, where something is known of what follows them.
+        space (`bytes`): What ids of a text have in front of it; members whose tokenizers put something else there put it in its place.
     """
 
     ids: torch.Tensor
     end: int
     width: int
+    special: Sequence[int]
+    space: bytes
 
     def spelled(self, token: int) -> Sequence[int]:
         """The symbols of an id; [`NOTHING`] for one that is no text."""
 
     def text(self, ids: Sequence[int], end: bytes) -> bytes:
         """The text of a prompt, for a member that ends texts with `end`."""
-
-    def symbols(self, ids: Sequence[int], end: bytes) -> list[int]:
-        """The symbols of that text."""
 
     def cut(self, text: bytes) -> list[int]:
         """The symbols of a piece of text, which no id begins or ends with."""

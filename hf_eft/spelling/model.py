@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -37,6 +38,7 @@ class SpelledConfig(PreTrainedConfig):
     vocab_size: int = 1
     hidden_size: int = 1
     num_hidden_layers: int = 1
+    bos_token_id: int | None = None
 
 
 class SpelledModel(PreTrainedModel, GenerationMixin):
@@ -191,7 +193,10 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         seen = mask.numpy()
         lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
         prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
-        ids, ends = input_ids.cpu().numpy() * seen[:, cached:], prompt * seen[:, cached:]  # (rows, new)
+        ids = input_ids.cpu().numpy() * seen[:, cached:]  # (rows, new)
+        if cached == 0:
+            prompt = np.maximum(prompt, self._begun(ids, seen))
+        ends = prompt * seen[:, cached:]
         if cache is not None:
             device = self.device
             stored = cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
@@ -200,6 +205,28 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         wanted = lengths[:, [cached + p for p in positions]].tolist()
         texts = [row[kept] for row, kept in zip(ids.astype(np.int32), seen.astype(bool), strict=True)]
         return [Asked(text.tobytes(), *rest) for text, *rest in zip(texts, boundaries, wanted, strict=True)]
+
+    def _begun(self, ids: Any, seen: Any) -> Any:
+        """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""
+        text, special = (kind[ids] & (seen == 1) for kind in self._kinds)  # (rows, positions)
+        inside = (text[:, ::-1].cumsum(-1)[:, ::-1] > 0) | (text.cumsum(-1) == 0)  # not at the end of a text
+        least = (seen.cumsum(-1) * (special & inside)).max(-1, keepdims=True)
+        begin = self.config.bos_token_id
+        if not self._as_tokens and any(
+            count > int(row[kept == 1][0] == begin) for [count], row, kept in zip(least, ids, seen, strict=True) if count
+        ):
+            raise ValueError(
+                f"A {type(self).__name__} that reads prompts symbol by symbol reads plain text, and was given special tokens before "
+                "text. Leave them out, or use `prompt='tokens'`."
+            )
+        return least
+
+    @functools.cached_property
+    def _kinds(self) -> tuple[Any, Any]:
+        """Of each id, whether it is text, and whether it is a special one."""
+        special = np.zeros(self._alphabet.width, dtype=bool)
+        special[list(self._alphabet.special)] = True
+        return np.array([self._alphabet.spelled(i)[0] >= 0 for i in range(self._alphabet.width)]), special
 
     def _read(self, asked: Sequence[Asked]) -> list[list[State]]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .alphabet import Alphabet
+from .alphabet import NOTHING, Alphabet
 from .covers import Covers
 from .texts import State
 
@@ -45,7 +45,6 @@ class PromptReader:
         self.alphabet = alphabet
         self.as_tokens = as_tokens
         self.as_given = as_given
-        self.starts: dict[bytes, State] = {}  # of texts that are read from their first symbol
         self._end = (tokenizer.eos_token or "").encode()
         plain = self._cut("a")
         with_special = list(tokenizer("a")["input_ids"])
@@ -55,35 +54,17 @@ class PromptReader:
 
     def enter(self, prompts: Sequence[Sequence[int]]) -> list[tuple[State, list[int]]]:
         """For each prompt the state at a token's end in it, and the symbols of the prompt that follow it; read together."""
-        ended = [self.alphabet.has_ended(ids) for ids in prompts]
-        cuts: list[Cut | None] = [None] * len(prompts)
-        if self.as_tokens:
-            begun = [i for i, over in enumerate(ended) if not over]
-            for i, cut in zip(begun, self._settled([prompts[i] for i in begun]), strict=True):
-                cuts[i] = cut
-        known = [cut for cut in cuts if cut is not None]
-        read = iter(self.covers.start(self.covers.read_ahead([ids for ids, *_ in known], [count for _, count, _ in known])))
-        entered: list[tuple[State, list[int]]] = []
-        for ids, cut, over in zip(prompts, cuts, ended, strict=True):
-            if cut is not None:
-                entered.append((next(read), cut[2]))
-            elif over:
-                entered.append((State([]), []))
-            else:
-                text = self.alphabet.text(ids, self._end)
-                entered.append((self._from_first(text), self.alphabet.symbols(ids, self._end)))
+        begun = [i for i, ids in enumerate(prompts) if not self.alphabet.has_ended(ids)]
+        cuts = self._settled([prompts[i] for i in begun])
+        contexts = self.covers.read_ahead([ids for ids, *_ in cuts], [count for _, count, _ in cuts])
+        entered: list[tuple[State, list[int]]] = [(State([]), []) for _ in prompts]
+        for i, state, (*_, symbols) in zip(begun, self.covers.start(contexts), cuts, strict=True):
+            entered[i] = state, symbols
         return entered
 
-    def _from_first(self, text: bytes) -> State:
-        """The state in front of a text."""
-        in_front = b"" if text.startswith(b" ") and not self._doubled else self._space
-        if in_front not in self.starts:
-            [context] = self.covers.read([None], [self._first()], [0.0])
-            [state] = self.covers.start([context])
-            for symbol in self.alphabet.cut(in_front):
-                [state] = self.covers.advance([state], [symbol])
-            self.starts[in_front] = state
-        return self.starts[in_front]
+    def _in_front(self, text: bytes) -> bytes:
+        """What the tokenizer puts in front of a text."""
+        return b"" if text.startswith(b" ") and not self._doubled else self._space
 
     def _first(self) -> list[int]:
         """What a text begins with: what the tokenizer puts there or, as the first token must follow something, a begin or end of text."""
@@ -95,18 +76,35 @@ class PromptReader:
             )
         return self._leading or known[:1]
 
-    def _settled(self, prompts: Sequence[Sequence[int]]) -> list[Cut | None]:
-        """The prompts' tokens, and the symbols of those that what follows may change; `None` if it may change all."""
+    def _settled(self, prompts: Sequence[Sequence[int]]) -> list[Cut]:
+        """The prompts' tokens, and the symbols of those that what follows may change. If it may change all, they follow a begin of text."""
+        if not self.as_tokens:
+            return [self._nothing() for _ in prompts]
         if self.as_given:
             return [self._open(list(prompt), None, b"") for prompt in prompts]
-        texts = [_readable(self.alphabet.text(prompt, self._end)) for prompt in prompts]
-        cuts = iter(self._cuts([text[0].decode() for text in texts if text]))
-        return [self._open(self._begun(next(cuts)), *text) if text else None for text in texts]
+        texts = [self.alphabet.text(prompt, self._end) for prompt in prompts]
+        readable = [_readable(text) for text in texts]
+        cuts = iter(self._cuts([each[0].decode() for each in readable if each]))
+        settled = []
+        for prompt, text, each in zip(prompts, texts, readable, strict=True):
+            ids, in_front = next(cuts) if each else [], self._in_front(text)
+            if not text and all(self.alphabet.spelled(i) == NOTHING for i in prompt):
+                settled.append(self._nothing())
+            elif each is None or not ids:  # no text to cut
+                settled.append((self._first(), 0, self.alphabet.cut(in_front + text)))
+            else:
+                settled.append(self._open(self._begun(ids), in_front + each[0], each[1]))
+        return settled
+
+    def _nothing(self) -> Cut:
+        """Of an empty prompt: a begin of text, and what is in front of every text, where what follows does not have it."""
+        in_front = b"" if self.as_given or self.alphabet.space else self._space
+        return self._first(), 0, self.alphabet.cut(in_front)
 
     def _begun(self, ids: list[int]) -> list[int]:
         return ids if ids[: len(self._leading)] == self._leading else [*self._leading, *ids]
 
-    def _open(self, ids: list[int], whole: bytes | None, rest: bytes) -> Cut | None:
+    def _open(self, ids: list[int], whole: bytes | None, rest: bytes) -> Cut:
         """Tokens of a prompt, those of its end as symbols; `whole` is the text that they are, `rest` what is behind it."""
         kept, tail, symbols = len(ids), b"", self.alphabet.cut(rest)
         while kept and len(ids) - kept < _UNSETTLED:
@@ -114,7 +112,7 @@ class PromptReader:
             if token is None or spelled is None or (whole is not None and not whole.endswith(token + tail)):
                 break  # a special token, or one that the tokenizer changed the text for: it stands as it is
             tail, symbols, kept = token + tail, [*spelled, *symbols], kept - 1
-        return (ids, len(ids) - kept, symbols) if kept else None
+        return (ids, len(ids) - kept, symbols) if kept else (self._first(), 0, symbols)
 
     def _cuts(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []

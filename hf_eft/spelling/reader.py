@@ -75,7 +75,6 @@ class Reader:
         """Free the states."""
         self.states.clear()
         self._answered = []
-        self.prompts.starts.clear()
 
     def read(self, asked: Sequence[Asked]) -> list[list[State]]:
         """The states after every length that is asked for, text by text. What is asked for twice is read once."""

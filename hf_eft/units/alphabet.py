@@ -43,7 +43,8 @@ class UnitAlphabet(Alphabet):
         self._bytes = token_bytes(tokenizer)
         self._units = {text: i for i, text in enumerate(units.texts)}
         self._longest = max(map(len, units.texts))
-        self._space = self._in_front()
+        self.space = self._in_front()
+        self.special = [i for i in tokenizer.get_vocab().values() if i < width and self.spelled(i) is NOTHING]
         texts = [i for i, text in enumerate(self._bytes) if text is not None]
         written = set(units.ids)
         self.longer = torch.tensor([i for i in texts if i not in written and i < width], dtype=torch.long)
@@ -58,14 +59,9 @@ class UnitAlphabet(Alphabet):
 
     def text(self, ids: Sequence[int], end: bytes) -> bytes:
         pieces = self._pieces(ids, end)
-        if pieces and pieces[0][1] is not None and self._space and pieces[0][0].startswith(self._space):
-            pieces[0] = pieces[0][0][len(self._space) :], pieces[0][1]
+        if pieces and pieces[0][1]:
+            pieces[0] = pieces[0][0].removeprefix(self.space), True
         return b"".join(text for text, _ in pieces)
-
-    def symbols(self, ids: Sequence[int], end: bytes) -> list[int]:
-        return [
-            symbol for text, token in self._pieces(ids, end) for symbol in (self.cut(text) if token is None else self.spelled(token))
-        ]
 
     def cut(self, text: bytes) -> list[int]:
         symbols, start = [], 0
@@ -83,17 +79,17 @@ class UnitAlphabet(Alphabet):
         pad = self.tokenizer.pad_token_id
         return pad is not None and pad not in self._ends and len(ids) > 0 and ids[-1] == pad
 
-    def _pieces(self, ids: Sequence[int], end: bytes) -> list[tuple[bytes, int | None]]:
-        """What each id is as text, and the id itself if it is one of text. Special tokens are what they are for: begin, end, other text."""
-        pieces: list[tuple[bytes, int | None]] = []
+    def _pieces(self, ids: Sequence[int], end: bytes) -> list[tuple[bytes, bool]]:
+        """What each id is as text, and whether it is one of text. Special tokens are what they are for: begin, end, other text."""
+        pieces: list[tuple[bytes, bool]] = []
         for i in ids:
             text = self._bytes[i] if i < len(self._bytes) else None
             if text is not None:
-                pieces.append((text, i))
+                pieces.append((text, True))
             elif i in self._ends:
-                pieces.append((end, None))
+                pieces.append((end, False))
             elif i != self.tokenizer.bos_token_id or pieces:  # every member puts its own begin in front of a text
-                pieces.append((self.tokenizer.convert_ids_to_tokens(i).encode(), None))
+                pieces.append((self.tokenizer.convert_ids_to_tokens(i).encode(), False))
         return pieces
 
     def _in_front(self) -> bytes:

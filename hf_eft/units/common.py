@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenizers import models
-
 from ..prompts.pictures import tokenizers_of
-from .cutting import Cut, among_digits, compare_cuts
+from .cutting import Cut, compare_cuts
+from .digits import digit_role
 from .merges import Merge, TokenizerView, view_of
 from .shared import shared_merges
+from .spelling import Merging, Speller
 
 _MARKER = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
-_BYTES = {0xDC80 + k: chr(0x10F080 + k) for k in range(0x80)}  # bytes that are no character: letters that no text has
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,32 +60,56 @@ def common_units(tokenizers: Mapping[str, Any]) -> CommonUnits:
     Raises:
         `ValueError`: If the bytes of a member's tokens are not known, naming it, or nothing can be spelled.
     """
-    views = _views(tokenizers_of(tokenizers))
+    return units_of(views_of(tokenizers))
+
+
+def views_of(tokenizers: Mapping[str, Any]) -> dict[str, TokenizerView]:
+    """
+    A view of each member's tokenizer; members with one tokenizer have one view.
+
+    Raises:
+        `ValueError`: If the bytes of some members' tokens are not known, with the reason by member.
+    """
+    known: dict[Any, TokenizerView] = {}
+    views, unknown = {}, []
+    for name, tokenizer in tokenizers_of(tokenizers).items():
+        told = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else ""
+        key = (told or id(tokenizer), *sorted(tokenizer.all_special_ids))
+        try:
+            if key not in known:
+                known[key] = view_of(tokenizer, told)
+            views[name] = known[key]
+        except ValueError as error:
+            unknown.append(f"{name!r}: {error}")
+    if unknown:
+        raise ValueError(f"The bytes of tokens are not known of all members. {' '.join(unknown)}")
+    return views
+
+
+def units_of(views: Mapping[str, TokenizerView]) -> CommonUnits:
+    """[`common_units`] of members whose tokenizers were looked at."""
     distinct = list(dict.fromkeys(views.values()))
     names = [next(name for name, view in views.items() if view is each) for each in distinct]
     if len({view.content for view in distinct}) == 1:
         return _same(views)
     cut = compare_cuts(distinct, names)
     why = _unproved(distinct, names, cut)
-    single, multi = _letters(distinct)
-    letters = single | multi
-    by_digit = cut.kind == "digits"
-    merges = shared_merges(
-        distinct,
-        letters,
-        apart=lambda token: by_digit and among_digits(token) == "apart",
-        wanted=lambda token: not (by_digit and among_digits(token)) and (not why or _is_whole(token, distinct)),
-    )
+    letters = _letters(distinct)
+    if cut.kind == "digits":
+        merges, made, speller = _shared_beside_digits(distinct, letters)
+    else:
+        merges = shared_merges(distinct, letters, lambda token: not why or _is_whole(token, distinct))
+        made, speller = {left + right for left, right in merges}, lambda places: Speller(places, Merging(letters, merges))
     base = distinct[0]
-    units = letters | {left + right: base.made[left + right] for left, right in merges}
+    units = letters | {text: base.made[text] for text in made}
     units |= {text: base.names[text.decode()] for text in _added_by_all(distinct)}
     ordered = sorted(units.items(), key=lambda unit: unit[1])
-    speller = _Speller({text: k for k, (text, _) in enumerate(ordered)}, letters, multi, merges)
-    spelled = {view: speller.spell(view) for view in distinct}
+    spell = speller({text: k for k, (text, _) in enumerate(ordered)})
+    spelled = {view: [spell(text) if text else None for text in view.tokens] for view in distinct}
     for name, view in zip(names, distinct, strict=True):
         if not any(spelled[view]):
             raise ValueError(f"The base {names[0]!r} has no tokens that those of the member {name!r} are made of.")
-    kind, reason = _said(spelled, names, cut, why, merges)
+    kind, reason = _said(spelled, names, cut, why, len(merges))
     return CommonUnits(
         tuple(i for _, i in ordered),
         tuple(text for text, _ in ordered),
@@ -96,20 +120,32 @@ def common_units(tokenizers: Mapping[str, Any]) -> CommonUnits:
     )
 
 
-def _views(tokenizers: Mapping[str, Any]) -> dict[str, TokenizerView]:
-    """A view of each; members with one tokenizer have one view."""
-    known: dict[Any, TokenizerView] = {}
-    views = {}
-    for name, tokenizer in tokenizers.items():
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        key = (backend.to_str() if backend else id(tokenizer), *sorted(tokenizer.all_special_ids))
-        if key not in known:
-            try:
-                known[key] = view_of(tokenizer)
-            except ValueError as error:
-                raise ValueError(f"The tokens of the member {name!r} cannot be compared: {error}") from error
-        views[name] = known[key]
-    return views
+def _shared_beside_digits(
+    views: Sequence[TokenizerView], letters: Mapping[bytes, int]
+) -> tuple[list[Merge], set[bytes], Callable[[Mapping[bytes, int]], Speller]]:
+    """
+    The merges that members share, the tokens of these that are units, and what spells, where members cut digits differently.
+
+    Pieces without digits are the same to all, so what is shared there is as ever. Pieces of digits are of several in one member and of one
+    in another. There only merges within one digit can be units, and tokens that reach across come between these like any other; those of
+    whole digits do not, as they begin and end where digits do. A token that is made in both kinds of pieces can only be a unit if it is one
+    in both, else its parts are: what all make of the bytes of a text may be made of more units than need be.
+    """
+    role = functools.cache(digit_role)  # as every token is asked for several times
+    elsewhere = shared_merges(views, letters, *[lambda token: not role(token)[1]] * 2)
+    within = shared_merges(
+        views,
+        letters,
+        lambda token: role(token)[0] == "within",
+        lambda token: role(token)[0] in ("within", "across"),
+    )
+    others = {left + right for left, right in elsewhere if role(left + right)[0] in ("elsewhere", "never")}
+    merging, digits = Merging(letters, elsewhere), Merging(letters, within)
+    return (
+        elsewhere,
+        others | {left + right for left, right in within},
+        lambda places: Speller(places, merging, digits, lambda text: role(text)[1]),
+    )
 
 
 def _same(views: Mapping[str, TokenizerView]) -> CommonUnits:
@@ -156,7 +192,7 @@ def _unproved(views: Sequence[TokenizerView], names: Sequence[str], cut: Cut) ->
     return ""
 
 
-def _letters(views: Sequence[TokenizerView]) -> tuple[dict[bytes, int], dict[bytes, int]]:
+def _letters(views: Sequence[TokenizerView]) -> dict[bytes, int]:
     """The base's ids of bytes, and of characters of several bytes that are units: which all have, or the base has no bytes for."""
     base = views[0]
     single = {text: i for text, i in {**base.fallback, **base.letters}.items() if len(text) == 1}
@@ -165,7 +201,7 @@ def _letters(views: Sequence[TokenizerView]) -> tuple[dict[bytes, int], dict[byt
         for text, i in base.letters.items()
         if len(text) > 1 and (all(text in view.letters for view in views) or not all(bytes([b]) in single for b in text))
     }
-    return single, multi
+    return single | multi
 
 
 def _is_whole(token: bytes, views: Sequence[TokenizerView]) -> bool:
@@ -184,45 +220,12 @@ def _added_by_all(views: Sequence[TokenizerView]) -> list[bytes]:
     return [text.encode() for text in alike if all(view.tokens[view.names[text]] == text.encode() for view in views)]
 
 
-class _Speller:
-    """What shared merges make of the bytes of a token."""
-
-    def __init__(
-        self, places: Mapping[bytes, int], letters: Mapping[bytes, int], multi: Mapping[bytes, int], merges: Sequence[Merge]
-    ) -> None:
-        self._places = places
-        self._letters = {text.decode() for text in multi}
-        vocab = {self._name(text): places[text] for text in [*letters, *(left + right for left, right in merges)]}
-        self._merging = models.BPE(vocab=vocab, merges=[(self._name(left), self._name(right)) for left, right in merges])
-
-    def _name(self, text: bytes) -> str:
-        """A letter for each character that is a unit, and for each byte of all others."""
-        if text.isascii():
-            return text.decode()
-        letters = text.decode("utf-8", "surrogateescape")
-        return "".join(
-            letter if letter in self._letters else letter.encode("utf-8", "surrogateescape").decode("ascii", "surrogateescape")
-            for letter in letters
-        ).translate(_BYTES)
-
-    def spell(self, view: TokenizerView) -> list[tuple[int, ...] | None]:
-        return [self._spell(text) if text else None for text in view.tokens]
-
-    def _spell(self, text: bytes) -> tuple[int, ...] | None:
-        if text in self._places:
-            return (self._places[text],)
-        name = self._name(text)
-        made = self._merging.tokenize(name)
-        # What is no unit is left out without a word.
-        return tuple(token.id for token in made) if sum(len(token.value) for token in made) == len(name) else None
-
-
 def _said(
     spelled: Mapping[TokenizerView, Sequence[tuple[int, ...] | None]],
     names: Sequence[str],
     cut: Cut,
     why: str,
-    merges: Sequence[Merge],
+    shared: int,
 ) -> tuple[Literal["contained", "shared merges", "digits", "general"], str]:
     """The kind, and the reason in words."""
     if why:
@@ -239,12 +242,12 @@ def _said(
     if cut.kind == "digits":
         finer = _listed([names[k] for k in cut.by_one]) or "no member"
         return "digits", (
-            f"{_listed(names)} share {len(merges)} merges and cut texts alike but for digits, which {finer} reads one by one, "
+            f"{_listed(names)} share {shared} merges and cut texts alike but for digits, which {finer} reads one by one, "
             f"as units have them{which}"
         )
     if contained:
         return "contained", f"every token of {_listed(names)} is made of tokens of {contained[0]!r}{which}"
-    return "shared merges", f"{_listed(names)} cut texts alike and share {len(merges)} merges{which}"
+    return "shared merges", f"{_listed(names)} cut texts alike and share {shared} merges{which}"
 
 
 def _listed(names: Sequence[str]) -> str:

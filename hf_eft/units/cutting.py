@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
-
-from tokenizers import Regex, pre_tokenizers
 
 from .merges import TokenizerView
 
@@ -95,48 +92,3 @@ def takes_no_digit(pattern: str) -> bool:
         return False
     rest = _TIMES.sub("", re.sub(r"\(\?i?:", "(", rest))
     return re.fullmatch(r"[()|]*(?:[^\\\[\].^$0-9][()|]*)*", rest) is not None and not any(map(str.isnumeric, rest))
-
-
-class _Numerals(NamedTuple):
-    characters: frozenset[str]
-    heads: frozenset[bytes]  # the bytes that their first bytes are
-    tails: frozenset[bytes]
-
-
-@functools.cache
-def _numerals() -> _Numerals:
-    """The characters of `\\p{N}` as the `tokenizers` library knows them."""
-    every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
-    runs = pre_tokenizers.Split(Regex(r"[^\p{N}]+"), "removed").pre_tokenize_str(every)
-    characters = frozenset(letter for run, _ in runs for letter in run)
-    spelled = [letter.encode() for letter in characters]
-    heads = frozenset(text[:k] for text in spelled for k in range(1, len(text)))
-    return _Numerals(characters, heads, frozenset(text[k:] for text in spelled for k in range(1, len(text))))
-
-
-def among_digits(token: bytes) -> Literal["apart", "across"] | None:
-    r"""
-    What a token is where digits are taken apart, one by one in one tokenizer and several at a time in another.
-
-    Returns:
-        `"apart"` for several digits, which are made of whole digits and so take nothing from other merges, and for digits together with
-        other characters, which are never made, since pieces have either. `"across"` for a token that could reach from the bytes of one
-        digit into those of the next. `None` for all others: they are made alike everywhere.
-    """
-    if token.isascii():
-        return "apart" if len(token) > 1 and any(0x30 <= byte < 0x3A for byte in token) else None
-    head = len(token) - len(token.lstrip(bytes(range(0x80, 0xC0))))
-    whole = token[head:].decode("utf-8", "ignore")
-    tail = token[head + len(whole.encode()) :]
-    if token[head : len(token) - len(tail)] != whole.encode():
-        return "apart"  # no part of a text
-    numerals = _numerals()
-    open_ends = (not head or token[:head] in numerals.tails) and (not tail or tail in numerals.heads)
-    digits = [letter in numerals.characters for letter in whole]
-    if not any(digits):
-        return "across" if head and tail and not digits and open_ends else None
-    if not all(digits):
-        return "apart"
-    if head or tail:
-        return "across" if open_ends else "apart"
-    return "apart" if len(digits) > 1 else None

@@ -62,12 +62,13 @@ class TokenizerView:
         return self.letters.keys() | self.fallback.keys() >= _OF_TEXTS
 
 
-def view_of(tokenizer: Any) -> TokenizerView:
+def view_of(tokenizer: Any, told: str = "") -> TokenizerView:
     r"""
     Look at a tokenizer.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): One whose tokens' bytes are known.
+        told (`str`, *optional*): What its backend tells of itself, if that was asked for already.
 
     Raises:
         `ValueError`: If they are not.
@@ -77,13 +78,13 @@ def view_of(tokenizer: Any) -> TokenizerView:
         kind = type(tokenizer).__name__
         return TokenizerView(kind, kind, [], [], tokens, names, _characters(tokens, ()), lambda text: [text])
     backend = tokenizer.backend_tokenizer
-    told = json.loads(backend.to_str())
-    model = told["model"]
-    apart = {token["id"]: token for token in told["added_tokens"]}
+    parts = json.loads(told or backend.to_str())
+    model = parts["model"]
+    apart = {token["id"]: token for token in parts["added_tokens"]}
     shared: dict[str, Any] = {
-        "content": _content(told),
-        "normalizer": steps(told["normalizer"], "normalizers"),
-        "pre_tokenizer": steps(told["pre_tokenizer"], "pretokenizers"),
+        "content": _content(parts),
+        "normalizer": steps(parts["normalizer"], "normalizers"),
+        "pre_tokenizer": steps(parts["pre_tokenizer"], "pretokenizers"),
         "tokens": tokens,
         "names": names,
         "cut": _cutter(backend),
@@ -95,7 +96,7 @@ def view_of(tokenizer: Any) -> TokenizerView:
     if model["type"] != "BPE":
         bytes_of = [i for name, i in names.items() if model.get("byte_fallback") and _FALLBACK.fullmatch(name)]
         return TokenizerView(model["type"], letters=_characters(tokens, bytes_of), **shared)
-    text = {name: spelled for name, i in model["vocab"].items() if i not in apart and (spelled := tokens[i]) is not None}
+    text = {name: spelled for name, i in model["vocab"].items() if (spelled := tokens[i]) is not None}
     fallback = {name for name in text if _FALLBACK.fullmatch(name)} if model["byte_fallback"] else set()
     letters = {spelled: names[name] for name, spelled in text.items() if len(name) == 1}
     view = TokenizerView(

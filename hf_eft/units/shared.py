@@ -11,8 +11,8 @@ from .merges import Merge, TokenizerView
 def shared_merges(
     views: Sequence[TokenizerView],
     letters: Collection[bytes],
-    apart: Callable[[bytes], bool],
-    wanted: Callable[[bytes], bool],
+    wanted: Callable[[bytes], bool] = lambda token: True,
+    rival: Callable[[bytes], bool] = lambda token: True,
 ) -> list[Merge]:
     r"""
     The merges of a BPE whose tokens every one of these tokenizers' tokens are made of, in every text that all cut alike.
@@ -33,22 +33,26 @@ def shared_merges(
     Args:
         views (`Sequence[TokenizerView]`): The tokenizers.
         letters (`Collection[bytes]`): What merging starts from.
-        apart (`Callable`): Tokens that need not be looked at, since they are made of what no shared merge touches, or never made.
-        wanted (`Callable`): Which of the tokens that all could make alike may be shared.
+        wanted (`Callable`): Which of the tokens that all make alike may be shared.
+        rival (`Callable`): Which tokens can come between: those that are ever made in the pieces of text that are meant.
 
     Returns:
-        `list[tuple[bytes, bytes]]`: The merges, in the order in which they are done.
+        `list[tuple[bytes, bytes]]`: The merges, in the order in which they are done: that of the first tokenizer.
     """
-    ranked = [{left + right: (rank, (left, right)) for rank, (left, right) in enumerate(view.merges)} for view in views]
-    found = []  # (latest rank, token, merge)
-    for token, (_, pair) in ranked[0].items():
-        others = [each.get(token, (0, None)) for each in ranked]
-        if all(other == pair for _, other in others) and wanted(token):
-            found.append((max(rank for rank, _ in others), token, pair))
-    found.sort()  # so that the parts of a token come before it
-    rivals = [_Rivals(view, letters, {pair[0] for *_, pair in found}, {pair[1] for *_, pair in found}, apart) for view in views]
-    taken, shared = set(letters), []
-    for _, token, (left, right) in found:
+    lists = [[pair for pair in view.merges if rival(pair[0] + pair[1])] for view in views]
+    early = [[token for token in (*view.letters, *view.irregular) if len(token) > 1 and token not in letters] for view in views]
+    beginning = 0 if any(early) else _common_beginning(lists, wanted)
+    shared = lists[0][:beginning]  # nothing else was merged before them
+    taken = {*letters, *(left + right for left, right in shared)}
+    ranked = [{left + right: (rank, (left, right)) for rank, (left, right) in enumerate(pairs[beginning:])} for pairs in lists]
+    pairs = {
+        token: pair
+        for token, (_, pair) in ranked[0].items()
+        if wanted(token) and all(each.get(token, (0, None))[1] == pair for each in ranked)
+    }  # in the base's order, in which the parts of a token come before it
+    lefts, rights = {left for left, _ in pairs.values()}, {right for _, right in pairs.values()}
+    rivals = [_Rivals(first, list(ranks), lefts, rights) for first, ranks in zip(early, ranked, strict=True)]
+    for token, (left, right) in pairs.items():
         if {left, right} <= taken and not any(
             other.before(left, right, ranks[token][0], taken) for other, ranks in zip(rivals, ranked, strict=True)
         ):
@@ -57,24 +61,31 @@ def shared_merges(
     return shared
 
 
+def _common_beginning(lists: Sequence[Sequence[Merge]], wanted: Callable[[bytes], bool]) -> int:
+    """How many merges are the same in all lists from the start on, and wanted."""
+    for k, pairs in enumerate(zip(*lists, strict=False)):
+        if any(pair != pairs[0] for pair in pairs) or not wanted(pairs[0][0] + pairs[0][1]):
+            return k
+    return min(map(len, lists))
+
+
 class _Rivals:
-    """The tokens of a tokenizer that are longer than a part of a merge and end, or begin, as it does, by rank."""
+    r"""
+    The tokens of a tokenizer that are longer than a part of a merge and end, or begin, as it does, by rank.
+
+    Args:
+        early (`Sequence[bytes]`): Tokens that can be there before any merge: characters that others write in bytes, and what is made out of
+            turn.
+        ranked (`Sequence[bytes]`): Those that are merged, by rank.
+        lefts, rights (`Collection[bytes]`): The parts of merges that will be asked for.
+    """
 
     def __init__(
-        self,
-        view: TokenizerView,
-        letters: Collection[bytes],
-        lefts: Collection[bytes],
-        rights: Collection[bytes],
-        apart: Callable[[bytes], bool],
+        self, early: Sequence[bytes], ranked: Sequence[bytes], lefts: Collection[bytes], rights: Collection[bytes]
     ) -> None:
         self._ending: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
         self._beginning: dict[bytes, list[tuple[int, bytes]]] = defaultdict(list)
-        # Characters that are there from the start, and what is made out of turn, are there before every merge.
-        early = [(-1, token) for token in (*view.letters, *view.irregular) if len(token) > 1 and token not in letters]
-        for rank, token in [*early, *enumerate(left + right for left, right in view.merges)]:
-            if apart(token):
-                continue
+        for rank, token in [*((-1, token) for token in early), *enumerate(ranked)]:
             for k in range(1, len(token)):
                 if token[k:] in lefts:
                     self._ending[token[k:]].append((rank, token))

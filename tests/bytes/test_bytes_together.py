@@ -67,3 +67,13 @@ def test_texts_that_go_on_from_one_another_share_their_beginning(family: str) ->
     for context, text in ends:
         same(context, covers, text)
     same(read(covers, [first], [[4]])[0], covers, [3, 4, 5, 4])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_were_read_apart_go_on_together(family: str) -> None:
+    covers = covers_of(family)
+    texts = [[3, 4, 5, 3, 4, 4, 5, 3], [4], [5, 5, 3]]
+    apart = [read(covers, [None], [text])[0] for text in texts]
+    more = read(covers, apart, [[5], [3], [4]])
+    for context, text, token in zip(more, texts, (5, 3, 4), strict=True):
+        same(context, covers, [*text, token])

@@ -11,7 +11,6 @@ from transformers import QuantizedCache, StaticCache
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.bytes import ByteLevelModel
 from hf_eft.bytes.tokens import ByteTokenizer, token_bytes
-from hf_eft.hub.compatibility import check_members
 
 TEXTS = ["Hello", "Of course!  Two\n\nlines, 3500 a month.", "naïve Ω 日本 🙂", "a", "tab\tand\r\n"]
 
@@ -116,10 +115,3 @@ def test_refusals() -> None:
     headless.bos_token = headless.eos_token = None
     with pytest.raises(ValueError, match="no begin and no end"):
         ByteLevelModel(small, headless)(**inputs)
-
-
-def test_the_check_says_that_bytes_are_possible() -> None:
-    findings = check_members({"base": str(tiny.path("base")), "tuned": str(tiny.path("second_tuned"))})
-    by_subject = {finding.subject: finding for finding in findings}
-    assert by_subject["vocabulary"].level == "refused"
-    assert by_subject["bytes"].level == "note" and "can be combined byte by byte" in by_subject["bytes"].text

@@ -21,6 +21,7 @@ from hf_eft.decoding.speculative.schedule import Automatic
 # The distribution -----------------------------------------------------------------------------------------------------
 
 TINY, STEPS = 6, 3
+ROWS = 640  # a call of so small a model takes little longer for many rows
 
 
 def tiny_vocabulary() -> EFTForCausalLM:
@@ -81,7 +82,7 @@ def excess(rows: int, samples: int, block: int | None, who: str = "tuned", patch
 @pytest.mark.parametrize(
     "rows, samples",
     [
-        (64, 64 * 700),
+        (ROWS, ROWS * 70),
         pytest.param(4, 20_000, marks=pytest.mark.nightly),
         pytest.param(1, 20_000, marks=pytest.mark.nightly),
     ],
@@ -92,17 +93,17 @@ def test_reject_samples_from_the_combination(rows: int, samples: int, block: int
 
 
 def test_reject_with_an_outsider_samples_from_the_combination() -> None:
-    assert excess(64, 64 * 300, 2, who="outsider") < 4
+    assert excess(ROWS, ROWS * 30, 2, who="outsider") < 4
 
 
 def test_reject_with_the_small_combination_samples_from_the_combination() -> None:
-    assert excess(64, 64 * 300, 2, who="small_combination") < 4
+    assert excess(ROWS, ROWS * 30, 2, who="small_combination") < 4
 
 
 def test_reject_with_drafters_that_take_turns_samples_from_the_combination(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = [(0, 1), (1, 2), (1, 1), (0, 0)]
     monkeypatch.setattr(Automatic, "next", lambda schedule, rows: turns[schedule.rounds % len(turns)])
-    assert excess(64, 64 * 300, None) < 4
+    assert excess(ROWS, ROWS * 30, None) < 4
 
 
 @pytest.mark.nightly
@@ -118,7 +119,7 @@ def test_a_planted_bias_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return accept_ratio(drafted, draft * 0.85, target)
 
     monkeypatch.setattr(scoring, "accept_ratio", too_kind)
-    assert excess(64, 64 * 700, 2) > 8
+    assert excess(ROWS, ROWS * 70, 2) > 8
 
 
 def test_the_rejected_token_s_replacement_matters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,7 @@ def test_the_rejected_token_s_replacement_matters(monkeypatch: pytest.MonkeyPatc
         return kept, torch.multinomial(target[torch.arange(len(kept)), at], 1).squeeze(1)
 
     monkeypatch.setattr(scoring, "accept_ratio", no_residual)
-    assert excess(64, 64 * 700, 2) > 8
+    assert excess(ROWS, ROWS * 70, 2) > 8
 
 
 # The noise ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hf_eft.members.releases import cache_of
 POOL = [*RECURRENT, "llama", "mistral", "lfm2", "gpt2"]
 
 
-@pytest.mark.parametrize("start", range(0, 100, 25))
+@pytest.mark.parametrize("start", [0, 25, *(pytest.param(start, marks=pytest.mark.nightly) for start in (50, 75))])
 def test_random_cases_give_the_tokens_of_plain_decoding(start: int) -> None:
     for number in range(start, start + 25):
         model, inputs, options, how = random_case(number, POOL, rows=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import thinking
 import torch
 from adapted import PEFT_SAYS
 from families import PAD, build, lora
-from skipped import OPTIONS, RECIPES, counted, model
+from skipped import OPTIONS, RECIPES, counted, in_doubt, model
 from thinking import prompts
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hf_eft import Combination, EFTForCausalLM, Rule, Skipping, Truncation
+from hf_eft.members.checks import Finite
 from hf_eft.members.releases import CACHE, cache_of
 
 pytestmark = PEFT_SAYS
@@ -140,6 +142,28 @@ def test_a_rule_that_reads_members_has_these_run() -> None:
     combined = model(Combination.emulate(alpha=Rule.of(agreed, reads=["base", "tuned"])))
     expected, got = both(combined, prompts(1))
     assert got.tolist() == expected.tolist() and combined.skipping.forwards["tuned"] == 20
+
+
+@pytest.mark.parametrize("recipe", ["rule", "truncation"])
+def test_what_a_member_says_is_looked_at_once(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, looked = [], Counter[str]()
+
+    def noted(log_probs: Any) -> torch.Tensor:
+        asked.append(len(log_probs))
+        return in_doubt(log_probs)
+
+    class Noted(Finite):
+        def __init__(self, logits: Any, attention_mask: Any) -> None:
+            looked.update(list(logits))
+            super().__init__(logits, attention_mask)
+
+    monkeypatch.setattr("hf_eft.members.members.Finite", Noted)
+    rule = Combination.emulate(alpha=Rule.of(noted, reads=["base"]))
+    combined = model(rule if recipe == "rule" else RECIPES[recipe])
+    combined.generate(**prompts(1), **OPTIONS, skipping=True)
+    forwards = combined.skipping.forwards
+    assert 0 < forwards["tuned"] < forwards["base"] and looked == forwards
+    assert len(asked) == (forwards["base"] if recipe == "rule" else 0)
 
 
 def test_a_phase_that_must_end_needs_nobody() -> None:

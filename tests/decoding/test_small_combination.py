@@ -29,7 +29,15 @@ RECIPES: list[Combination] = [
 ]
 
 
-@pytest.mark.parametrize("pool, start", [*((ROLLING, start) for start in range(0, 75, 25)), ([*RECURRENT, "llama"], 100)])
+@pytest.mark.parametrize(
+    "pool, start",
+    [
+        (ROLLING, 0),
+        pytest.param(ROLLING, 25, marks=pytest.mark.nightly),
+        pytest.param(ROLLING, 50, marks=pytest.mark.nightly),
+        ([*RECURRENT, "llama"], 100),
+    ],
+)
 def test_random_cases_give_the_tokens_of_plain_decoding(pool: list[str], start: int) -> None:
     for number in range(start, start + 25):
         rng = random.Random(number)

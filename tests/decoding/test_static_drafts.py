@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from families import PAD, prompts
+from families import PAD, build, prompts
 from random_cases import double, random_case
 from transformers import CompileConfig, StaticCache
 
@@ -19,7 +20,7 @@ from hf_eft.members.ragged import RaggedLayer, why_not
 from hf_eft.members.releases import cache_of
 
 POOL = ("llama", "qwen3", "mistral", "gemma3", "gpt2", "opt", "gpt_neox", "mixtral")
-CASES, CHUNK = 150, 25
+DAILY, CASES, CHUNK = 75, 150, 25
 STATIC: dict[str, Any] = {"cache_implementation": "static"}
 
 
@@ -30,11 +31,20 @@ def compiled() -> dict[str, Any]:
     return {**STATIC, "compile_config": config}
 
 
-def model_of(*families: str, **kwargs: Any) -> EFTForCausalLM:
-    return EFTForCausalLM.from_models(*(double(family, seed) for seed, family in enumerate(families)), **kwargs)
+@functools.cache
+def shallow(family: str, seed: int) -> Any:
+    """Of one layer: what a graph takes to be made goes by the layers."""
+    return build(family, seed, **{"gpt2": {"n_layer": 1}}.get(family, {"num_hidden_layers": 1})).double()
 
 
-@pytest.mark.parametrize("start", range(0, CASES, CHUNK))
+def model_of(*families: str, make: Any = double, **kwargs: Any) -> EFTForCausalLM:
+    return EFTForCausalLM.from_models(*(make(family, seed) for seed, family in enumerate(families)), **kwargs)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(start, marks=[pytest.mark.nightly] if start >= DAILY else []) for start in range(0, CASES, CHUNK)],
+)
 def test_random_cases_give_the_tokens_of_plain_decoding(start: int) -> None:
     for number in range(start, start + CHUNK):
         model, inputs, options, how = random_case(number, pool=POOL)
@@ -47,7 +57,7 @@ def test_random_cases_give_the_tokens_of_plain_decoding(start: int) -> None:
 def test_a_call_is_compiled_once(drafter: str) -> None:
     """Whatever blocks calls take: a graph that drafts, and one that looks at a block of any length."""
     torch.compiler.reset()
-    model = model_of("llama", "gpt2", "gpt_neox", alpha=0.4)
+    model = model_of("llama", "gpt2", "gpt_neox", make=shallow, alpha=0.4)
     draft: dict[str, Any] = {"assistant_model": model.tuned if drafter == "tuned" else model.small_combination}
     inputs, graphs = prompts("left"), []
     for tokens, block in ((30, 3), (30, 5), (22, 2), (30, 16), (30, None)):  # the last is chosen on the way
@@ -64,7 +74,7 @@ def test_a_call_is_compiled_once(drafter: str) -> None:
 def test_what_processors_say_is_not_compiled() -> None:
     """A graph that reads a token, one that reads a block; and what is not greedy chooses outside of them."""
     torch.compiler.reset()
-    model = model_of("llama", "gpt2", "gpt_neox", alpha=0.4)
+    model = model_of("llama", "gpt2", "gpt_neox", make=shallow, alpha=0.4)
     draft: dict[str, Any] = {"assistant_model": model.tuned, "num_assistant_tokens": 3, "max_new_tokens": 20}
     for options in ({"repetition_penalty": 1.4}, {"do_sample": True, "coupling": "match", "seed": 1}):
         torch._dynamo.utils.counters.clear()
@@ -88,7 +98,7 @@ def test_a_block_is_looked_at_once(states: dict[str, Any], monkeypatch: pytest.M
 
 @pytest.mark.parametrize("how", ["member", "small", "outsider", "seed"])
 def test_prompts_of_members_own_with_strengths_by_row(how: str) -> None:
-    model = model_of("llama", "gpt2", "mistral")
+    model = model_of("llama", "gpt2", "mistral", make=shallow)
     inputs = dict(prompts("left"))
     own = {
         "tuned": {
@@ -98,7 +108,7 @@ def test_prompts_of_members_own_with_strengths_by_row(how: str) -> None:
     }
     options: dict[str, Any] = {"max_new_tokens": 12, "member_inputs": own}
     options["coefficients"] = torch.tensor([[1.0, 0.4, -0.4], [1.0, 1.1, -1.1], [1.0, -0.3, 0.3]])
-    drafter = {"member": model.tuned, "small": model.small_combination, "outsider": double("llama", 7)}
+    drafter = {"member": model.tuned, "small": model.small_combination, "outsider": shallow("llama", 7)}
     extra: dict[str, Any] = {"do_sample": True, "coupling": "match", "seed": 4} if how == "seed" else {}
     expected = model.generate(**inputs, **options, **extra)
     for states in (STATIC, compiled()):

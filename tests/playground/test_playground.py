@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from browser import missing, opened
-from serve_playground import SCENARIOS
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.playground.dials import dials_of
@@ -153,16 +152,16 @@ def test_without_gradio_it_says_what_to_install(model: EFTForCausalLM, family: A
 
 
 class Served:
-    """Playgrounds in a process of their own, at free ports, for a `with` block: an address for each scenario."""
+    """Playgrounds in a process of their own, at free ports, for a `with` block: an address for each scenario that is wanted."""
 
-    def __init__(self) -> None:
-        probes = [socket.create_server(("127.0.0.1", 0)) for _ in SCENARIOS]
+    def __init__(self, *scenarios: str) -> None:
+        probes = [socket.create_server(("127.0.0.1", 0)) for _ in scenarios]
         ports = [probe.getsockname()[1] for probe in probes]
         for probe in probes:
             probe.close()
-        self.at = {scenario: f"http://127.0.0.1:{port}/" for scenario, port in zip(SCENARIOS, ports, strict=True)}
+        self.at = {scenario: f"http://127.0.0.1:{port}/" for scenario, port in zip(scenarios, ports, strict=True)}
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "serve_playground.py"), *map(str, ports)],
+            [sys.executable, str(ROOT / "tests" / "serve_playground.py"), *itertools.chain(*zip(scenarios, map(str, ports), strict=True))],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.says("ready", 300)
@@ -189,7 +188,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with Served() as served:
+    with Served("three", "several", "endless") as served:
         yield served
 
 

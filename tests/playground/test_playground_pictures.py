@@ -42,7 +42,7 @@ def test_the_page_shows_a_picture_and_what_was_made_of_it(tmp_path: Path) -> Non
     file = tmp_path / "picture.png"
     picture(1, (64, 32)).save(file)
     said = expected(picture(1, (64, 32)))
-    with Served() as served, opened(served.at["pictures"], viewport={"width": 1280, "height": 1500}) as (tab, watch):
+    with Served("pictures") as served, opened(served.at["pictures"], viewport={"width": 1280, "height": 1500}) as (tab, watch):
         tab.set_input_files("#picture input[type=file]", file)
         tab.wait_for_selector("#picture img")
         say(tab, QUESTION)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+
 from mutations import ROOT, faults
+
+
+def test_every_planted_fault_is_other_code_that_runs() -> None:
+    """One that is no Python fails in every test, or in none, whatever they hold."""
+    for fault in faults():
+        if fault.file.endswith(".py"):
+            code = (ROOT / "hf_eft" / fault.file).read_text()
+            ast.parse(code.replace(fault.code, fault.planted), fault.name)
+        assert fault.code != fault.planted, fault.name
 
 
 def test_every_planted_fault_finds_its_line() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ruling import RULES
 
 from hf_eft import Combination, Confidence, Divergence, Entropy, Gate, KLConstrained, Rule, Truncation
-from hf_eft.recipe.combine import combine, filled
+from hf_eft.recipe.combine import by_rule, combine, filled
 from hf_eft.recipe.rules import measures
 
 NAMES = ("base", "tuned", "reference")
@@ -57,8 +57,10 @@ def test_each_rule_is_its_formula(which: str, cut: float) -> None:
 def test_a_combination_by_rule_is_that_of_the_number_that_it_says(which: str) -> None:
     rule, says = RULES[which]
     values = logits(7, 2, 3, 9)
-    combined = combine(values, Combination.emulate(alpha=rule))
-    rows = filled(values, Combination.emulate(alpha=rule), torch.full((1, 3, 3), torch.nan))
+    recipe = Combination.emulate(alpha=rule)
+    combined, spoken = combine(values, recipe), by_rule(values, recipe)
+    assert torch.equal(combine(values, recipe, said=spoken), combined)
+    rows = filled(torch.full((1, 3, 3), torch.nan), list(values), spoken)
     for row in range(2):
         for place in range(3):
             alpha = says(said(values, row, place))
@@ -146,13 +148,13 @@ def test_what_rules_out_is_ruled_out_and_what_has_no_say_is_not() -> None:
 def test_nan_in_rows_is_the_rule_and_a_number_is_itself() -> None:
     values, nan = logits(2, 3, 2, 6), math.nan
     recipe = Combination.emulate(alpha=RULES["entropy"][0])
-    by_rule, plain = combine(values, recipe), combine(values, Combination.emulate(alpha=0.3))
+    ruled, plain = combine(values, recipe), combine(values, Combination.emulate(alpha=0.3))
     rows = torch.tensor([[1, nan, nan], [1, 0.3, -0.3], [1, nan, nan]])
     got = combine(values, recipe, rows)
-    for row, expected in enumerate((by_rule, plain, by_rule)):
+    for row, expected in enumerate((ruled, plain, ruled)):
         torch.testing.assert_close(got[row], expected[row])
     got = combine(values, recipe, torch.stack([rows[0], rows[1]])[None])  # (1, positions, members)
-    for place, expected in enumerate((by_rule, plain)):
+    for place, expected in enumerate((ruled, plain)):
         torch.testing.assert_close(got[:, place], expected[:, place])
     assert combine(values, recipe, dtype=torch.float64).dtype == torch.float64
 

@@ -15,7 +15,8 @@ class Skipping:
     needed again.
 
     Without arguments a member is left out only where that is proved, under greedy decoding, sampling and beams alike: its coefficient is 0
-    in every row, or the truncation by the base leaves one token, or the end of a phase is certain. The other two cases are for greedy
+    in every row, or a rule that reads the base alone says so, or the truncation by the base leaves one token, or the end of a phase is
+    certain. The other two cases are for greedy
     decoding, where the base leads by more than the other members can make up for; `bound` and `recent` exclude each other.
 
     Args:
@@ -93,7 +94,8 @@ class Report:
         steps (`int`): How often the first member was run: once for the prompt, and for every token but the last.
         forwards (`dict[str, int]`): By distinct member, how often it was run.
         skipped (`dict[str, dict[str, int]]`):
-            By member, in how many steps it was left out, and why: `"coefficients"`, `"certain"`, `"truncation"`, `"bound"` or `"recent"`.
+            By member, in how many steps it was left out, and why: `"coefficients"`, `"certain"`, `"rule"`, `"truncation"`, `"bound"` or
+            `"recent"`.
         blocks (`dict[str, list[int]]`): By member, how many tokens that it had missed it read before others, each time.
     """
 

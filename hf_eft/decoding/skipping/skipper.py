@@ -11,7 +11,7 @@ import torch
 from ...members.cache import EFTCache
 from ...members.members import Members
 from ...recipe.combination import BASE, Combination
-from ...recipe.combine import combine, filled
+from ...recipe.combine import by_rule, combine, filled
 from .leads import lead, moved, one_left
 from .options import Report, Skipping
 
@@ -67,23 +67,26 @@ class Skipper:
         by_base = bool(ruled) and ruled <= {main}
         asks_base = bool(rest) and (self.asked.by_lead or by_base or self._truncation_of(members) is not None)
         outputs = self._run(members, [main] if asks_base else [main, *rest], given)
+        logits = members.logits(outputs, given["attention_mask"])
+        said: dict[str, torch.Tensor] | None = None  # by rules that read what is known already
         if asks_base:
-            logits = self._of_all(members, members.logits(outputs, given["attention_mask"]))
             if by_base:
-                strengths = filled(logits, self.combination, strengths)
+                said = by_rule(self._of_all(members, logits), self.combination)
+                strengths = filled(strengths, members.names, said)
                 why |= {name: "rule" for name in rest if self._is_silent(members, name, strengths, over)}
                 rest = [name for name in rest if name not in why]
             if rest and (reason := self._decided(members, logits[main], strengths, over)) is not None:
                 why |= dict.fromkeys(rest, reason)
             elif rest:
-                outputs |= self._run(members, rest, given)
+                more = self._run(members, rest, given)
+                theirs = {name: output.logits.to(logits[main].device) for name, output in more.items()}
+                outputs, logits = outputs | more, logits | members.by_name(theirs, given["attention_mask"])
         self._leave_out(members, why, given)
-        logits = members.logits(outputs, given["attention_mask"])
         if set(why.values()) - {"coefficients", "rule"}:  # the first member alone decides
             truncation = self._truncation_of(members)
             name = main if truncation is None else BASE
             return outputs, combine({name: logits[name]}, Combination({name: 1.0}, truncation))
-        combined = combine(self._of_all(members, logits), self.combination, coefficients)
+        combined = combine(self._of_all(members, logits), self.combination, coefficients, said=said)
         if self.asked.recent is not None and not why:
             self._moved.append(moved(combined, self._term(members, logits[main], strengths))[:, -1])
         return outputs, combined

@@ -1,0 +1,124 @@
+"""Eight pairs of tokenizers: in which vocabulary they are combined, and why, as `hf-eft check` says before any weights are loaded."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trained_cutters as cutters
+from cutter_pairs import Pair, apart, contained, digits, same, shared
+from families import shared as model
+from tokenizers import decoders
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from hf_eft import tiny
+from hf_eft.bytes.tokens import ByteTokenizer
+from hf_eft.cli import app
+from hf_eft.hub.compatibility import check_members
+from hf_eft.units import choose
+
+
+def mixed(base: str, tuned: str) -> Pair:
+    return {"base": cutters.trained(base, 500, 0), "tuned": cutters.trained(tuned, 500, 1)}
+
+
+def one() -> Pair:
+    return dict.fromkeys(("base", "tuned"), cutters.trained("gpt2", 500, 0))
+
+
+PAIRS: dict[str, tuple[Callable[[], Pair], str | None, str]] = {
+    "same": (one, None, "'base' and 'tuned' give every token one id"),
+    "same, other ids": (same, "tokens", "'base', 'tuned' and 'reference' have one tokenizer, but for its ids"),
+    "small contained in base": (
+        functools.partial(contained, "tuned"),
+        "tokens",
+        "every token of 'base' and 'tuned' is made of tokens of 'tuned'",
+    ),
+    "base contained in small": (
+        functools.partial(contained, "base"),
+        "tokens",
+        "every token of 'base' and 'tuned' is made of tokens of 'base'",
+    ),
+    "shared merges": (functools.partial(shared, "gpt2"), "tokens", "cut texts alike and share 15"),
+    "Llama-3 and Qwen": (digits, "tokens", "cut texts alike but for digits, which 'tuned' reads one by one"),
+    "GPT-2 and SentencePiece": (
+        functools.partial(mixed, "gpt2", "sentencepiece"),
+        "bytes",
+        "'base' and 'tuned' cut texts at different places before they merge",
+    ),
+    "Unigram and BPE": (
+        functools.partial(mixed, "gpt2", "unigram"),
+        "bytes",
+        "the tokenizer of 'tuned' (Unigram) does not merge by rank",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_chosen_and_why(name: str, tmp_path: Path) -> None:
+    make, vocabulary, reason = PAIRS[name]
+    pair = make()
+    choice = choose(pair)
+    assert choice.vocabulary == vocabulary
+    assert reason in choice.reason
+    folders = {}
+    for member, tokenizer in pair.items():
+        folders[member] = str(tmp_path / member)
+        model("llama", 0).config.save_pretrained(folders[member])
+        tokenizer.save_pretrained(folders[member])
+        (tmp_path / member / "model.safetensors").touch()  # nothing reads it
+    findings = check_members(folders)
+    told = [finding for finding in findings if finding.subject == "tokenizers"]
+    if vocabulary is None:
+        assert told == [] and all(finding.level != "refused" for finding in findings)
+        return
+    by = {"tokens": "combines them by tokens: ", "bytes": "combines them byte by byte, at a cost: "}[vocabulary]
+    assert [finding.level for finding in told] == ["note"]
+    assert told[0].text.endswith(by + choice.reason)
+    assert [finding.subject for finding in findings if finding.level == "refused"] == ["vocabulary"], "said once"
+
+
+def test_the_command_says_so() -> None:
+    done = CliRunner().invoke(
+        app, ["check", *(str(tiny.path(name)) for name in ("base", "second_tuned", "second_reference")), "--json"]
+    )
+    by_subject = {each["subject"]: each["text"] for each in json.loads(done.output)}
+    assert (
+        "vocabulary='auto')` combines them byte by byte, at a cost: units may differ between members: "
+        in by_subject["tokenizers"]
+    )
+
+
+def test_units_that_cannot_be_had_are_no_choice() -> None:
+    words: Any = {"base": cutters.words(["play", "run"]), "tuned": cutters.trained("gpt2", 500, 0)}
+    choice = choose(words)
+    assert choice.vocabulary == "bytes" and choice.units is None
+    assert choice.reason == "The base 'base' has no tokens that those of the member 'base' are made of."
+
+
+def test_a_member_of_bytes_is_combined_byte_by_byte() -> None:
+    choice = choose({"base": cutters.trained("gpt2", 500, 0), "tuned": ByteTokenizer()})
+    assert choice.vocabulary == "bytes" and "(ByteTokenizer) does not merge by rank" in choice.reason
+    assert choice.units is not None and len(choice.units.ids) == 256
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="got none"):
+        choose({})
+    strange = cutters.assembled("gpt2", [("a", "b")])
+    strange.backend_tokenizer.decoder = decoders.CTC()
+    pair = {"base": cutters.trained("gpt2", 500, 0), "tuned": strange, "reference": strange}
+    with pytest.raises(
+        ValueError, match=r"neither by tokens nor byte by byte\..*'tuned': .* by CTC.* 'reference': .* one model family"
+    ):
+        choose(pair)
+
+
+def test_members_that_learnt_apart_are_combined_by_tokens_where_they_cut_alike() -> None:
+    assert choose(apart("gpt2")).vocabulary == "tokens"
+    assert isinstance(apart("gpt2")["base"], PreTrainedTokenizerFast)
