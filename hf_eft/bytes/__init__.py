@@ -103,6 +103,7 @@ class ByteLevelModel(SpelledModel):
         tokens = list(token_bytes if token_bytes is not None else bytes_of_tokens(tokenizer))
         limits = {"covers": covers, "threshold": threshold, "as_tokens": prompt == "tokens"}
         super().__init__(ByteLevelConfig(), model, tokenizer, ByteAlphabet(), tokens, tokens, **limits)
+        self.options |= {} if token_bytes is None else {"token_bytes": tokens}
         self.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS)
 
     def log_prob(self, text: str | bytes, prompt: str | bytes = b"", end: bool = False) -> LogProb:

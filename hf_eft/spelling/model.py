@@ -94,6 +94,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         ends = end_tokens(model.generation_config) or [i for i in [tokenizer.eos_token_id] if i is not None]
         self._covers = Covers(model, Lexicon(spelled, ends, width(model), len(alphabet.ids)), covers, threshold)
         self._as_tokens = as_tokens
+        self.options: dict[str, Any] = {"covers": covers, "threshold": threshold, "as_tokens": as_tokens}
         prompts = PromptReader(tokenizer, tokens, spelled, self._covers, alphabet, as_tokens, as_given)
         self._reader = Reader(self._covers, prompts, alphabet)
         self._columns = torch.full((alphabet.width,), len(alphabet.ids) + 1, dtype=torch.long)
