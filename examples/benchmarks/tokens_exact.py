@@ -29,7 +29,14 @@ from hf_eft import tiny
 from hf_eft.bytes import ByteLevelModel, ByteTokenizer
 from hf_eft.units import TokenLevelModel, common_units, read_in_units
 
-_PAIRS = [("trunk", "llama3"), ("llama3", "trunk"), ("llama3", "qwen"), ("qwen", "llama3"), ("gpt2", "gpt2-small"), ("llama3", "sentencepiece")]
+_PAIRS = [
+    ("trunk", "llama3"),
+    ("llama3", "trunk"),
+    ("llama3", "qwen"),
+    ("qwen", "llama3"),
+    ("gpt2", "gpt2-small"),
+    ("llama3", "sentencepiece"),
+]
 _EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0}
 _TAIL = 4  # bytes behind the last settled token
 
@@ -39,7 +46,12 @@ def model_of(tokenizer: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     ends = [tokenizer.eos_token_id]
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, eos_token_id=ends
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=ends,
     )
     model = LlamaForCausalLM(config).double().eval()
     model.lm_head.weight.data.mul_(20)
@@ -75,7 +87,9 @@ def compared(pair: tuple[str, str], tokenizers: Mapping[str, Any], models: Mappi
         own = ByteLevelModel(models[name], tokenizers[name], **_EXACT)
         through = ByteLevelModel(model, base, **_EXACT)
         for before, behind in contexts(count):
-            if pair[0] != "embedded":  # its tokenizers put a space behind a special token, or do not: these texts are others for each
+            if (
+                pair[0] != "embedded"
+            ):  # its tokenizers put a space behind a special token, or do not: these texts are others for each
                 texts = [f"{before}{tokenizers[name].eos_token}{behind}", f"{before}{base.eos_token}{behind}"]
                 inputs = [speaker(text, return_tensors="pt") for text in texts]
                 says = [view(**each, logits_to_keep=1).logits[0, -1] for view, each in zip((own, through), inputs, strict=True)]
@@ -111,7 +125,9 @@ def main() -> None:
     rows.append(compared(("embedded", "its second pair"), {"base": first, "tuned": second}, trained, args.contexts))
     print(json.dumps(rows[-1]), flush=True)
     for pair in _PAIRS:
-        tokenizers = {name: AutoTokenizer.from_pretrained(args.kinds / kind) for name, kind in zip(("base", "tuned"), pair, strict=True)}
+        tokenizers = {
+            name: AutoTokenizer.from_pretrained(args.kinds / kind) for name, kind in zip(("base", "tuned"), pair, strict=True)
+        }
         models = {name: model_of(tokenizer, seed) for seed, (name, tokenizer) in enumerate(tokenizers.items())}
         rows.append(compared(pair, tokenizers, models, args.contexts))
         print(json.dumps(rows[-1]), flush=True)

@@ -143,7 +143,9 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: it is a view of a model and a tokenizer."""
-        raise NotImplementedError(f"A {type(self).__name__} is a view: save its `model` and `tokenizer`, and make it anew from them.")
+        raise NotImplementedError(
+            f"A {type(self).__name__} is a view: save its `model` and `tokenizer`, and make it anew from them."
+        )
 
     @takes_cache
     @torch.no_grad()
@@ -167,7 +169,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
                 Which positions' logits to return; 0 for all. What is read before the first of them is a prompt.
 
         Returns:
-            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, `(batch, positions, vocab)`, float32; float64 where the model is.
+            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, `(batch, positions, vocab)`, float32;
+            float64 where the model is.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError(f"A {type(self).__name__} reads `input_ids`; it has no embeddings for `inputs_embeds`.")

@@ -49,8 +49,8 @@ def following(states: Sequence[State], lexicon: Lexicon) -> torch.Tensor:
 
 def _share(state: State, count: int) -> float:
     """
-    The log-probability, given the text, of a symbol which no kept cover leads to: an equal share of what was left out, as if that had lost as
-    much by each symbol since as what was kept. (By its weight when it was left out, an unlikely text would be anything.)
+    The log-probability, given the text, of a symbol which no kept cover leads to: an equal share of what was left out, as if that had lost
+    as much by each symbol since as what was kept. (By its weight when it was left out, anything could follow an unlikely text.)
     """
     if not state.spares or state.log_prob == -math.inf:
         return -math.inf
@@ -88,7 +88,9 @@ def _sum(states: Sequence[State], behind: Sequence[Sequence[torch.Tensor]], coun
     if inside:
         _add(dense.view(-1), inside, count)
     totals = dense.logsumexp(-1)
-    for state, row, total, most in zip(states, dense - totals.clamp(min=-1e30)[:, None], totals.tolist(), heaviest, strict=True):
+    for state, row, total, most in zip(
+        states, dense - totals.clamp(min=-1e30)[:, None], totals.tolist(), heaviest, strict=True
+    ):
         state.next, state.log_prob = row, most + total
 
 
