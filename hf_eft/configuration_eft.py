@@ -38,6 +38,9 @@ class EFTConfig(PreTrainedConfig):
             The members whose tokenizers say which tokens all have.
         references (`dict[str, dict]`, *optional*):
             Of a recipe folder: `repo_id` and `revision` of each member, in place of configurations.
+        vocabulary (`str`, *optional*):
+            In what members with different tokenizers are combined, `"tokens"` or `"bytes"`; what that is made of is computed anew from
+            their tokenizers.
         combination (`dict`, *optional*):
             The recipe, as [`Combination.to_dict`] writes it. Defaults to `Combination.emulate()`.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -57,6 +60,7 @@ class EFTConfig(PreTrainedConfig):
     adapters: Any = None
     tokenizer_members: Any = None
     references: Any = None
+    vocabulary: Any = None
     combination: Any = None
     text_config: Any = None
     tie_word_embeddings: bool = False  # each member ties its own

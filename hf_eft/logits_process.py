@@ -132,7 +132,7 @@ class EFTLogitsProcessor(LogitsProcessor):
     ) -> None:
         recipe = Combination.of(recommended(alpha, beta, combination, tuned), beta, combination, by_adapter(tuned))
         vocabulary = chosen(vocabulary, tokenizers)
-        given = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
+        given, _ = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
         self._members = Members(given, recipe.coefficients)
         self.combination = recipe
         self._tokenizers = tokenizers_of(tokenizers) if vocabulary is None else None

@@ -118,7 +118,6 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         for name in members.distinct:
             if not name.isidentifier() or hasattr(self, name):
                 raise ValueError(f"A member cannot be called {name!r}: choose an identifier that is no attribute of the model.")
-        self.vocabulary: str | None = None
         self._reports, self._skips = PerThread(), PerThread()
         self._hold(members)
         self.combination = Combination.from_dict(config.combination) if combination is None else combination
@@ -171,14 +170,14 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         alpha = recommended(alpha, beta, combination, tuned)
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
         vocabulary = chosen(vocabulary, tokenizers)
-        given = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        given, beneath = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
         members = Members(given, combination.coefficients, tokenizers if vocabulary is None else None)
         combination.check_names(members.names)
         models = members.models
         model = cls(describe(members, combination), members, combination)
         if tokenizers:
             model._held_tokenizers = spoken(vocabulary, tokenizers)
-        model.vocabulary = vocabulary
+        model._beneath, model.config.vocabulary = beneath, vocabulary
         tuned_names = [name for name in members.names if name not in (BASE, REFERENCE)]
         source = models[tuned_names[0]] if len(tuned_names) == 1 else models[members.main]
         model.generation_config = copy.deepcopy(source.generation_config)

@@ -23,9 +23,9 @@ from machine import machine
 
 from hf_eft import EFTForCausalLM, tiny
 from hf_eft.bytes import ByteLevelModel
-from hf_eft.spelling.covers import Cost
 from hf_eft.bytes.tokens import ByteTokenizer
 from hf_eft.programs.demo import ask
+from hf_eft.spelling.covers import Cost
 
 _BATCH = 24
 _BYTES = 96

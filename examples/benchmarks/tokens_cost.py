@@ -95,7 +95,11 @@ def by_bytes() -> EFTForCausalLM:
     base, tuned, reference, whole = tiny.load()
     few = cut_down(whole, lambda share, rank: share < _SHARED)
     return EFTForCausalLM.from_models(
-        base, tuned=tuned, reference=reference, tokenizers=dict.fromkeys(("base", "tuned", "reference"), few), vocabulary="bytes"
+        base,
+        tuned=tuned,
+        reference=reference,
+        tokenizers=dict.fromkeys(("base", "tuned", "reference"), few),
+        vocabulary="bytes",
     )
 
 
@@ -113,7 +117,11 @@ def times(questions: Sequence[tiny.Question], rounds: int) -> dict[str, Any]:
         for name, value in seconds.items():
             ratios[name].append(value / seconds["one shared tokenizer"])
     return {
-        name: {"median": round(statistics.median(each[1:]), 2), "least": round(min(each[1:]), 2), "most": round(max(each[1:]), 2)}
+        name: {
+            "median": round(statistics.median(each[1:]), 2),
+            "least": round(min(each[1:]), 2),
+            "most": round(max(each[1:]), 2),
+        }
         for name, each in ratios.items()
     }
 
@@ -128,7 +136,11 @@ class Growth:
     def put(self, value: torch.Tensor) -> None:
         self.count += 1
         if self.count % self.every == 0:
-            held = sum({each.data_ptr(): each.untyped_storage().nbytes() for each in gc.get_objects() if type(each) is torch.Tensor}.values())
+            held = sum(
+                {
+                    each.data_ptr(): each.untyped_storage().nbytes() for each in gc.get_objects() if type(each) is torch.Tensor
+                }.values()
+            )
             now = time.process_time()
             self.seen.append({"tokens": self.count, "seconds": round(now - self.started, 3), "MB": round(held / 2**20, 2)})
             self.started = time.process_time()

@@ -90,7 +90,7 @@ def analyse(
         passage = Passage.generated(model, tokenizer, prompt, options, pictures)
     else:
         own = MemberPrompts(member_inputs, members.names[1:]) if member_inputs else None
-        passage = Passage.of(tokenizer, prompt, continuation, own, pictures)
+        passage = Passage.of(tokenizer, prompt, continuation, own, pictures, model._speller)
     passage.check(members)
     pairs = _pairs(members.names, references)
     against = next((name for name in (BASE, REFERENCE) if name in members.names), members.names[0])
@@ -174,7 +174,7 @@ def rewards(
         )
     ranked = []
     for continuation in continuations:
-        passage = Passage.of(tokenizer, prompt, continuation)
+        passage = Passage.of(tokenizer, prompt, continuation, speller=model._speller)
         passage.check(members)
         (weights, _), total = _weights(model, passage, None), 0.0
         for piece, logits in passage.read(members, only={name for pair in pairs.items() for name in pair}):
@@ -204,7 +204,7 @@ def _weights(
     names, count, combination = model._members.names, len(passage.continuation), model.combination
     certain = None
     if combination.phased:
-        markers = markers_of(combination.phases, model.tokenizers, model._members.vocabulary)
+        markers = markers_of(combination.phases, model._spellers, model._members.vocabulary)
         whole = torch.cat([passage.prompt, passage.continuation])[None]
         states = [Phases.of(markers, passage.own, whole, len(passage.prompt)).after(whole, None, count + 1)[0][:-1]]
         strengths = Strengths(combination, names, markers)

@@ -44,13 +44,18 @@ class Passage:
         continuation: str | torch.Tensor,
         own: MemberPrompts | None = None,
         pictures: Mapping[str, Any] | None = None,
+        speller: Any = None,
     ) -> Passage:
         """
         From texts or tokens. Two texts are written as one, where that leaves the prompt's tokens as they are, so that a word has the
-        tokens that it has in running text.
+        tokens that it has in running text. With a `speller`, the continuation is cut by it.
         """
         before = prompt_ids(tokenizer, prompt)
-        if isinstance(continuation, str):
+        if isinstance(continuation, str) and speller is not None:
+            first = prompt if isinstance(prompt, str) else ""
+            whole, start = (speller(text, add_special_tokens=False)["input_ids"] for text in (first + continuation, first))
+            after = _row(whole[len(start) :], "continuation")
+        elif isinstance(continuation, str):
             ids: list[int] | None = None
             if isinstance(prompt, str):
                 whole, start = tokenizer(prompt + continuation)["input_ids"], before.tolist()

@@ -101,8 +101,18 @@ class ByteLevelModel(SpelledModel):
         if prompt not in get_args(Prompt):
             raise ValueError(f"`prompt` must be one of {', '.join(get_args(Prompt))}, got {prompt!r}.")
         tokens = list(token_bytes if token_bytes is not None else bytes_of_tokens(tokenizer))
-        limits: dict[str, Any] = {"covers": covers, "threshold": threshold, "as_tokens": prompt == "tokens"}
-        super().__init__(ByteLevelConfig(), model, tokenizer, ByteAlphabet(), tokens, tokens, **limits)
+        super().__init__(
+            ByteLevelConfig(),
+            model,
+            tokenizer,
+            ByteAlphabet(),
+            tokens,
+            tokens,
+            covers=covers,
+            threshold=threshold,
+            as_tokens=prompt == "tokens",
+        )
+        self.options |= {} if token_bytes is None else {"token_bytes": tokens}
         self.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS)
 
     def log_prob(self, text: str | bytes, prompt: str | bytes = b"", end: bool = False) -> LogProb:
@@ -116,7 +126,9 @@ class ByteLevelModel(SpelledModel):
         ids = torch.tensor([byte + OFFSET for byte in before + after], dtype=torch.int32)
         with self._lock:
             self.reset()
-            [[first, last]] = self._read([Asked(ids.numpy().tobytes(), len(before) if self._as_tokens else 0, [len(before), len(ids)])])
+            [[first, last]] = self._read(
+                [Asked(ids.numpy().tobytes(), len(before) if self._as_tokens else 0, [len(before), len(ids)])]
+            )
         measure([first, last], self._covers.lexicon)
         reached = last.log_prob
         if end:

@@ -12,11 +12,14 @@ import typer
 
 from ..folders.processing import root_tokenizer
 from ..hub import load as load_members
+from ..members.vocabulary import TokenizersDifferError
 from ..prompts.pictures import tokenizer_of
 from ..recipe.combination import BASE, REFERENCE, TUNED, Combination
 from ..recipe.phases import Phase
 from ..recipe.shorthands import recipe
 from ..recipe.truncation import Truncation
+from ..units.choice import choose
+from ..units.members import VOCABULARIES
 from .app import notes, said
 from .options import by_phase, named, number, option, strengths
 
@@ -141,6 +144,14 @@ class Models(Composition):
     allow_references: Annotated[
         bool, option(_MODELS, "Let the file of --model say which other repositories are loaded.", flag="--allow-references")
     ] = False
+    vocabulary: Annotated[
+        str | None,
+        option(
+            _MODELS,
+            "For members with different tokenizers: tokens (of the base, that all are made of), bytes, or auto.",
+            metavar="tokens|bytes|auto",
+        ),
+    ] = None
     dtype: Annotated[str, option(_RUNNING, "auto, float32, bfloat16 or float16.", show_default=True)] = "auto"
     device: Annotated[str | None, option(_RUNNING, "Where the models run, as in cuda:0. The fastest there is by default.")] = (
         None
@@ -152,8 +163,12 @@ class Models(Composition):
 
     def places(self) -> str | dict[str, str]:
         """The saved combination, or the members by name."""
+        if self.vocabulary not in (None, *VOCABULARIES):
+            raise typer.BadParameter(f"expected {', '.join(VOCABULARIES)}, got {self.vocabulary!r}", param_hint="--vocabulary")
         if self.model is None:
             return self.members()
+        if self.vocabulary is not None:
+            raise typer.BadParameter("a saved combination says its own", param_hint="--vocabulary")
         if self.given:
             raise typer.BadParameter("give a saved combination or its members, not both", param_hint="--model")
         return self.model
@@ -180,17 +195,30 @@ class Models(Composition):
                 model, tokenizers = load_members(
                     where,
                     combination=combination,
+                    vocabulary=self.vocabulary,
                     dtype=self.dtype,
                     device=self.device or best_device(),
                     allow_references=self.allow_references,
                     trust_remote_code=self.trust_remote_code,
                     progress=status.update,
                 )
+            except TokenizersDifferError as error:
+                raise typer.BadParameter(across(error)) from error
             except (OSError, ValueError) as error:
                 raise typer.BadParameter(said(error)) from error
         if isinstance(where, str) and (chosen := self.recipe_for(model.members, model.combination.phases)) is not None:
             model.combination = chosen
         return model, tokenizers
+
+
+def across(error: TokenizersDifferError) -> str:
+    """How members whose tokenizers differ can be combined."""
+    problem = str(error).partition(". ")[0]
+    try:
+        choice = choose(error.tokenizers)
+    except ValueError as why:
+        return f"{problem}. They cannot be combined across tokenizers either: {why}"
+    return f"{problem}. Give --vocabulary {choice.vocabulary}, which is what auto takes: {choice.reason}"
 
 
 def parsed_truncation(text: str | None) -> Truncation | None:

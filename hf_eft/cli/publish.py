@@ -24,6 +24,13 @@ def compose(
         bool,
         typer.Option("--references", help="Write a recipe of a few kB that refers to the members by repository and commit."),
     ] = False,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            help="For members with different tokenizers: tokens, bytes or, without --references, auto.",
+            metavar="tokens|bytes|auto",
+        ),
+    ] = None,
     revision: Annotated[
         list[str] | None,
         typer.Option(help="The revision of a member's repository, as in --revision base=v1.0.", metavar="NAME=REVISION"),
@@ -39,6 +46,7 @@ def compose(
             members,
             folder,
             combination=composition.recipe_for(members),
+            vocabulary=vocabulary,
             references=references,
             revisions=named(revision, "--revision") or None,
             progress=status.update,

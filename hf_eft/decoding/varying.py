@@ -67,7 +67,7 @@ class EFTPhasesMixin(GenerationMixin):
         """Who follows the rows of this call."""
         request = self._request
         if request.phases is None:
-            markers = markers_of(self._phases, self.tokenizers, self._members.vocabulary)
+            markers = markers_of(self._phases, self._spellers, self._members.vocabulary)
             request.phases = (
                 Phases.of(markers, request.prompts, input_ids, request.prompt_length or 0),
                 Strengths(self.combination, self._members.names, markers, request.by_phase),

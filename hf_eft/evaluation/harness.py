@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 try:
@@ -57,6 +58,10 @@ class Model(HFLM):
             max_length=max_length,
             softmax_dtype="float32",
         )
+        self._rolls, self._across = False, isinstance(model, EFTForCausalLM) and model.vocabulary is not None
+        self._speller = model._speller if isinstance(model, EFTForCausalLM) else None
+        if isinstance(model, EFTForCausalLM):
+            _check_speaks(model, tokenizer)
         self._advance, self._done, self._total = advance, 0, 0
         self.set_cache_hook(self)
 
@@ -71,10 +76,36 @@ class Model(HFLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         self._start(sum(math.ceil(len(self.tok_encode(request.args[0])) / self.max_length) for request in requests))
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        self._rolls = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        finally:
+            self._rolls = False
+
+    def tok_encode(self, string: Any, *args: Any, **options: Any) -> Any:
+        if self._rolls and self._speller is not None:  # all of the text is scored
+            return self._speller(string, add_special_tokens=False)["input_ids"]
+        return super().tok_encode(string, *args, **options)
+
+    def _scored(self, request: Any) -> tuple[float, bool]:
+        """The log-prob of a text, and whether it is the likeliest, with its context read as a prompt: alone, as in no batch of others."""
+        told, context, wanted = request
+        ids = torch.tensor([[*context, *wanted][-self.max_length - 1 :]], device=self.model.device)
+        after = torch.tensor(wanted, device=ids.device)[:, None]  # (positions, 1)
+        logits = self.model(ids[:, :-1], logits_to_keep=len(wanted)).logits[0].float().log_softmax(-1)  # (positions, vocab)
+        answer = (
+            float(logits.gather(-1, after.to(logits.device)).sum()),
+            bool((logits.argmax(-1) == after[:, 0].to(logits.device)).all()),
+        )
+        if told is not None:
+            self.cache_hook.add_partial("loglikelihood", told, answer)
+        return answer
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None) -> Any:
-        answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        if self._across:
+            answers = [self._scored(request) for request in requests]
+        else:
+            answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         if override_bs is not None:  # a batch of windows
             self._tell(len(answers))
         return answers
@@ -83,6 +114,16 @@ class Model(HFLM):
         self._start(len(requests))
         return super().generate_until(requests, disable_tqdm=True)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """A text to score, in tokens. What members in units are asked for is cut into units: they write nothing else."""
+        before, after = super()._encode_pair(context, continuation)
+        if self._speller is None:
+            return before, after
+        whole, start = (
+            self._speller(text, add_special_tokens=False)["input_ids"] for text in (context + continuation, context)
+        )
+        return before, whole[len(start) :]
+
     def _start(self, total: int) -> None:
         self._done, self._total = 0, total
         self._tell(0)
@@ -90,6 +131,15 @@ class Model(HFLM):
     def _tell(self, more: int) -> None:
         self._done += more
         self._advance(self._done, self._total)
+
+
+def _check_speaks(model: EFTForCausalLM, tokenizer: Any) -> None:
+    """Raise a `ValueError` if a combination across tokenizers is to read tokens of another one than those that it says."""
+    if model.vocabulary is not None and tokenizer.get_vocab() != (known := next(iter(model.tokenizers.values()))).get_vocab():
+        raise ValueError(
+            f"A combination with `vocabulary={model.vocabulary!r}` reads the tokens of `model.tokenizers`: a {type(known).__name__} of "
+            f"{len(known)} tokens, got a {type(tokenizer).__name__} of {len(tokenizer)}."
+        )
 
 
 def common_length(systems: Mapping[str, Any], tokenizer: Any) -> int:

@@ -13,6 +13,8 @@ from .repositories import is_commit, is_repo_id
 
 MODEL_TYPE = "eft"
 CONFIG = "config.json"
+#: In what members with different tokenizers can be combined.
+VOCABULARIES = ("tokens", "bytes")
 ADAPTER = "adapter_config.json"
 
 # What is far above any model, and far below what fills a machine's memory.
@@ -25,7 +27,7 @@ MAX_SIZE = 2**31  # any other number of a configuration
 # The keys of an EFT configuration, besides `<member>_config`. Others are an error unless they say what is so anyway.
 _KEYS = frozenset(
     "model_type architectures transformers_version dtype member_names shared_members adapters tokenizer_members references "
-    "combination text_config tie_word_embeddings use_cache bos_token_id eos_token_id pad_token_id".split()
+    "vocabulary combination text_config tie_word_embeddings use_cache bos_token_id eos_token_id pad_token_id".split()
 )
 # What a member's configuration loses, at any depth: names of code, of repositories and of files, and whatever chooses a kernel.
 LOST = frozenset(
@@ -99,6 +101,10 @@ def check_description(description: Mapping[str, Any], defaults: Mapping[str, Any
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         _check_token(key, description.get(key))
     _names(description.get("tokenizer_members") or [])
+    if (vocabulary := description.get("vocabulary")) not in (None, *VOCABULARIES):
+        raise ValueError(
+            f"The configuration's `vocabulary` must be null or one of {', '.join(VOCABULARIES)}, got {vocabulary!r:.80}."
+        )
     _check_combination(description.get("combination"), names)
     references = description.get("references") or {}
     if not isinstance(references, dict) or (references and set(references) != set(names)):

@@ -97,8 +97,9 @@ def model_card(
         places[name] = _given(name, given) if given is not None else _remembered(model, name, own)
         licences[name] = licence_of(places[name][0] or own) if places[name][0] or own else None
     intro = "Several language models that predict as one, saved as one model."
-    learnt = learnt_by(model._members)
-    return _card(repo_id, intro, model.combination, places, licences, blocks_of_folder(repo_id or ".", model.members), learnt)
+    learnt = learnt_by(model._members if model._beneath is None else model._beneath)
+    blocks = blocks_of_folder(repo_id or ".", model.members, model.vocabulary)
+    return _card(repo_id, intro, model.combination, places, licences, blocks, learnt)
 
 
 def recipe_card(
@@ -108,6 +109,7 @@ def recipe_card(
     repo_id: str | None = None,
     licences: Mapping[str, str] | None = None,
     learnt: Mapping[str, Learnt] | None = None,
+    vocabulary: str | None = None,
 ) -> str:
     r"""
     The card of a recipe, which has no weights and refers to its members.
@@ -118,6 +120,7 @@ def recipe_card(
         repo_id (`str`, *optional*): Where the recipe will be published.
         licences (`Mapping[str, str]`, *optional*): By member, its licence; [`licence_of`] where that is silent.
         learnt (`Mapping[str, Learnt]`, *optional*): By member, what it says of how it learnt, if it learnt through a base.
+        vocabulary (`str`, *optional*): In what they are combined, where their tokenizers differ.
 
     Returns:
         `str`: Markdown with metadata, as [`model_card`] makes it.
@@ -138,7 +141,8 @@ def recipe_card(
         raise ValueError(f"`licences` must have the identifier of a licence for some of {list(members)}, got {wrong}.")
     stated = {name: given.get(name) or licence_of(where) for name, (where, _) in members.items()}
     intro = "A recipe: it has no weights, and refers to the models that it combines."
-    return _card(repo_id, intro, combination, members, stated, blocks_of_members(members, combination), learnt or {})
+    blocks = blocks_of_members(members, combination, vocabulary=vocabulary)
+    return _card(repo_id, intro, combination, members, stated, blocks, learnt or {})
 
 
 def snippet(tuned: str, reference: str, *, base: str | None = None, revisions: Mapping[str, str] | None = None) -> str:

@@ -38,11 +38,19 @@ _OF_A_GATE = """\
 where = "."  # this folder, or the repository that it is published as
 model = EFTForCausalLM.from_pretrained(where, allow_references=True)
 tokenizer = AutoTokenizer.from_pretrained({place})"""
+# Members across tokenizers: the model has what prompts are written with.
+_OF_A_VOCABULARY = """\
+where = "{place}"  # this folder, or the repository that it is published as
+model = EFTForCausalLM.from_pretrained(where{more})
+tokenizer = model.tokenizers["{name}"]"""
 
 
-def blocks_of_folder(place: str, names: Iterable[str]) -> dict[str, str]:
+def blocks_of_folder(place: str, names: Iterable[str], vocabulary: str | None = None) -> dict[str, str]:
     """Whole programs that run a saved combination, by heading. A base alone can run the rest of its combination as an add-on."""
     names = list(names)
+    if vocabulary is not None:
+        load = _OF_A_VOCABULARY.format(place=place, more="", name=_written_by(names))
+        return {"As a model": _program(set(), {"EFTForCausalLM"}, load, _GENERATE)}
     load = _FOLDER.format(place=place)
     blocks = {
         "As a model": _program({"AutoTokenizer"}, {"EFTForCausalLM"}, load, _GENERATE),
@@ -65,7 +73,10 @@ def blocks_of_folder(place: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def blocks_of_members(
-    where: Mapping[str, tuple[str, str | None]], combination: Combination, instead_of_base: str | None = None
+    where: Mapping[str, tuple[str, str | None]],
+    combination: Combination,
+    instead_of_base: str | None = None,
+    vocabulary: str | None = None,
 ) -> dict[str, str]:
     r"""
     Whole programs that load the members from their repositories and combine them, by heading.
@@ -74,8 +85,12 @@ def blocks_of_members(
         where (`Mapping[str, tuple[str, str or None]]`): By member, its repository and commit.
         combination ([`Combination`]): The recipe.
         instead_of_base (`str`, *optional*): The member that stands for a base until the reader names one.
+        vocabulary (`str`, *optional*): In what they are combined, where their tokenizers differ.
     """
     names = [*([BASE] if instead_of_base else []), *where]
+    if vocabulary is not None:
+        load = _OF_A_VOCABULARY.format(place=".", more=", allow_references=True", name=_written_by(names))
+        return {"As a model": _program(set(), {"EFTForCausalLM"}, load, _GENERATE)}
     if any(isinstance(rule, Gate) for rule in combination.each_rule):
         return {
             "As a model": _program(
@@ -167,8 +182,12 @@ def risks(combination: Combination) -> str:
 
 
 def _program(theirs: set[str], ours: set[str], *parts: str) -> str:
-    imports = f"from transformers import {', '.join(sorted(theirs))}\n\nfrom hf_eft import {', '.join(sorted(ours))}"
-    return "\n\n".join([imports, *parts])
+    imports = [
+        f"from {package} import {', '.join(sorted(names))}"
+        for package, names in (("transformers", theirs), ("hf_eft", ours))
+        if names
+    ]
+    return "\n\n".join([*imports, *parts])
 
 
 def _loading(where: Mapping[str, tuple[str, str | None]], written_by: str, instead_of_base: str | None) -> str:

@@ -7,7 +7,8 @@ A combination as a folder:
     README.md                 its card
     tokenizer.json, ...       the tokenizer that prompts are written with, in a processor if it is of a member that sees
     members/<name>/           a member: a folder that transformers (or, for an adapter, PEFT) loads alone;
-                              and its tokenizer or processor, where it differs from the one above
+                              and its tokenizer or processor, where it differs from the one above; always, where members are combined
+                              in units or bytes, which are computed anew from these
 """
 
 from __future__ import annotations
@@ -32,13 +33,22 @@ from ..members.checks import check_model
 from ..members.combined import Combined
 from ..members.learnt import learnt_of
 from ..members.members import Members
+from ..members.membership import describe, describe_anew
 from ..members.parts import Parts
 from ..members.quantised import plain_conversions
 from ..prompts.pictures import tokenizers_of
 from ..recipe.combination import Combination
+from ..units.members import in_vocabulary, spoken
 from .gates import GATES, write_gates
 from .loading import announced, check_comes_back, load_model
-from .processing import OF_PROCESSING, TOKENIZER_CONFIG, check_processing, read_processing, write_processing
+from .processing import (
+    OF_PROCESSING,
+    TOKENIZER_CONFIG,
+    check_processing,
+    read_processing,
+    write_own_processing,
+    write_processing,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -67,7 +77,7 @@ def write(
     Raises:
         `ValueError`: If the folder holds another model, or a member could not be loaded from a folder.
     """
-    parts = Parts.of(model._members)
+    parts, models, adapters = parts_of(model)
     check_target(folder)
     for name, part in parts.models.items():
         check_model(name, part)
@@ -84,18 +94,25 @@ def write(
         for name, part in parts.own.items():
             write_member(name, part, new / MEMBERS / name, _part_of(state_dict, name), options)
         for name, trunk in parts.trunks.items():
-            adapted = next(member for member in model._members.adapters.values() if member.trunk is trunk and member.adapter)
+            adapted = next(member for member in adapters.values() if member.trunk is trunk and member.adapter)
             write_member(name, own_weights(name, adapted), new / MEMBERS / name, None, options)
         for name in parts.adapters:
-            write_adapter(model.members[name], model._members.adapters[name], new / MEMBERS / name)
-        write_processing(tokenizers, model._members.names, new, new / MEMBERS, staging / "tokenizers")
+            write_adapter(models[name], adapters[name], new / MEMBERS / name)
+        if model.vocabulary is None:
+            write_processing(tokenizers, model._members.names, new, new / MEMBERS, staging / "tokenizers")
+        else:
+            write_own_processing(tokenizers, model.tokenizers if model.vocabulary == "tokens" else {}, new, new / MEMBERS)
         config = copy.deepcopy(model.config)
+        for key in config.keys_of_members() if model.vocabulary is not None else ():
+            delattr(config, key)  # of views, which are made anew
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         # Who the members are is the model's to say, whatever was set on its configuration.
         config.member_names, config.shared_members, config.adapters = list(model._members.names), parts.shared, parts.adapters
         config.references, config.combination = {}, model.combination.spelled(tokenizers_of(tokenizers)).to_dict()
         config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
+            if getattr(config, key, None) is None:
+                setattr(config, key, copy.deepcopy(parts.models[name].config))
             member_config = getattr(config, key)
             member_config.architectures, member_config.dtype = [type(parts.models[name]).__name__], parts.models[name].dtype
             # Some weights are written in another form than they were loaded in, which the member's own file says.
@@ -145,19 +162,34 @@ def read(
     owners = {name: config.shared_members.get(name, name) for name in config.member_names}
     given = {name: {**models, **on}[owner] for name, owner in owners.items()}
     seeing = {name: sees(models[config.adapters.get(owner, owner)].config) for name, owner in owners.items()}
-    tokenizers = read_processing(folder, folder / MEMBERS, seeing)
+    tokenizers = read_processing(folder, folder / MEMBERS, seeing, own=config.vocabulary is not None)
     known = {name: tokenizers[name] for name in config.tokenizer_members if name in tokenizers}
-    for key, name in config.keys_of_members().items():
-        setattr(config, key, copy.deepcopy(models[name].config))  # as loaded: with its dtype, its attention, its quantization
+    views, beneath = in_vocabulary(config.vocabulary, given, recipe.coefficients, tokenizers)
+    members = Members(views, recipe.coefficients, known if beneath is None else None)
+    if beneath is None:
+        for key, name in config.keys_of_members().items():
+            setattr(
+                config, key, copy.deepcopy(models[name].config)
+            )  # as loaded: with its dtype, its attention, its quantization
+    else:
+        describe_anew(config, describe(members, recipe))
     config.dtype = config.text_config.dtype
-    model = cls(config, Members(given, recipe.coefficients, known), recipe)
-    model._held_tokenizers = tokenizers
+    model = cls(config, members, recipe)
+    model._held_tokenizers, model._beneath = spoken(config.vocabulary, tokenizers), beneath
     if (folder / "generation_config.json").is_file():
         try:
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # what is in a file decides what is raised
             raise ValueError(f"The generation_config.json in {str(folder)!r} cannot be read: {error}") from error
     return model.eval(), reports
+
+
+def parts_of(model: Combined) -> tuple[Parts, Mapping[str, PreTrainedModel], Mapping[str, Adapted]]:
+    """What there is to save of a combination, each member's own model, and which of them are adapters."""
+    if model._beneath is None:
+        return Parts.of(model._members), model.members, model._members.adapters
+    parts, models = model._beneath.parts(model.members)
+    return parts, models, model._beneath.adapters
 
 
 # What is written ------------------------------------------------------------------------------------------------------
@@ -243,7 +275,7 @@ def install(new: Path, folder: Path, old: Path, gone: Iterable[str] = (MEMBERS, 
     without one is no combination.
     """
     stale = {*gone, *(path.name for path in new.iterdir())}
-    if (new / TOKENIZER_CONFIG).is_file():
+    if (new / TOKENIZER_CONFIG).is_file() or any(new.glob(f"{MEMBERS}/*/{TOKENIZER_CONFIG}")):
         stale |= {path.name for pattern in OF_PROCESSING for path in folder.glob(pattern)}
     moves = [(folder / name, old / name) for name in sorted(stale, key=_not_config) if (folder / name).exists()]
     moves += [(path, folder / path.name) for path in sorted(new.iterdir(), key=_not_config, reverse=True)]

@@ -115,6 +115,7 @@ def assemble(
     alpha: Coefficient | None = None,
     beta: Coefficient | None = None,
     combination: Combination | None = None,
+    vocabulary: str | None = None,
 ) -> Any:
     """The combination of loaded members, by name: a `cls`, which is [`EFTForCausalLM`]."""
     tuned = {name: model for name, model in given.items() if name not in (BASE, REFERENCE)}
@@ -126,6 +127,7 @@ def assemble(
         beta=beta,
         combination=combination,
         tokenizers=tokenizers,
+        vocabulary=vocabulary,
     )
 
 

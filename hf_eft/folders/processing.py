@@ -94,7 +94,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
         yield from _objects(each)
 
 
-def read_processing(folder: Path, members: Path, seeing: Mapping[str, bool]) -> dict[str, Any]:
+def read_processing(folder: Path, members: Path, seeing: Mapping[str, bool], own: bool = False) -> dict[str, Any]:
     r"""
     What writes the prompts of each member of a saved folder: its own tokenizer or processor, or the folder's.
 
@@ -102,15 +102,33 @@ def read_processing(folder: Path, members: Path, seeing: Mapping[str, bool]) -> 
         folder (`Path`): The saved folder.
         members (`Path`): Its folder of members.
         seeing (`Mapping[str, bool]`): By member, whether it sees.
+        own (`bool`, *optional*, defaults to `False`): Whether each must have its own.
+
+    Raises:
+        `ValueError`: If a member that must have its own has none.
     """
-    if not (folder / TOKENIZER_CONFIG).is_file():
+    if own and (missing := [name for name in seeing if not (members / name / TOKENIZER_CONFIG).is_file()]):
+        raise ValueError(
+            f"The members in {str(folder)!r} are combined across their tokenizers, but {missing} have no {TOKENIZER_CONFIG} in "
+            f"{str(members)!r}: save the combination anew."
+        )
+    if not own and not (folder / TOKENIZER_CONFIG).is_file():
         return {}
     read: dict[tuple[Path, bool], Any] = {}
     places = {name: members / name if (members / name / TOKENIZER_CONFIG).is_file() else folder for name in seeing}
+    if own:  # those that are the same are one object, so that members that share a model share its view
+        first: dict[tuple[tuple[str, bytes], ...], Path] = {}
+        places = {name: first.setdefault(_files(place), place) for name, place in places.items()}
     for name, place in places.items():
         if (key := (place, seeing[name])) not in read:
             read[key] = load_processing(name, place, _in(place), seeing[name], local_files_only=True)
     return {name: read[place, seeing[name]] for name, place in places.items()}
+
+
+def _files(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    """What describes a tokenizer or a processor in a folder, file by file."""
+    found = {path for pattern in OF_PROCESSING for path in folder.glob(pattern) if path.is_file()}
+    return tuple(sorted((path.name, path.read_bytes()) for path in found))
 
 
 def _in(folder: Path) -> Callable[[str], Path | None]:
@@ -161,6 +179,22 @@ def write_processing(given: Mapping[str, Any], members: Sequence[str], new: Path
     for name in given:
         if name == root or contents[name] != contents[root]:
             shutil.copytree(staging / name, new if name == root else own / name, dirs_exist_ok=True)
+
+
+def write_own_processing(given: Mapping[str, Any], spoken: Mapping[str, Any], new: Path, own: Path) -> None:
+    r"""
+    Write every member's own tokenizer or processor beside it, and at the root one that prompts are written with.
+
+    Args:
+        given (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`): By member, its own.
+        spoken (`Mapping[str, PreTrainedTokenizerBase]`): By member, what its prompts are written with; may be empty.
+        new (`Path`): The folder that is written.
+        own (`Path`): Its folder of members.
+    """
+    for name, each in given.items():
+        each.save_pretrained(own / name)
+    if (root := root_tokenizer(spoken, [*spoken])) is not None:
+        spoken[root].save_pretrained(new)
 
 
 def _content(folder: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def write_recipe(
     revisions: Mapping[str, str],
     token: Token,
     progress: Callable[[str], None] | None,
+    vocabulary: str | None = None,
 ) -> Path:
     r"""
     Write a recipe folder; see [`hub.compose`].
@@ -65,10 +66,11 @@ def write_recipe(
         say_of(name, said, base)
     recipe = _spelled(recipe, places)
     config = EFTConfig(
-        member_names=names, references=references, combination=recipe.to_dict(), architectures=["EFTForCausalLM"]
-    )
+        member_names=names, references=references, vocabulary=vocabulary, combination=recipe.to_dict(),
+        architectures=["EFTForCausalLM"],
+    )  # fmt: skip
     sources = {name: (reference["repo_id"], reference["revision"]) for name, reference in references.items()}
-    install_recipe(config, recipe, folder, recipe_card(sources, recipe, learnt=learnt))
+    install_recipe(config, recipe, folder, recipe_card(sources, recipe, learnt=learnt, vocabulary=vocabulary))
     return folder
 
 
@@ -123,7 +125,7 @@ def follow(
         token = tokens.get(repo_id, False) if isinstance(tokens, Mapping) else False
         places[name] = Place.on_hub(repo_id, commit, **{**hub_options, "token": token})
     models, tokenizers, reports = load_places(places, each, trust_remote_code, progress, own)
-    return assemble(cls, models, tokenizers, combination=combination), reports
+    return assemble(cls, models, tokenizers, combination=combination, vocabulary=config.vocabulary), reports
 
 
 def refuse(config: EFTConfig, where: str) -> None:

@@ -24,6 +24,7 @@ class EFTSavingMixin:
     """What an [`EFTForCausalLM`] does with folders and repositories."""
 
     _members: Any
+    _beneath: Any
     config: Any
     generation_config: Any
     tokenizers: dict[str, Any]
@@ -32,8 +33,9 @@ class EFTSavingMixin:
     def sources(self) -> dict[str, tuple[str, str | None]]:
         """Where each member came from, by name: a repository and its commit, or a folder's name and `None`."""
         sources = {}
-        for name, model in self._members.models.items():
-            member = self._members.adapters.get(name)
+        adapters, models = (self._members if self._beneath is None else self._beneath).adapters, self._members.models
+        for name, model in (models if self._beneath is None else self._beneath.models).items():
+            member = adapters.get(name)
             adapter = member.adapter if member is not None else None
             if adapter is not None:
                 sources[name] = source_of(str(adapter)) if isinstance(adapter, Path) else (adapter, None)
@@ -85,7 +87,7 @@ class EFTSavingMixin:
             folder.write(
                 self,  # type: ignore[arg-type]
                 target,
-                {**self.tokenizers, **self.processors} if tokenizers is None else tokenizers,  # type: ignore[attr-defined]
+                self._own_tokenizers(tokenizers),
                 card=self._card(repo_id) if card else None,
                 state_dict=state_dict,
                 max_shard_size=max_shard_size,
@@ -93,6 +95,17 @@ class EFTSavingMixin:
             )
             if push_to_hub:
                 push(target, repo_id or target.resolve().name, **kwargs)
+
+    def _own_tokenizers(self, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """What is saved beside the members."""
+        if self._beneath is None:
+            return {**self.tokenizers, **self.processors} if given is None else given  # type: ignore[attr-defined]
+        if given is not None:
+            raise ValueError(
+                f"`tokenizers` cannot be given: the members are combined with `vocabulary={self.config.vocabulary!r}`, which is made of "
+                "theirs, and these are saved."
+            )
+        return self._beneath.tokenizers
 
     def _card(self, repo_id: str | None) -> str:
         return model_card(self, repo_id=repo_id)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.trust import VOCABULARIES
 from ..folders.folder import check_target
 from ..folders.gather import Token, assemble, load_places, token_for
 from ..folders.options import for_each, with_dtype
@@ -36,6 +37,7 @@ def load(
     dtype: Any = "auto",
     device: Any = None,
     member_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    vocabulary: str | None = None,
     allow_references: bool = False,
     token: Token = None,
     trust_remote_code: bool = False,
@@ -54,6 +56,8 @@ def load(
         device (`str`, `int`, `torch.device` or `dict`, *optional*): Where the members go, as a `device_map`; the CPU by default.
         member_kwargs (`Mapping[str, Mapping[str, Any]]`, *optional*):
             By member, arguments of its `from_pretrained` (`dtype`, `device_map`, `quantization_config`, ...), before the common ones.
+        vocabulary (`str`, *optional*):
+            For members by name whose tokenizers differ, as [`EFTForCausalLM.from_models`] has it. A folder says its own.
         allow_references (`bool`, *optional*, defaults to `False`):
             Whether a recipe folder may have the repositories loaded that it names. They are logged before anything is fetched.
         token (`str`, `bool` or `Mapping[str, str | bool]`, *optional*):
@@ -82,8 +86,12 @@ def load(
     options = {"dtype": dtype, "member_kwargs": member_kwargs, "token": token, "trust_remote_code": trust_remote_code}
     if isinstance(where, Mapping):
         given, beside = load_members(where, device=device, progress=progress, **options)
-        model = assemble(EFTForCausalLM, given, beside, alpha, beta, combination)
+        model = assemble(EFTForCausalLM, given, beside, alpha, beta, combination, vocabulary)
         return model, model.tokenizers
+    if vocabulary is not None:
+        raise ValueError(
+            f"`vocabulary` is for members by name, got {vocabulary!r}: a folder says in what its members are combined."
+        )
     if alpha is not None or beta is not None:
         combination = Combination.of(alpha, beta, combination, None)
     device_map = {} if device is None else {"device_map": device}
@@ -144,6 +152,7 @@ def compose(
     folder: str | Path,
     *,
     combination: Combination | None = None,
+    vocabulary: str | None = None,
     references: bool = False,
     revisions: Mapping[str, str] | None = None,
     token: Token = None,
@@ -157,6 +166,8 @@ def compose(
         folder (`str` or `Path`): Where to.
         combination ([`Combination`], *optional*):
             The recipe. By default emulated fine-tuning with `alpha` = 1, or the strength that the tuned member says it is to be used at.
+        vocabulary (`str`, *optional*): For members whose tokenizers differ, as [`EFTForCausalLM.from_models`] has it; with `references`
+            `"tokens"` or `"bytes"`.
         references (`bool`, *optional*, defaults to `False`): Whether to refer to the members, each at the commit that it has now.
         revisions (`Mapping[str, str]`, *optional*): By member, the revision of its repository.
         token (`str`, `bool` or `Mapping[str, str | bool]`, *optional*): For these repositories; or by repository. Never written.
@@ -172,8 +183,13 @@ def compose(
 
     folder = Path(folder)
     if references:
-        return write_recipe(members, folder, combination, revisions or {}, token, progress)
+        if vocabulary not in (None, *VOCABULARIES):
+            raise ValueError(
+                f"A recipe folder says one `vocabulary`, {' or '.join(map(repr, VOCABULARIES))}, got {vocabulary!r}. Which fits, "
+                "`hf-eft check` says."
+            )
+        return write_recipe(members, folder, combination, revisions or {}, token, progress, vocabulary)
     check_target(folder)
     given, tokenizers = load_members(members, revisions=revisions, token=token, progress=progress)
-    assemble(EFTForCausalLM, given, tokenizers, combination=combination).save_pretrained(folder)
+    assemble(EFTForCausalLM, given, tokenizers, combination=combination, vocabulary=vocabulary).save_pretrained(folder)
     return folder

@@ -20,6 +20,10 @@ class Combined(Protocol):
     generation_config: Any
     training: bool
     _members: Members
+    _beneath: Any  # what members in units or bytes are views of
+
+    @property
+    def vocabulary(self) -> str | None: ...
 
     @property
     def members(self) -> Mapping[str, PreTrainedModel]: ...
@@ -32,6 +36,9 @@ class Combined(Protocol):
 
     @property
     def tokenizers(self) -> dict[str, Any]: ...
+
+    @property
+    def _spellers(self) -> Mapping[str, Any]: ...
 
     @property
     def device(self) -> torch.device: ...

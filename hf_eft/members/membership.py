@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,11 @@ class EFTMembersMixin:
         if member is self._members.models[name]:
             return
         refuse_while_running(self, f"The member {name!r}")
+        if (kind := type(self._members.models[name])) is not type(member) and self.config.vocabulary is not None:
+            raise ValueError(
+                f"The member {name!r} is read by `vocabulary={self.config.vocabulary!r}` as a {kind.__name__}, got a "
+                f"{type(member).__name__}: combine anew, `EFTForCausalLM.from_models(..., vocabulary=...)`."
+            )
         if getattr(self, "_cached_continuous_batching_manager", None) is not None:
             raise RuntimeError(
                 f"The member {name!r} cannot be replaced while a manager of continuous batching is kept, whose cache is for the members "
@@ -119,11 +124,8 @@ class EFTMembersMixin:
         for each in self._members.distinct:
             del self._modules[each]
         self._hold(members)
-        for key in self.config.keys_of_members():
-            delattr(self.config, key)
         of_main = ("dtype", "bos_token_id", "eos_token_id", "pad_token_id", "_attn_implementation_internal")
-        for key in ("shared_members", "adapters", *(of_main if name == members.main else ()), *described.keys_of_members()):
-            setattr(self.config, key, getattr(described, key))
+        describe_anew(self.config, described, of_main if name == members.main else ())
 
     def _hold(self, members: Members) -> None:
         """Have these be the members."""
@@ -208,6 +210,14 @@ class EFTMembersMixin:
         for stack in self._members.stacks:
             stack.member.model._apply(fn, recurse)  # no submodule: its weights are the members'
         return super()._apply(fn, recurse)  # type: ignore[misc]
+
+
+def describe_anew(config: EFTConfig, described: EFTConfig, more: Sequence[str] = ()) -> None:
+    """Have a configuration say of its members what another one says of them, and what is under the keys of `more`."""
+    for key in config.keys_of_members():
+        delattr(config, key)
+    for key in ("shared_members", "adapters", *more, *described.keys_of_members()):
+        setattr(config, key, getattr(described, key))
 
 
 def _attend_alike(live: Any, kept: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
@@ -29,16 +30,24 @@ class Parts:
 
     @classmethod
     def of(cls, members: Members) -> Parts:
-        parts = cls({name: owner for name, owner in members.owner.items() if name != owner})
-        read = {name: members.adapters.get(name, Adapted(model, None)) for name, model in members.distinct_models.items()}
-        parts.own = {name: members.models[name] for name, member in read.items() if member.adapter is None}
+        """The parts of members as they run."""
+        return cls.among(members.models, members.adapters)
+
+    @classmethod
+    def among(cls, models: Mapping[str, PreTrainedModel], adapters: Mapping[str, Adapted]) -> Parts:
+        """The parts of models by name, of which some are views of what `adapters` says."""
+        first: dict[int, str] = {}
+        owner = {name: first.setdefault(id(model), name) for name, model in models.items()}
+        parts = cls({name: other for name, other in owner.items() if name != other})
+        read = {name: adapters.get(name, Adapted(models[name], None)) for name in first.values()}
+        parts.own = {name: models[name] for name, member in read.items() if member.adapter is None}
         places = {id(read[name].trunk): name for name in parts.own}
         for name, member in read.items():
             if member.adapter is None:
                 continue
             key = id(member.trunk)
             if key not in places:
-                places[key] = _free({*members.names, *parts.trunks})
+                places[key] = _free({*models, *parts.trunks})
                 parts.trunks[places[key]] = member.trunk
             parts.adapters[name] = places[key]
         return parts

@@ -106,6 +106,14 @@ class Vocabulary:
             )
 
 
+class TokenizersDifferError(ValueError):
+    """Members' tokenizers differ in content. `tokenizers` are those of the members, by name."""
+
+    def __init__(self, message: str, tokenizers: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.tokenizers = dict(tokenizers)
+
+
 def check_tokenizers(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
     """
     Check that every member's tokenizer gives the same id to the same token. Content decides, not size: a tokenizer may know
@@ -125,7 +133,8 @@ def check_tokenizers(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
                 problem = f"the id {i} is {token_of[i]!r} in {first!r} but {token!r} in {name!r}"
             else:
                 continue
-            raise ValueError(
+            raise TokenizersDifferError(
                 f"The members' vocabularies differ in content: {problem}. Log-probs can only be combined token by token: use "
-                "members of one model family, with one tokenizer; or combine them byte by byte, at a cost: `vocabulary='bytes'`."
+                "members of one model family, with one tokenizer; or combine them by common tokens or bytes: `vocabulary='auto'`.",
+                tokenizers,
             )

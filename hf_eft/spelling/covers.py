@@ -100,8 +100,8 @@ class Covers:
         self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], kept: int = 1
     ) -> tuple[list[torch.Tensor], list[Place]]:
         """
-        One forward: of the empty context, or of contexts that are continued by one number of tokens. Returns log-probs behind the last token, the
-        one before and so on, `(rows, width)` each, and where the states are.
+        One forward: of the empty context, or of contexts that are continued by one number of tokens. Returns log-probs behind the last
+        token, the one before and so on, `(rows, width)` each, and where the states are.
         """
         places = [None if context is None else context.place for context in after]
         batch, rows = together(places, self.member.model.config, self._pads)

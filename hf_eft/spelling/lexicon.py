@@ -77,7 +77,11 @@ class Lexicon:
         of_one = (count == 1).repeat_interleave(count)
         self._one = torch.full((symbols + 1,), width, dtype=torch.long)  # behind the logits there is one of no probability
         self._one[first[of_one]] = ids[of_one]
-        self._several = symbol[count > 1], ids[~of_one], torch.arange(int((count > 1).sum())).repeat_interleave(count[count > 1])
+        self._several = (
+            symbol[count > 1],
+            ids[~of_one],
+            torch.arange(int((count > 1).sum())).repeat_interleave(count[count > 1]),
+        )
         if len(self._ends) == 1:
             self._one[-1] = self._ends[0]
 
@@ -89,8 +93,8 @@ class Lexicon:
 
     def next(self, tables: torch.Tensor) -> torch.Tensor:
         """
-        Log-probs of the next symbol and, last, of the end of text, `(rows, symbols + 1)`, where a token has ended, from those of the tokens,
-        `(rows, width)`.
+        Log-probs of the next symbol and, last, of the end of text, `(rows, symbols + 1)`, where a token has ended, from those of the
+        tokens, `(rows, width)`.
         """
         following = torch.nn.functional.pad(tables, (0, 1), value=-torch.inf).index_select(1, self._one)
         symbols, ids, groups = self._several

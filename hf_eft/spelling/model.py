@@ -94,6 +94,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         ends = end_tokens(model.generation_config) or [i for i in [tokenizer.eos_token_id] if i is not None]
         self._covers = Covers(model, Lexicon(spelled, ends, width(model), len(alphabet.ids)), covers, threshold)
         self._as_tokens = as_tokens
+        self.options: dict[str, Any] = {"covers": covers, "threshold": threshold, "as_tokens": as_tokens}
         prompts = PromptReader(tokenizer, tokens, spelled, self._covers, alphabet, as_tokens, as_given)
         self._reader = Reader(self._covers, prompts, alphabet)
         self._columns = torch.full((alphabet.width,), len(alphabet.ids) + 1, dtype=torch.long)
@@ -142,7 +143,9 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: it is a view of a model and a tokenizer."""
-        raise NotImplementedError(f"A {type(self).__name__} is a view: save its `model` and `tokenizer`, and make it anew from them.")
+        raise NotImplementedError(
+            f"A {type(self).__name__} is a view: save its `model` and `tokenizer`, and make it anew from them."
+        )
 
     @takes_cache
     @torch.no_grad()
@@ -166,7 +169,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
                 Which positions' logits to return; 0 for all. What is read before the first of them is a prompt.
 
         Returns:
-            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, float32, `(batch, positions, vocab)`.
+            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: Log-probs of the next id, `(batch, positions, vocab)`, float32;
+            float64 where the model is.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError(f"A {type(self).__name__} reads `input_ids`; it has no embeddings for `inputs_embeds`.")
@@ -235,8 +239,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
             raise
 
     def _as_logits(self, rows: Sequence[Sequence[State]]) -> torch.Tensor:
-        """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32."""
-        after = following([state for row in rows for state in row], self._covers.lexicon).float()
+        """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32; float64 where the model is."""
+        after = following([state for row in rows for state in row], self._covers.lexicon)
         after = torch.nn.functional.pad(after, (0, 1), value=-math.inf)  # for ids that are never written
         return after.index_select(1, self._columns).view(len(rows), -1, len(self._columns))
 

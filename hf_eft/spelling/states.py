@@ -60,8 +60,8 @@ class Place:
 
 def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[Batch, list[int]]:
     """
-    A batch of sequences, or of empty ones, and the row of each: the one that they are in, if they can go on there. Where all layers hold all
-    tokens (`pads`), that is wherever each has a row for itself.
+    A batch of sequences, or of empty ones, and the row of each: the one that they are in, if they can go on there. Where all layers hold
+    all tokens (`pads`), that is wherever each has a row for itself.
     """
     known = [place for place in places if place is not None]
     if not known:
@@ -80,7 +80,9 @@ def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[B
     return Batch(cache, len(known), columns), list(range(len(known)))
 
 
-def masked(batch: Batch, rows: Sequence[int], spans: Sequence[Sequence[tuple[int, int]]], counts: Sequence[int]) -> dict[str, Any]:
+def masked(
+    batch: Batch, rows: Sequence[int], spans: Sequence[Sequence[tuple[int, int]]], counts: Sequence[int]
+) -> dict[str, Any]:
     """
     Mask and positions for rows of a batch that read so many tokens more, as many columns as the most. Rows that read nothing see what they
     are given, and nobody sees it later.

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from .lexicon import Lexicon, Node, grouped_log_sum
-from .texts import Context, State, log_sum
+from .texts import Context, State
+
+_LEAST_SHARE = 1e-9
 
 
 def measure(states: Sequence[State], lexicon: Lexicon) -> None:
@@ -32,11 +34,12 @@ def measure(states: Sequence[State], lexicon: Lexicon) -> None:
 def following(states: Sequence[State], lexicon: Lexicon) -> torch.Tensor:
     r"""
     Log-probs of the next symbol and, last, of the end of text, `(states, symbols + 1)`. What no kept cover leads to has an equal share of
-    what the spares weigh, so that it is unlikely but not ruled out. Where the model can write no such text, nothing is known, and all are
+    what was left out, so that it is unlikely but not ruled out. Where the model can write no such text, nothing is known, and all are
     equal.
     """
     measure(states, lexicon)
-    nothing = torch.zeros(lexicon.symbols + 1)
+    known = next((state.next for state in states if state.next is not None), None)
+    nothing = torch.zeros(lexicon.symbols + 1) if known is None else torch.zeros_like(known)
     rows = torch.stack([nothing if state.next is None or state.log_prob == -math.inf else state.next for state in states])
     if all(state.log_prob > -math.inf and not state.spares for state in states):
         return rows
@@ -45,10 +48,13 @@ def following(states: Sequence[State], lexicon: Lexicon) -> torch.Tensor:
 
 
 def _share(state: State, count: int) -> float:
-    """The log-probability, given the text, of a symbol which no kept cover leads to."""
+    """
+    The log-probability, given the text, of a symbol which no kept cover leads to: an equal share of what was left out, as if that had lost
+    as much by each symbol since as what was kept. (By its weight when it was left out, anything could follow an unlikely text.)
+    """
     if not state.spares or state.log_prob == -math.inf:
         return -math.inf
-    return log_sum([spare.log_prob for spare in state.spares]) - math.log(count) - state.log_prob
+    return math.log(max(1 - state.kept, _LEAST_SHARE) / max(state.kept, _LEAST_SHARE)) - math.log(count)
 
 
 def _tables(contexts: Sequence[Context]) -> torch.Tensor:
@@ -82,7 +88,9 @@ def _sum(states: Sequence[State], behind: Sequence[Sequence[torch.Tensor]], coun
     if inside:
         _add(dense.view(-1), inside, count)
     totals = dense.logsumexp(-1)
-    for state, row, total, most in zip(states, dense - totals.clamp(min=-1e30)[:, None], totals.tolist(), heaviest, strict=True):
+    for state, row, total, most in zip(
+        states, dense - totals.clamp(min=-1e30)[:, None], totals.tolist(), heaviest, strict=True
+    ):
         state.next, state.log_prob = row, most + total
 
 

@@ -33,7 +33,9 @@ class UnitAlphabet(Alphabet):
                 "config has no `eos_token_id`. Set one."
             )
         if beyond := [i for i in units.ids if i >= width]:
-            raise ValueError(f"The base returns {width} logits, but its tokenizer has ids up to {max(beyond)}: they are not of one model.")
+            raise ValueError(
+                f"The base returns {width} logits, but its tokenizer has ids up to {max(beyond)}: they are not of one model."
+            )
         self.tokenizer = tokenizer
         self.ids = torch.tensor(units.ids, dtype=torch.long)
         self.width = width

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..bytes import ByteLevelModel, ByteTokenizer
+from ..bytes.tokens import token_bytes
 from ..members.adapters import resolve
 from ..members.checks import check_model
 from ..members.vocabulary import end_tokens, width
@@ -17,6 +18,7 @@ from ..prompts.pictures import tokenizers_of
 from ..recipe.combination import BASE
 from ..spelling.model import SpelledModel
 from .alphabet import UnitAlphabet
+from .beneath import Beneath
 from .choice import choose
 from .common import CommonUnits, common_units
 from .model import TokenLevelModel
@@ -37,16 +39,18 @@ def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> str 
     if vocabulary != "auto":
         return vocabulary
     if not tokenizers:
-        raise ValueError("`vocabulary='auto'` compares the members' tokenizers: give them, `tokenizers={name: tokenizer, ...}`.")
+        raise ValueError(
+            "`vocabulary='auto'` compares the members' tokenizers: give them, `tokenizers={name: tokenizer, ...}`."
+        )
     return choose(tokenizers_of(tokenizers)).vocabulary
 
 
 def in_vocabulary(
     vocabulary: str | None, given: Mapping[str, Any], wanted: Collection[str], tokenizers: Mapping[str, Any] | None
-) -> Mapping[str, Any]:
+) -> tuple[Mapping[str, Any], Beneath | None]:
     r"""
-    The members in the vocabulary in which they are to be combined: as they are or, for `"tokens"` and `"bytes"`, as models of units or bytes;
-    those that share a model and a tokenizer share this view too.
+    The members in the vocabulary in which they are to be combined, and what they then are views of: as they are or, for `"tokens"` and
+    `"bytes"`, as models of units or bytes; those that share a model and a tokenizer share this view too.
 
     Args:
         vocabulary (`str`, *optional*): `"tokens"`, `"bytes"`, or `None` for members that share a vocabulary.
@@ -58,8 +62,9 @@ def in_vocabulary(
         `ValueError`: If a member has no tokenizer, or one whose tokens' bytes are not known.
     """
     if vocabulary is None:
-        return given
-    models = resolve(given, wanted).models
+        return given, None
+    resolved = resolve(given, wanted)
+    models = resolved.models
     known = tokenizers_of(tokenizers)
     for name, model in models.items():
         if isinstance(model, SpelledModel):
@@ -70,9 +75,25 @@ def in_vocabulary(
                 f"`vocabulary={vocabulary!r}` needs the tokenizer of every member, but {name!r} has none: "
                 f"`tokenizers={{{name!r}: tokenizer, ...}}`."
             )
-    if vocabulary == "tokens":
-        return read_in_units(models, known)
-    made: dict[tuple[int, int], ByteLevelModel] = {}
+    views = read_in_units(models, known) if vocabulary == "tokens" else _read_in_bytes(models, known)
+    for name, model in models.items():
+        if not isinstance(model, SpelledModel):
+            _check_of_one_model(name, model, known[name])
+    plain = {name: model.model if isinstance(model, SpelledModel) else model for name, model in models.items()}
+    return views, Beneath(plain, resolved.adapted, dict(tokenizers or {}), _spellers(vocabulary, known))
+
+
+def _check_of_one_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
+    """Raise a `ValueError` if a tokenizer makes tokens of text that a model has none of."""
+    last = max((i for i, text in enumerate(token_bytes(tokenizer)) if text is not None), default=0)
+    if last >= width(model):
+        raise ValueError(
+            f"The member {name!r} returns {width(model)} logits, but its tokenizer has tokens up to {last}: they are not of one model."
+        )
+
+
+def _read_in_bytes(models: Mapping[str, PreTrainedModel], known: Mapping[str, Any]) -> dict[str, PreTrainedModel]:
+    made: dict[tuple[int, int], SpelledModel] = {}
     for name, model in models.items():
         if not isinstance(model, SpelledModel) and (key := (id(model), id(known[name]))) not in made:
             made[key] = _as_bytes(name, model, known[name])
@@ -81,7 +102,9 @@ def in_vocabulary(
     }
 
 
-def read_in_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, Any], **limits: Any) -> dict[str, PreTrainedModel]:
+def read_in_units(
+    models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, Any], **limits: Any
+) -> dict[str, PreTrainedModel]:
     r"""
     Members whose tokenizers differ, as models over units, tokens of the base. Those that share a model and a tokenizer share the view
     too. A base is returned as it is if all its tokens are units and one ends a text.
@@ -121,15 +144,25 @@ def read_in_units(models: Mapping[str, PreTrainedModel], tokenizers: Mapping[str
 
 
 def spoken(vocabulary: str | None, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizers of what members read and write: what spells the markers of phases, and writes chats in their templates."""
+    """
+    The tokenizers that prompts are written with, and that decode what is generated, each with its member's chat template. In units it is
+    the base's own, in all of its tokens: the base reads its prompts as it is used to.
+    """
     if vocabulary is None:
         return dict(tokenizers)
     known = tokenizers_of(tokenizers)
     if vocabulary == "bytes":
         return {name: ByteTokenizer(each) for name, each in known.items()}
+    base = next(iter(_base_first(known).values()))
+    return {name: _with_template(base, each) for name, each in known.items()}
+
+
+def _spellers(vocabulary: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What cuts a text as the combination writes it, by member."""
+    if vocabulary == "bytes":
+        return {name: ByteTokenizer(each) for name, each in known.items()}
     ordered = _base_first(known)
-    speaker = unit_tokenizer(next(iter(ordered.values())), common_units(ordered))
-    return {name: _with_template(speaker, each) for name, each in known.items()}
+    return dict.fromkeys(known, unit_tokenizer(next(iter(ordered.values())), common_units(ordered)))
 
 
 def longer_tokens(members: Iterable[PreTrainedModel]) -> torch.Tensor | None:

@@ -13,7 +13,15 @@ from .alphabet import UnitAlphabet
 from .common import CommonUnits
 
 Prompt = Literal["tokens", "units"]
-_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")
+_OF_IDS = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "sequence_bias",
+)
 
 
 class TokenLevelConfig(SpelledConfig):
@@ -24,16 +32,17 @@ class TokenLevelConfig(SpelledConfig):
 
 class TokenLevelModel(SpelledModel):
     r"""
-    A causal language model and its tokenizer as a language model over **units**: those tokens of the base in which all members' tokens can be
-    spelled ([`~hf_eft.units.common.common_units`]). `P(units ...)` is the sum of the probabilities of all token sequences whose units begin so.
+    A causal language model and its tokenizer as a language model over **units**: those tokens of the base in which all members' tokens can
+    be spelled ([`~hf_eft.units.common.common_units`]). `P(units ...)` is the sum of the probabilities of all token sequences whose units
+    begin so.
 
-    Its ids are the base's. It reads all of them: one that is no unit is read as the units that it is made of. It writes units, and one end of
-    text.
+    Its ids are the base's. It reads all of them: one that is no unit is read as the units that it is made of. It writes units, and one end
+    of text.
 
     Contract:
 
-    - **Exact** with `covers=None, threshold=0`: the texts that it writes have the probabilities that the model gives them. With a limit, what is
-      left out is known: [`TokenLevelModel.missing`].
+    - **Exact** with `covers=None, threshold=0`: the texts that it writes have the probabilities that the model gives them. With a limit,
+      what is left out is known: [`TokenLevelModel.missing`].
     - **Prompts** are given in the base's ids. The base reads them as they are; other members read the text that they are, by their own
       tokenizer. A begin of text is each member's own, the ids that end a text are the member's end of text, and other special tokens
       are the text that they are written as.
@@ -72,7 +81,9 @@ class TokenLevelModel(SpelledModel):
         if prompt not in get_args(Prompt):
             raise ValueError(f"`prompt` must be one of {', '.join(get_args(Prompt))}, got {prompt!r}.")
         ids = alphabet.tokenizer
-        config = TokenLevelConfig(vocab_size=alphabet.width, eos_token_id=alphabet.end, pad_token_id=ids.pad_token_id, bos_token_id=ids.bos_token_id)
+        config = TokenLevelConfig(
+            vocab_size=alphabet.width, eos_token_id=alphabet.end, pad_token_id=ids.pad_token_id, bos_token_id=ids.bos_token_id
+        )
         super().__init__(
             config,
             model,

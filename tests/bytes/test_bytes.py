@@ -13,9 +13,9 @@ from families import BOS
 
 from hf_eft import EFTForCausalLM
 from hf_eft.bytes import ByteLevelModel
+from hf_eft.spelling.reader import Asked
 from hf_eft.spelling.sums import measure
 from hf_eft.spelling.texts import State
-from hf_eft.spelling.reader import Asked
 
 # Exhaustive -----------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from families import EOS
 
 from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.bytes import ByteLevelModel
-from hf_eft.spelling.covers import Cost
 from hf_eft.bytes.tokens import ByteTokenizer
+from hf_eft.spelling.covers import Cost
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},

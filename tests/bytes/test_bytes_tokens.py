@@ -103,7 +103,7 @@ def test_refusals() -> None:
         EFTForCausalLM.from_models(small, tuned=small, reference=small, vocabulary="letters")
     with pytest.raises(ValueError, match="but 'tuned' has none"):
         EFTForCausalLM.from_models(small, tuned=small, reference=small, vocabulary="bytes", tokenizers={"base": cutter})
-    with pytest.raises(ValueError, match=r"vocabulary='bytes'"):
+    with pytest.raises(ValueError, match=r"vocabulary='auto'"):
         EFTForCausalLM.from_models(small, tuned=small, tokenizers={"base": cutter, "tuned": tokenizer("overlapping")})
     with pytest.raises(ValueError, match="tokens of a Unknown are not known"):
         token_bytes(Unknown())

@@ -193,7 +193,9 @@ def test_a_text_is_scored_from_its_begin(pair: str) -> None:
     model = EFTForCausalLM.from_models(**given)
     log_p = (whole["base"] + whole["tuned"] - whole["reference"]).nan_to_num(-torch.inf).log_softmax(-1)
     expected = -torch.stack([log_p[n, ids[n + 1]] for n in range(len(ids) - 1)]).mean()
-    torch.testing.assert_close(model(input_ids=torch.tensor([ids]), labels=labels).loss, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(input_ids=torch.tensor([ids]), labels=labels).loss.double(), expected.double(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_longer_token_of_the_base_is_read_as_its_units() -> None:

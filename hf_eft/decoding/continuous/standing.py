@@ -35,7 +35,7 @@ class RequestStanding:
             return None
         combination, members = self._model.combination, self._model._members
         if self._of is None or self._of[0] is not combination:
-            markers = markers_of(combination.phases, self._model.tokenizers, members.vocabulary)
+            markers = markers_of(combination.phases, self._model._spellers, members.vocabulary)
             self._of, self._known = (combination, Strengths(combination, members.names, markers)), {}
         return self._of[1]
 

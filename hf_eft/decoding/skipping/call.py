@@ -8,7 +8,6 @@ from typing import Any
 from transformers import GenerationMixin
 from transformers.cache_utils import QuantizedCache, StaticCache
 
-from ...spelling.model import SpelledModel
 from ...members.cache import EFTCache
 from ...members.call import PerThread, innermost
 from ...members.devices import is_sharded
@@ -17,6 +16,7 @@ from ...members.quantised import looks_beside
 from ...members.releases import CACHE
 from ...members.vocabulary import end_tokens
 from ...recipe.combination import BASE, Combination
+from ...spelling.model import SpelledModel
 from .options import Report, Skipping
 from .skipper import Skipper
 
