@@ -108,7 +108,10 @@ def write(
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         # Who the members are is the model's to say, whatever was set on its configuration.
         config.member_names, config.shared_members, config.adapters = list(model._members.names), parts.shared, parts.adapters
-        config.references, config.combination = {}, model.combination.spelled(tokenizers_of(tokenizers)).to_dict()
+        known = (
+            tokenizers_of(tokenizers) if model.vocabulary is None else model._spellers
+        )  # of the ids that markers of phases are
+        config.references, config.combination = {}, model.combination.spelled(known).to_dict()
         config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
             if getattr(config, key, None) is None:
