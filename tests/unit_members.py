@@ -97,7 +97,7 @@ def _assembled(kind: Kind, vocab: Mapping[str, int]) -> Tokenizer:
     spaces = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    merges = [tuple(pair.split(" ")) for pair in kind.tokens]
+    merges: Any = [tuple(pair.split(" ")) for pair in kind.tokens]
     if kind.made in ("bytes", "spaced"):
         made = Tokenizer(models.BPE(vocab=dict(vocab), merges=merges))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -145,7 +145,8 @@ def members(pair: str, family: str = "llama", **options: Any) -> dict[str, Any]:
 
 def enumeration(pair: str, name: str, start: Sequence[int] | None = None, family: str = "llama") -> Oracle:
     """Of a member's model: all sequences of its tokens, whose text is here the units, one byte for each."""
-    which = PAIRS[pair][0 if name == "base" else 1]
+    base, small, _ = PAIRS[pair]
+    which = base if name == "base" else small
     cutter = tokenizer(which)
     begun = [cutter.bos_token_id] if start is None else start
     return Oracle(models_of(pair, family)[name], expanded(pair, which), begun, cutter.eos_token_id)
@@ -196,7 +197,7 @@ def probabilities(states: Sequence[State]) -> torch.Tensor:
 TEXTS = ["ab", "abab", "bba"]  # so short that what follows may change all of a prompt, and all cuts of it are summed over
 
 
-def ids_of(pair: str, *texts: str) -> dict[str, torch.Tensor]:
+def ids_of(pair: str, *texts: str) -> dict[str, Any]:
     """Prompts in tokens of the base, behind a begin of text, padded on the left."""
     cutter = tokenizer(PAIRS[pair][0])
     rows = [[cutter.bos_token_id, *cutter(text, add_special_tokens=False)["input_ids"]] for text in texts]
