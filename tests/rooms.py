@@ -43,6 +43,7 @@ TESTS: dict[str, str] = {
     "bytes/reader.py": "bytes/test_bytes_generate.py::test_greedy_is_that_of_the_enumeration",
     "bytes/states.py": "bytes/test_bytes_generate.py::test_greedy_is_that_of_the_enumeration",
     "bytes/tokens.py": "bytes/test_bytes_tokens.py::test_bytes_of_tokens_make_up_the_text",
+    "units/beneath.py": "folders/test_saved_vocabularies.py::test_it_comes_back_and_can_be_saved_again",
     "units/choice.py": "units/test_choice.py::test_what_is_chosen_and_why",
     "units/common.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
     "units/cutting.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
