@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 from .decoding.added import AddedVarying, prompt_length
 from .decoding.given import Begun, Given, GivenByThread
 from .decoding.reader import Reader
-from .decoding.running import running
+from .decoding.running import refuse_dropping, running
 from .decoding.tokens_left import nothing_left
 from .members import prefix
 from .members.adapters import by_adapter
@@ -59,6 +59,8 @@ class EFTLogitsProcessor(LogitsProcessor):
     - **`inputs_embeds`**: only with `input_ids`. Continuing from a returned cache: pass the full ids, not only the new ones.
     - **Continuous batching** (`generate_batch`, `cache_implementation="paged"`): not supported. **transformers drops logits processors
       there without a word**, and what you get is the base alone.
+    - **Janus**: its own `generate`, too, **drops logits processors without a word**. Small models of that kind are refused; that the
+      base is one cannot be seen. [`EFTForCausalLM`] combines their text.
     - **Pictures and films**: the small models see what `generate` was given (`pixel_values` and its like, looked up in the call that is
       running), each by its own encoder; or their own, with their own prompts, by `member_inputs`. One that takes no pictures is refused,
       unless `member_inputs` has a text for it. In a loop of one's own, where no call can be looked up, prompts are refused that hold a
@@ -134,6 +136,7 @@ class EFTLogitsProcessor(LogitsProcessor):
         vocabulary = chosen(vocabulary, tokenizers)
         given, _ = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
         self._members = Members(given, recipe.coefficients)
+        refuse_dropping(self._members.models)
         self.combination = recipe
         self._tokenizers = tokenizers_of(tokenizers) if vocabulary is None else None
         self._longer = longer_tokens(self._members.models.values())

@@ -52,6 +52,7 @@ TESTS: dict[str, str] = {
     "units/model.py": "units/test_units_generate.py::test_greedy_is_that_of_the_enumeration",
     "units/speaker.py": "units/test_units_speaker.py::test_texts_are_written_in_units",
     "bytes/tokens.py": "bytes/test_bytes_tokens.py::test_bytes_of_tokens_make_up_the_text",
+    "units/beneath.py": "folders/test_saved_vocabularies.py::test_it_comes_back_and_can_be_saved_again",
     "units/choice.py": "units/test_choice.py::test_what_is_chosen_and_why",
     "units/common.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",
     "units/cutting.py": "units/test_common_units.py::test_members_agree_on_the_units_of_every_text",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedModel
 
 from ..prompts.pictures import take_pictures
 
 # What runs below the decorators.
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
+# Models' own, which take logits processors by name and hand them to nothing when they make text: none of them is ever called.
+_DROPPING = {"JanusForConditionalGeneration.generate"}
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,14 @@ def running(processor: Any) -> Running | None:
             found = Running(frame.f_locals["kwargs"], frame.f_locals["inputs"])
         frame = frame.f_back
     return found
+
+
+def refuse_dropping(models: Mapping[str, PreTrainedModel]) -> None:
+    """Raise if the small models are of a kind whose own `generate` would leave the add-on out: their base is of that kind, too."""
+    for name, model in models.items():
+        if getattr(getattr(type(model), "generate", None), "__qualname__", None) in _DROPPING:
+            raise ValueError(
+                f"The member {name!r} ({type(model).__name__}) is of a kind whose own `generate` drops logits processors: a base of that "
+                "kind would generate without what is added here. Combine them in `EFTForCausalLM.from_models(base, tuned=..., "
+                "reference=...)`, for prompts of text."
+            )

@@ -36,9 +36,9 @@ from ..members.members import Members
 from ..members.membership import describe, describe_anew
 from ..members.parts import Parts
 from ..members.quantised import plain_conversions
-from ..prompts.pictures import tokenizers_of
+from ..prompts.pictures import tokenizer_of, tokenizers_of
 from ..recipe.combination import Combination
-from ..units.members import in_vocabulary, spoken
+from ..units.members import check_of_one_model, in_vocabulary, spoken
 from .gates import GATES, write_gates
 from .loading import announced, check_comes_back, load_model
 from .processing import (
@@ -108,7 +108,10 @@ def write(
         config.architectures, config.dtype = [type(model).__name__], model.dtype
         # Who the members are is the model's to say, whatever was set on its configuration.
         config.member_names, config.shared_members, config.adapters = list(model._members.names), parts.shared, parts.adapters
-        config.references, config.combination = {}, model.combination.spelled(tokenizers_of(tokenizers)).to_dict()
+        known = (
+            tokenizers_of(tokenizers) if model.vocabulary is None else model._spellers
+        )  # of the ids that markers of phases are
+        config.references, config.combination = {}, model.combination.spelled(known).to_dict()
         config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
             if getattr(config, key, None) is None:
@@ -164,6 +167,9 @@ def read(
     seeing = {name: sees(models[config.adapters.get(owner, owner)].config) for name, owner in owners.items()}
     tokenizers = read_processing(folder, folder / MEMBERS, seeing, own=config.vocabulary is not None)
     known = {name: tokenizers[name] for name in config.tokenizer_members if name in tokenizers}
+    for name, each_model in models.items() if config.vocabulary is not None else ():
+        if name in tokenizers:
+            check_of_one_model(name, each_model, tokenizer_of(tokenizers[name]))
     views, beneath = in_vocabulary(config.vocabulary, given, recipe.coefficients, tokenizers)
     members = Members(views, recipe.coefficients, known if beneath is None else None)
     if beneath is None:

@@ -64,6 +64,13 @@ def write_recipe(
         recipe = Combination.emulate(alpha=learnt[TUNED].recommended_alpha)
     for name, said in learnt.items():
         say_of(name, said, base)
+    if vocabulary is not None and any(
+        not isinstance(mark, str) for phase in recipe.phases for mark in (phase.start, phase.end)
+    ):
+        raise ValueError(
+            f"With `vocabulary={vocabulary!r}` a recipe folder has no tokenizer that says which tokens its phases' markers are: "
+            "give them as texts."
+        )
     recipe = _spelled(recipe, places)
     config = EFTConfig(
         member_names=names, references=references, vocabulary=vocabulary, combination=recipe.to_dict(),

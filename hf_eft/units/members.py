@@ -76,14 +76,11 @@ def in_vocabulary(
                 f"`tokenizers={{{name!r}: tokenizer, ...}}`."
             )
     views = read_in_units(models, known) if vocabulary == "tokens" else _read_in_bytes(models, known)
-    for name, model in models.items():
-        if not isinstance(model, SpelledModel):
-            _check_of_one_model(name, model, known[name])
     plain = {name: model.model if isinstance(model, SpelledModel) else model for name, model in models.items()}
     return views, Beneath(plain, resolved.adapted, dict(tokenizers or {}), _spellers(vocabulary, known))
 
 
-def _check_of_one_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
+def check_of_one_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     """Raise a `ValueError` if a tokenizer makes tokens of text that a model has none of."""
     last = max((i for i, text in enumerate(token_bytes(tokenizer)) if text is not None), default=0)
     if last >= width(model):

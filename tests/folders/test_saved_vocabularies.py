@@ -11,7 +11,7 @@ import torch
 from families import lora
 from transformers import AutoTokenizer
 
-from hf_eft import EFTForCausalLM, hub, tiny
+from hf_eft import Combination, EFTForCausalLM, Phase, hub, tiny
 from hf_eft.bytes import ByteLevelModel
 
 VOCABULARIES = ("tokens", "bytes")
@@ -115,3 +115,12 @@ def test_members_by_name_are_composed(tmp_path: Path) -> None:
         hub.load(tmp_path / "made", vocabulary="tokens")
     with pytest.raises(ValueError, match="A recipe folder says one"):
         hub.compose(places, tmp_path / "recipe", vocabulary="auto", references=True)
+
+
+def test_markers_of_phases_are_the_bases_tokens(tmp_path: Path) -> None:
+    strengths = {"think": 1, "answer": 0}
+    recipe = Combination.emulate(alpha=strengths, phases=[Phase("think", [5], [6])])
+    model = combined("tokens", combination=recipe)
+    check_comes_back(model, tmp_path / "saved")
+    [phase] = json.loads((tmp_path / "saved/config.json").read_text())["combination"]["phases"]
+    assert phase["spelled"] == [cutters()["base"].convert_ids_to_tokens([i]) for i in (5, 6)]

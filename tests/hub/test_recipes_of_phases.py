@@ -62,3 +62,19 @@ def test_texts_need_no_spelling_and_members_without_tokenizers_have_none(
     put(online, tmp_path, {})
     [phase] = composed(tmp_path / "recipe", phases)["phases"]
     assert phase.get("spelled") is None
+
+
+def test_a_recipe_across_tokenizers_says_its_vocabulary(online: FakeHub, tmp_path: Path) -> None:
+    for name, place in zip(NAMES, ("base", "second_tuned", "second_reference"), strict=True):
+        online.add(f"family/{name}", tiny.path(place))
+    places = {name: f"family/{name}" for name in NAMES}
+    with pytest.raises(ValueError, match="give them as texts"):
+        recipe = Combination.emulate(alpha={"think": 1, "answer": 0}, phases=[Phase("think", [5], [6])])
+        hub.compose(places, tmp_path / "marked", combination=recipe, references=True, vocabulary="tokens")
+    hub.compose(places, tmp_path / "recipe", references=True, vocabulary="tokens")
+    assert "model.tokenizers" in (tmp_path / "recipe/README.md").read_text()
+    loaded, tokenizers = hub.load(tmp_path / "recipe", allow_references=True)
+    expected = hub.load(places, vocabulary="tokens")[0]
+    ids = tokenizers["tuned"](tiny.questions()[0].prompt, return_tensors="pt")["input_ids"]
+    assert loaded.vocabulary == "tokens"
+    assert loaded.generate(ids, max_new_tokens=6).tolist() == expected.generate(ids, max_new_tokens=6).tolist()

@@ -51,7 +51,7 @@ ROOMS: dict[str, Room] = {
         "modeling_eft.py logits_process.py",
         "errors oracle generate logits_process features prompts members_replaced members_by_name"
         " threads threads_add_on saving saving_over pipeline member_pipeline templates recipes padding leaves modalities"
-        " vocabulary sight pictures",
+        " vocabulary sight pictures dropped_processors",
         60,
     ),
 }
