@@ -38,3 +38,10 @@ def test_a_request_means_the_same(names: tuple[str, ...], asked: dict[str, Any])
     ours = recipe(names, **asked)
     theirs = importlib.import_module("vllm_eft.recipe").Recipe(names, {}, dict.fromkeys(names, 1.0))
     assert theirs.asked(asked) == [pytest.approx([ours.coefficient(name) for name in names])]
+
+
+def test_a_folder_of_several_tokenizers_is_refused() -> None:
+    configuration = importlib.import_module("vllm_eft.config").EFTConfig
+    for vocabulary in trust.VOCABULARIES:
+        with pytest.raises(ValueError, match=f"different tokenizers.*'{vocabulary}'"):
+            configuration(vocabulary=vocabulary)

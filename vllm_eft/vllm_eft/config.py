@@ -27,6 +27,7 @@ class EFTConfig(PreTrainedConfig):
     adapters: Any = None
     tokenizer_members: Any = None
     references: Any = None
+    vocabulary: Any = None
     combination: Any = None
     text_config: Any = None
     # Of vLLM's `--hf-overrides`: one strength for all, where the model is told nothing of requests.
@@ -44,6 +45,11 @@ class EFTConfig(PreTrainedConfig):
             raise ValueError(
                 "A recipe folder refers to its members and has no weights of its own, which vLLM looks for: save the combination as one "
                 "folder (`hf-eft compose`)."
+            )
+        if self.vocabulary is not None:
+            raise ValueError(
+                f"The members have different tokenizers (`vocabulary={self.vocabulary!r}`), and vLLM reads and writes the tokens of one. "
+                "Use `hf-eft serve`."
             )
         if self.text_config is not None:
             for key, name in self.keys().items():

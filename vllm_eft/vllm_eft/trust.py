@@ -14,7 +14,7 @@ MEMBERS = "members"
 # The keys of a combination's configuration, beside `<member>_config` and those that transformers puts into every configuration.
 KEYS = frozenset(
     "model_type architectures transformers_version dtype member_names shared_members adapters tokenizer_members references "
-    "combination text_config tie_word_embeddings use_cache bos_token_id eos_token_id pad_token_id".split()
+    "vocabulary combination text_config tie_word_embeddings use_cache bos_token_id eos_token_id pad_token_id".split()
 )
 # What a member's configuration loses, at any depth: names of code, of repositories and of files, and whatever chooses a kernel.
 LOST = frozenset(
