@@ -26,7 +26,7 @@ class EFTProcessingMixin:
         In what the members are combined: `"tokens"`, `"bytes"`, or `None` where they have one tokenizer. Whichever it is, prompts are
         written with a tokenizer of [`EFTForCausalLM.tokenizers`], which decodes what is generated too.
         """
-        return self.config.vocabulary
+        return None if self._beneath is None else self._beneath.vocabulary
 
     @property
     def tokenizers(self) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def write(
             tokenizers_of(tokenizers) if model.vocabulary is None else model._spellers
         )  # of the ids that markers of phases are
         config.references, config.combination = {}, model.combination.spelled(known).to_dict()
+        config.vocabulary = model.vocabulary
         config.tokenizer_members = list(model._members.vocabulary.tokenizers)
         for key, name in config.keys_of_members().items():
             if getattr(config, key, None) is None:

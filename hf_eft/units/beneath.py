@@ -21,12 +21,14 @@ class Beneath:
     The members of a combination in units or bytes as they were given.
 
     Args:
+        vocabulary (`str`): `"tokens"` or `"bytes"`.
         models (`Mapping[str, PreTrainedModel]`): By member, the model that is read.
         adapters (`Mapping[str, Adapted]`): What each of these is, where members are adapters.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase or ProcessorMixin]`): Each member's own.
         spellers (`Mapping[str, PreTrainedTokenizerBase]`): By member, what cuts a text as the combination writes it.
     """
 
+    vocabulary: str
     models: Mapping[str, PreTrainedModel]
     adapters: Mapping[str, Adapted]
     tokenizers: Mapping[str, Any]

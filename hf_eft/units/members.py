@@ -77,7 +77,7 @@ def in_vocabulary(
             )
     views = read_in_units(models, known) if vocabulary == "tokens" else _read_in_bytes(models, known)
     plain = {name: model.model if isinstance(model, SpelledModel) else model for name, model in models.items()}
-    return views, Beneath(plain, resolved.adapted, dict(tokenizers or {}), _spellers(vocabulary, known))
+    return views, Beneath(vocabulary, plain, resolved.adapted, dict(tokenizers or {}), _spellers(vocabulary, known))
 
 
 def check_of_one_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:

@@ -142,7 +142,9 @@ def test_what_is_seen_and_what_is_read_byte_by_byte() -> None:
     told = combined.generate(**given.inputs, max_new_tokens=3, return_dict_in_generate=True)
     with pytest.raises(ValueError, match=r"skipped behind pictures\. Leave it out"):
         combined.generate(told.sequences, max_new_tokens=3, skipping=True, **{CACHE: cache_of(told)})
-    with pytest.raises(ValueError, match=r"skipped with byte-level members \('base'\), which read a block as a prompt"):
+    with pytest.raises(
+        ValueError, match=r"skipped with members of other tokenizers \('base'\), which read a block as a prompt"
+    ):
         EFTForCausalLM.from_models(**byte_members()).generate(**ids_of(b"ab"), max_new_tokens=2, skipping=True)
 
 

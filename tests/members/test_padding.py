@@ -207,7 +207,7 @@ def test_bytes_have_rows_of_their_own() -> None:
     torch.testing.assert_close(
         model(ids, attention_mask=mask).logits[:, 1:], model(torch.tensor([[0, 80, 81]]), attention_mask=mask).logits[:, 1:]
     )
-    with pytest.raises(ValueError, match=r"token 999.*'bytes': 259 rows"):
+    with pytest.raises(ValueError, match=r"token 999.*'ByteLevelModel': 259 rows"):
         model(ids)
     assert table_rows(model) == 259
 
