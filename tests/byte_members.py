@@ -12,6 +12,15 @@ from hf_eft.bytes import ByteLevelModel
 
 EXACT: dict[str, Any] = {"covers": None, "threshold": 0.0, "prompt": "bytes"}
 OFFSET = 3
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sample": {"do_sample": True, "temperature": 0.9},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "returned": {"do_sample": True, "num_return_sequences": 2},
+    "match": {"do_sample": True, "coupling": "match", "seed": [5, 6, 7]},
+    "penalty": {"repetition_penalty": 1.3},
+    "no_cache": {"use_cache": False},
+}
 
 
 def ids_of(*texts: bytes) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from byte_members import EXACT, MODELS, PROMPTS, generated, ids_of, members, written
+from byte_members import EXACT, MODELS, PROMPTS, WAYS, generated, ids_of, members, written
 from byte_oracle import Oracle, model, tokenizer
 from families import EOS
 
@@ -14,16 +14,6 @@ from hf_eft import Combination, EFTForCausalLM, EFTLogitsProcessor, tiny
 from hf_eft.bytes import ByteLevelModel
 from hf_eft.bytes.tokens import ByteTokenizer
 from hf_eft.spelling.covers import Cost
-
-WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sample": {"do_sample": True, "temperature": 0.9},
-    "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "returned": {"do_sample": True, "num_return_sequences": 2},
-    "match": {"do_sample": True, "coupling": "match", "seed": [5, 6, 7]},
-    "penalty": {"repetition_penalty": 1.3},
-    "no_cache": {"use_cache": False},
-}
 
 
 def test_greedy_is_that_of_the_enumeration() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from byte_members import WAYS
 from unit_members import (
     PAIRS,
     TEXTS,
@@ -24,15 +25,6 @@ from hf_eft.units import read_in_units
 from hf_eft.units.members import spoken
 
 ALL: dict[str, Any] = {"covers": None, "threshold": 0.0}
-WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sample": {"do_sample": True, "temperature": 0.9},
-    "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "returned": {"do_sample": True, "num_return_sequences": 2},
-    "match": {"do_sample": True, "coupling": "match", "seed": [5, 6, 7]},
-    "penalty": {"repetition_penalty": 1.3},
-    "no_cache": {"use_cache": False},
-}
 WHOLE, SOME = "bytes: base in small", "pieces: shared"  # a base as it is, and one that is read in units
 RUN = ("bytes: shared", WHOLE, SOME, "unigram: small in base", "spaced and pieces", "pieces and spaced")
 
