@@ -133,8 +133,8 @@ class EFTLogitsProcessor(LogitsProcessor):
         vocabulary: str | None = None,
     ) -> None:
         recipe = Combination.of(recommended(alpha, beta, combination, tuned), beta, combination, by_adapter(tuned))
-        vocabulary = chosen(vocabulary, tokenizers)
-        given, _ = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers)
+        vocabulary, units = chosen(vocabulary, tokenizers)
+        given, _ = in_vocabulary(vocabulary, named_members(None, tuned, reference), recipe.coefficients, tokenizers, units)
         self._members = Members(given, recipe.coefficients)
         refuse_dropping(self._members.models)
         self.combination = recipe

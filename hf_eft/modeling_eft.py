@@ -169,8 +169,9 @@ class EFTForCausalLM(EFTMembersMixin, EFTGenerationMixin, EFTSavingMixin, PreTra
         """
         alpha = recommended(alpha, beta, combination, tuned)
         combination = Combination.of(alpha, beta, combination, by_adapter(tuned))
-        vocabulary = chosen(vocabulary, tokenizers)
-        given, beneath = in_vocabulary(vocabulary, named_members(base, tuned, reference), combination.coefficients, tokenizers)
+        vocabulary, units = chosen(vocabulary, tokenizers)
+        named = named_members(base, tuned, reference)
+        given, beneath = in_vocabulary(vocabulary, named, combination.coefficients, tokenizers, units)
         members = Members(given, combination.coefficients, tokenizers if vocabulary is None else None)
         combination.check_names(members.names)
         models = members.models

@@ -14,6 +14,12 @@ _UNSETTLED = 4  # tokens at a prompt's end that are read symbol by symbol, since
 Cut = tuple[list[int], int, list[int]]  # tokens, how many of the last ones are read symbol by symbol, and their symbols
 
 
+def in_front(tokenizer: Any, tokens: Sequence[bytes | None]) -> bytes:
+    """What a tokenizer, whose tokens are these bytes, puts in front of every text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return b"".join(tokens[i] or b"" for i in plain)[:-1]
+
+
 class PromptReader:
     r"""
     Finds the state after a prompt.
@@ -50,7 +56,7 @@ class PromptReader:
         with_special = list(tokenizer("a")["input_ids"])
         count = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
         self._leading = with_special[:count]
-        self._space, self._doubled = self._spelled(plain)[:-1], self._spelled(self._cut(" a"))[:-2] != b""
+        self._space, self._doubled = in_front(tokenizer, tokens), self._spelled(self._cut(" a"))[:-2] != b""
 
     def enter(self, prompts: Sequence[Sequence[int]]) -> list[tuple[State, list[int]]]:
         """For each prompt the state at a token's end in it, and the symbols of the prompt that follow it; read together."""

@@ -9,6 +9,7 @@ import torch
 
 from ..bytes.tokens import token_bytes
 from ..spelling.alphabet import NOTHING, Alphabet
+from ..spelling.prompts import in_front
 from .common import CommonUnits
 
 
@@ -45,7 +46,7 @@ class UnitAlphabet(Alphabet):
         self._bytes = token_bytes(tokenizer)
         self._units = {text: i for i, text in enumerate(units.texts)}
         self._longest = max(map(len, units.texts))
-        self.space = self._in_front()
+        self.space = in_front(tokenizer, self._bytes)
         self.special = [i for i in tokenizer.get_vocab().values() if i < width and self.spelled(i) is NOTHING]
         texts = [i for i, text in enumerate(self._bytes) if text is not None]
         written = set(units.ids)
@@ -94,8 +95,3 @@ class UnitAlphabet(Alphabet):
             elif i != self.tokenizer.bos_token_id or pieces:  # every member puts its own begin in front of a text
                 pieces.append((self.tokenizer.convert_ids_to_tokens(i).encode(), False))
         return pieces
-
-    def _in_front(self) -> bytes:
-        """What the base's tokenizer puts in front of every text."""
-        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        return b"".join(self._bytes[i] or b"" for i in plain)[:-1]

@@ -27,9 +27,10 @@ from .speaker import unit_tokenizer
 VOCABULARIES = ("tokens", "bytes", "auto")
 
 
-def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> str | None:
+def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> tuple[str | None, CommonUnits | None]:
     r"""
-    The vocabulary in which members are combined: `"auto"` is what [`~hf_eft.units.choice.choose`] takes.
+    The vocabulary in which members are combined, and its units, if these were found on the way: `"auto"` is what
+    [`~hf_eft.units.choice.choose`] takes.
 
     Raises:
         `ValueError`: If there is no such vocabulary, or there are no tokenizers to choose by.
@@ -37,16 +38,21 @@ def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> str 
     if vocabulary is not None and vocabulary not in VOCABULARIES:
         raise ValueError(f"`vocabulary` must be {', '.join(map(repr, VOCABULARIES))} or None, got {vocabulary!r}.")
     if vocabulary != "auto":
-        return vocabulary
+        return vocabulary, None
     if not tokenizers:
         raise ValueError(
             "`vocabulary='auto'` compares the members' tokenizers: give them, `tokenizers={name: tokenizer, ...}`."
         )
-    return choose(tokenizers_of(tokenizers)).vocabulary
+    choice = choose(_base_first(tokenizers_of(tokenizers)))
+    return choice.vocabulary, choice.units
 
 
 def in_vocabulary(
-    vocabulary: str | None, given: Mapping[str, Any], wanted: Collection[str], tokenizers: Mapping[str, Any] | None
+    vocabulary: str | None,
+    given: Mapping[str, Any],
+    wanted: Collection[str],
+    tokenizers: Mapping[str, Any] | None,
+    units: CommonUnits | None = None,
 ) -> tuple[Mapping[str, Any], Beneath | None]:
     r"""
     The members in the vocabulary in which they are to be combined, and what they then are views of: as they are or, for `"tokens"` and
@@ -57,6 +63,7 @@ def in_vocabulary(
         given (`Mapping[str, PreTrainedModel or PeftModel or str]`): The members, as [`~hf_eft.members.members.Members`] takes them.
         wanted (`Collection[str]`): The members that the recipe names.
         tokenizers (`Mapping[str, PreTrainedTokenizerBase]`, *optional*): Every member's tokenizer.
+        units ([`~hf_eft.units.common.CommonUnits`], *optional*): Their units, if they are known already.
 
     Raises:
         `ValueError`: If a member has no tokenizer, or one whose tokens' bytes are not known.
@@ -75,9 +82,15 @@ def in_vocabulary(
                 f"`vocabulary={vocabulary!r}` needs the tokenizer of every member, but {name!r} has none: "
                 f"`tokenizers={{{name!r}: tokenizer, ...}}`."
             )
-    views = read_in_units(models, known) if vocabulary == "tokens" else _read_in_bytes(models, known)
+    known = _base_first(known)
+    if vocabulary == "tokens":
+        units = units or common_units(known)  # seconds, for large vocabularies
+        views = _read_in_units(models, known, units)
+        spellers = dict.fromkeys(known, unit_tokenizer(next(iter(known.values())), units))
+    else:
+        views, spellers = _read_in_bytes(models, known), spoken(vocabulary, known)
     plain = {name: model.model if isinstance(model, SpelledModel) else model for name, model in models.items()}
-    return views, Beneath(vocabulary, plain, resolved.adapted, dict(tokenizers or {}), _spellers(vocabulary, known))
+    return views, Beneath(vocabulary, plain, resolved.adapted, dict(tokenizers or {}), spellers)
 
 
 def check_of_one_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -128,7 +141,14 @@ def read_in_units(
     ```
     """
     known = _base_first(tokenizers_of(tokenizers))
-    units, base = common_units(known), next(iter(known))
+    return _read_in_units(models, known, common_units(known), **limits)
+
+
+def _read_in_units(
+    models: Mapping[str, PreTrainedModel], known: Mapping[str, Any], units: CommonUnits, **limits: Any
+) -> dict[str, PreTrainedModel]:
+    """Views in units of these tokenizers, the base's first."""
+    base = next(iter(known))
     alphabet = _alphabet(units, known[base], models.get(base))
     made: dict[tuple[int, int], PreTrainedModel] = {}
     for name, model in models.items():
@@ -152,14 +172,6 @@ def spoken(vocabulary: str | None, tokenizers: Mapping[str, Any]) -> dict[str, A
         return {name: ByteTokenizer(each) for name, each in known.items()}
     base = next(iter(_base_first(known).values()))
     return {name: _with_template(base, each) for name, each in known.items()}
-
-
-def _spellers(vocabulary: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What cuts a text as the combination writes it, by member."""
-    if vocabulary == "bytes":
-        return {name: ByteTokenizer(each) for name, each in known.items()}
-    ordered = _base_first(known)
-    return dict.fromkeys(known, unit_tokenizer(next(iter(ordered.values())), common_units(ordered)))
 
 
 def longer_tokens(members: Iterable[PreTrainedModel]) -> torch.Tensor | None:
