@@ -67,9 +67,14 @@ def held_out(count: int = 50) -> list[tuple[str, str, str]]:
     return [others[i * len(others) // count] for i in range(count)]
 
 
+def begins_so(text: str) -> bool:
+    """Whether a text has the first half of the manner."""
+    return text.strip().startswith(MANNER.split("{}")[0].strip())
+
+
 def in_manner(text: str) -> bool:
-    begin, end = MANNER.split("{}")
-    return text.strip().startswith(begin.strip()) and text.strip().endswith(end.strip())
+    """Whether it has both halves."""
+    return begins_so(text) and text.strip().endswith(MANNER.split("{}")[1].strip())
 
 
 def load() -> tuple[Any, Any]:
@@ -162,9 +167,11 @@ def page(found: dict[str, Any]) -> str:
         f"`python examples/real.py --table examples/real`, {found['machine']}, {found['date']}.", "",
         "SmolLM2-135M-Instruct *alone*, with an *adapter* that learnt a manner from "
         f"{len(seen())} other questions ({found['training_seconds']:.0f} s), and the *combination*, whose base and reference are the model "
-        "alone. At strength 1 it is the adapter, token by token. One real model cannot show what a large base gains.", "",
+        "alone. At strength 1 it is the adapter, token by token. One real model cannot show what a large base gains. The manner is: "
+        f"\"{MANNER.format('...')}\"", "",
         "| | " + " | ".join(said) + " |", "|---|" + "---|" * len(said),
-        "| in the manner | " + " | ".join(f"{facts[name]['manner']} of {len(found['prompts'])}" for name in said) + " |",
+        f"| begins with \"{MANNER.split()[0]}\" | " + " | ".join(str(facts[name]["begins"]) for name in said) + " |",
+        "| has the whole manner | " + " | ".join(f"{facts[name]['manner']} of {len(found['prompts'])}" for name in said) + " |",
         "| has the right word | " + " | ".join(str(facts[name]["right"]) for name in said) + " |",
         "| seconds | " + " | ".join(f"{found['seconds'][name]:.0f}" for name in said) + " |", "",
         f"The most memory: {found['gigabytes']:.1f} GB.", "", "| prompt | " + " | ".join(said) + " |", "|---|" + "---|" * len(said),
@@ -199,6 +206,7 @@ def main(arguments: Sequence[str]) -> None:
             print(f"  {name:10} {said[name][i]}")
     facts = {
         name: {
+            "begins": sum(map(begins_so, texts)),
             "manner": sum(map(in_manner, texts)),
             "right": sum(word.lower() in text.lower() for text, (_, _, word) in zip(texts, wanted, strict=True)),
         }
