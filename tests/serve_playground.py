@@ -3,14 +3,21 @@ Playgrounds in a process of their own, so that Gradio's threads and warnings sta
 
     python tests/serve_playground.py three PORT several PORT
 
-Serves scenarios (`three`, `several`, `endless`, `pictures`), each at a port, says `ready` once they are there, and ends when the standard
-input does.
+Serves scenarios (`three`, `several`, `endless`, `pictures`), each at a port, says what came of prompts that go wrong, and `ready` once all
+are there, and ends when the standard input does.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
+import select
+import socket
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +25,10 @@ from lookers import combination, processor
 from seeing import PLACES
 
 from hf_eft import Combination, EFTForCausalLM, Truncation, playground, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+STRENGTH = "strength \N{GREEK SMALL LETTER ALPHA}"
+TYPED = "typed: "
 
 
 class Endless(torch.nn.Module):
@@ -61,6 +72,62 @@ def page_of(scenario: str, family: Any) -> tuple[EFTForCausalLM, Any, Any]:
     return model, processor("qwen2_vl"), {"tuned": other, "reference": other}
 
 
+def typed(family: Any) -> list[str]:
+    """What a page says to prompts of which all but the last go wrong: one that its template refuses, one that is no text, none."""
+    import gradio
+
+    tokenizer = copy.deepcopy(family.tokenizer)
+    refuses = "{% if 'system' in messages[0]['content'] %}{{ raise_exception('no such') }}{% endif %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    blocks = playground.build(model_of("three", family), tokenizer)
+    answers: Any = next(each.fn for each in blocks.fns.values() if each.name == "answers")
+    said = []
+    for prompt in ("system", "caf\udce9", " ", "What does Oscar Palmer enjoy?"):
+        try:
+            said.append(list(answers(prompt, True, STRENGTH, 24, 0, None, "", "", "", 1.0, 1.0))[-1][2])
+        except gradio.Error as error:
+            said.append(ascii(error.message))
+    return said
+
+
+class Served:
+    """Playgrounds in a process of their own, at free ports, for a `with` block: an address for each scenario that is wanted."""
+
+    def __init__(self, *scenarios: str) -> None:
+        probes = [socket.create_server(("127.0.0.1", 0)) for _ in scenarios]
+        ports = [probe.getsockname()[1] for probe in probes]
+        for probe in probes:
+            probe.close()
+        self.at = {scenario: f"http://127.0.0.1:{port}/" for scenario, port in zip(scenarios, ports, strict=True)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "serve_playground.py"), *itertools.chain(*zip(scenarios, map(str, ports), strict=True))],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.heard: list[str] = []
+        assert self.says("ready", 300)
+        self.typed = [line.removeprefix(TYPED) for line in self.heard if line.startswith(TYPED)]
+
+    def says(self, word: str, seconds: float) -> bool:
+        """Whether the process says a word within some seconds."""
+        while select.select([self._process.stdout], [], [], seconds)[0]:
+            if not (line := self._process.stdout.readline()) or line.strip() == word:
+                return bool(line)
+            self.heard.append(line.strip())
+        return False
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     made = tiny.load()
@@ -68,6 +135,8 @@ if __name__ == "__main__":
     for scenario, port in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         model, tokenizer, processors = page_of(scenario, made)
         pages.append(playground.launch(model, tokenizer, processors=processors, port=int(port), prevent_thread_lock=True))
+    for said in typed(made):
+        print(f"{TYPED}{said}")
     print("ready", flush=True)
     sys.stdin.read()
     for blocks in pages:

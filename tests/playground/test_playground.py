@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
-import select
-import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from browser import missing, opened
+from serve_playground import STRENGTH, Served
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.playground.dials import dials_of
@@ -30,9 +25,8 @@ def no_page() -> str | None:
 
 page = pytest.mark.skipif(no_page() is not None, reason=no_page() or "")
 
-ROOT = Path(__file__).resolve().parents[2]
 ALPHA, BETA, LAMBDA = "\N{GREEK SMALL LETTER ALPHA}", "\N{GREEK SMALL LETTER BETA}", "\N{GREEK SMALL LETTER LAMDA}"
-STRENGTH, AMPLIFICATION = f"strength {ALPHA}", f"amplification {BETA}"
+AMPLIFICATION = f"amplification {BETA}"
 QUESTION = "What does Oscar Palmer enjoy?"
 THREE = ("base", "tuned", "reference")
 
@@ -113,31 +107,10 @@ def test_an_error_is_raised_where_the_answer_is_read(model: EFTForCausalLM, fami
         list(Answer(model, family.tokenizer, ids, 0, coefficients=torch.ones(1, 7), max_new_tokens=4))
 
 
-# In a process of its own: Gradio leaves event loops behind.
-TYPED = """
-import gradio
-from hf_eft import EFTForCausalLM, playground, tiny
-
-base, tuned, reference, tokenizer = tiny.load()
-refuses = "{% if 'system' in messages[0]['content'] %}{{ raise_exception('no such') }}{% endif %}"
-tokenizer.chat_template = refuses + tokenizer.chat_template
-blocks = playground.build(EFTForCausalLM.from_models(base, tuned=tuned, reference=reference), tokenizer)
-answers = next(each.fn for each in blocks.fns.values() if each.name == "answers")
-for typed in ("system", "caf\\udce9", " ", "What does Oscar Palmer enjoy?"):
-    try:
-        print(list(answers(typed, True, STRENGTH, 24, 0, None, "", "", "", 1.0, 1.0))[-1][2])
-    except gradio.Error as error:
-        print(ascii(error.message))
-"""
-
-
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
-def test_what_goes_wrong_is_shown_and_the_next_prompt_is_answered() -> None:
+def test_what_goes_wrong_is_shown_and_the_next_prompt_is_answered(served: Served) -> None:
     """A template that raises what it likes, text that is none, and a seed that was deleted."""
-    script = TYPED.replace("STRENGTH", ascii(STRENGTH))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    refused, no_text, empty, answered = done.stdout.splitlines()
+    refused, no_text, empty, answered = served.typed
     assert "the chat template does not take these messages: no such" in refused
     assert "the prompt is no text" in no_text and "The prompt is empty" in empty
     assert "hockey" in answered
@@ -149,47 +122,6 @@ def test_without_gradio_it_says_what_to_install(model: EFTForCausalLM, family: A
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-eft\[playground\]'"):
         playground.build(model, family.tokenizer)
-
-
-class Served:
-    """Playgrounds in a process of their own, at free ports, for a `with` block: an address for each scenario that is wanted."""
-
-    def __init__(self, *scenarios: str) -> None:
-        probes = [socket.create_server(("127.0.0.1", 0)) for _ in scenarios]
-        ports = [probe.getsockname()[1] for probe in probes]
-        for probe in probes:
-            probe.close()
-        self.at = {scenario: f"http://127.0.0.1:{port}/" for scenario, port in zip(scenarios, ports, strict=True)}
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "serve_playground.py"), *itertools.chain(*zip(scenarios, map(str, ports), strict=True))],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.says("ready", 300)
-
-    def says(self, word: str, seconds: float) -> bool:
-        """Whether the process says a word within some seconds."""
-        while select.select([self._process.stdout], [], [], seconds)[0]:
-            if not (line := self._process.stdout.readline()) or line.strip() == word:
-                return bool(line)
-        return False
-
-    def __enter__(self) -> Served:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._process.stdin.close()
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with Served("three", "several", "endless") as served:
-        yield served
 
 
 def say(tab: Any, prompt: str) -> None:

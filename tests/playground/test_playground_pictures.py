@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from browser import opened
 from lookers import own_inputs, picture
-from serve_playground import page_of
-from test_playground import Served, page, say
+from serve_playground import Served, page_of
+from test_playground import page, say
 
 from hf_eft import playground
 from hf_eft.programs.pictures import Processors
@@ -38,11 +38,11 @@ def expected(image: Any) -> dict[str, str]:
 
 
 @page
-def test_the_page_shows_a_picture_and_what_was_made_of_it(tmp_path: Path) -> None:
+def test_the_page_shows_a_picture_and_what_was_made_of_it(served: Served, tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     picture(1, (64, 32)).save(file)
     said = expected(picture(1, (64, 32)))
-    with Served("pictures") as served, opened(served.at["pictures"], viewport={"width": 1280, "height": 1500}) as (tab, watch):
+    with opened(served.at["pictures"], viewport={"width": 1280, "height": 1500}) as (tab, watch):
         tab.set_input_files("#picture input[type=file]", file)
         tab.wait_for_selector("#picture img")
         say(tab, QUESTION)

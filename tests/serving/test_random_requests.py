@@ -41,14 +41,14 @@ def test_every_field_and_every_option_is_asked_for() -> None:
 
 def test_random_requests_are_answered(served: list[Served]) -> None:
     statuses: collections.Counter[int] = collections.Counter()
-    ask_requests(served, 0, 300, lambda status: statuses.update([status]))
-    assert statuses[200] > 50 and statuses[400] > 50 and max(statuses) < 500
+    ask_requests(served, 0, 100, lambda status: statuses.update([status]))
+    assert statuses[200] > 15 and statuses[400] > 15 and max(statuses) < 500
 
 
 def test_random_lines_are_answered(tmp_path: Path) -> None:
     answered: list[int] = []
-    answer_lines(tmp_path, 0, 30, answered.append)
-    assert sum(answered) > 30
+    answer_lines(tmp_path, 0, 15, answered.append)
+    assert sum(answered) > 15
 
 
 # What they found --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import openai
 import pytest
 import torch
 from families import build
-from served import BOTH, LONG, QUESTION, complete, connect, fixtures, generated
+from served import BOTH, LONG, QUESTION, complete, connect, fixtures, generated, said
 
 from hf_eft import Combination, EFTForCausalLM, tiny
 from hf_eft.serving import EFTServer
@@ -100,10 +100,16 @@ def steered() -> tuple[EFTForCausalLM, Any]:
     return model, tokenizer
 
 
+def by_row(model: EFTForCausalLM, tokenizer: Any, coefficients: list[torch.Tensor]) -> list[str]:
+    """What `generate` says to one prompt with each of several coefficients, `(1, members)`."""
+    ids = tokenizer([LONG] * len(coefficients), return_tensors="pt")["input_ids"]
+    return said(model, tokenizer, ids, max_new_tokens=6, coefficients=torch.cat(coefficients))
+
+
 def test_32_requests_at_once_each_with_its_own_alpha(served: Any) -> None:
     model, tokenizer, client = served
     recipes = [Combination.emulate(alpha=alpha).at([0], tuple(model.members)) for alpha in ALPHAS]
-    expected = [generated(model, tokenizer, LONG, max_new_tokens=6, coefficients=row) for row in recipes]
+    expected = by_row(model, tokenizer, recipes)
     assert len(set(expected)) > 4
     with ThreadPoolExecutor(32) as threads:
         answers = list(threads.map(lambda alpha: complete(client, LONG, **SHORT, extra_body={"alpha": alpha}), ALPHAS))
@@ -123,7 +129,7 @@ def test_32_requests_at_once_each_with_its_own_weights(options: dict[str, Any]) 
     model, tokenizer = steered()
     weights = [{"helpful": i / 8, "harmless": 2 - i / 16} for i in range(32)]
     recipes = [Combination.steer(each).at([0], tuple(model.members)) for each in weights]
-    expected = [generated(model, tokenizer, LONG, max_new_tokens=6, coefficients=row) for row in recipes]
+    expected = by_row(model, tokenizer, recipes)
     assert len(set(expected)) > 4
     with EFTServer(model, tokenizer, port=0, **options) as server, connect(server) as client, ThreadPoolExecutor(32) as threads:
         answers = list(threads.map(lambda each: complete(client, LONG, **SHORT, extra_body={"weights": each}), weights))
