@@ -101,7 +101,8 @@ class Served:
         self.at = {scenario: f"http://127.0.0.1:{port}/" for scenario, port in zip(scenarios, ports, strict=True)}
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "serve_playground.py"), *itertools.chain(*zip(scenarios, map(str, ports), strict=True))],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            bufsize=0,  # a line that is read ahead would be hidden from `select`
         )  # fmt: skip
         self.heard: list[str] = []
         assert self.says("ready", 300)
@@ -110,7 +111,8 @@ class Served:
     def says(self, word: str, seconds: float) -> bool:
         """Whether the process says a word within some seconds."""
         while select.select([self._process.stdout], [], [], seconds)[0]:
-            if not (line := self._process.stdout.readline()) or line.strip() == word:
+            line = self._process.stdout.readline().decode()
+            if not line or line.strip() == word:
                 return bool(line)
             self.heard.append(line.strip())
         return False
