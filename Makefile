@@ -16,7 +16,8 @@ ORACLE = build/vllm-oracle/oracle.json
 # (Where `vllm_eft` is a folder, Python would take it for the package.)
 VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE))) VLLM_CACHE_ROOT=$(abspath build/vllm-cache$(VLLM_VERSION:%=-%)) \
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
-PYTEST = -m pytest -n 2 -q
+# Each process has half of the tests, in their order, and takes of the other's when it is done: what the tests of a file share is made once.
+PYTEST = -m pytest -n 2 --dist worksteal -q
 
 .PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray quantised real vllm vllm-nightly clean
 
