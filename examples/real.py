@@ -175,7 +175,8 @@ def page(found: dict[str, Any]) -> str:
         "| has the right word | " + " | ".join(str(facts[name]["right"]) for name in said) + " |",
         "| seconds | " + " | ".join(f"{found['seconds'][name]:.0f}" for name in said) + " |", "",
         f"The most memory: {found['gigabytes']:.1f} GB. Times are single: "
-        "from one day to the next they differed by up to a half.", "", "| prompt | " + " | ".join(said) + " |", "|---|" + "---|" * len(said),
+        "from one day to the next they differed by up to a half.", "",
+        "| prompt | " + " | ".join(said) + " |", "|---|" + "---|" * len(said),
     ]  # fmt: skip
     for i, prompt in enumerate(found["prompts"]):
         cells = [said[name][i].replace("\n", " ").replace("|", r"\|") for name in said]
