@@ -23,8 +23,9 @@ class Graphs:
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         # What `mode` would record are graphs of its own, which wait for guards in Python at every step.
         self.options = {**options, "mode": None} if device.type == "cuda" else dict(options)
-        self.records = device.type == "cuda"
+        self.records, self._answers_anew = device.type == "cuda", device.type == "cpu"
         self._recorded: dict[Hashable, Recorded] = {}
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}  # by what has run, which is compiled
         self._pool = torch.cuda.graph_pool_handle() if self.records else None
 
     def run(
@@ -45,14 +46,23 @@ class Graphs:
             changes (`Sequence[torch.Tensor]`): What the function writes to that a second call would go on from.
             inputs (`torch.Tensor`): Tensors of two dimensions which may be others at the next call, and of any length.
         """
+        shapes = (key, function, *(tuple(tensor.shape) for tensor in inputs.values()))
+        if (recorded := self._recorded.get(shapes)) is not None:
+            return recorded(inputs)
+        if (compiled := self._compiled.get(shapes)) is not None:
+            return compiled(*fixed, **_of_any_length(inputs))
+        compiled = _compiled(function, self.options)
         with torch._dynamo.config.patch(recompile_limit=_VERSIONS, accumulated_recompile_limit=8 * _VERSIONS):
-            compiled = _compiled(function, self.options)
-            if not self.records:
-                return compiled(*fixed, **_of_any_length(inputs))
-            shapes = (key, function, *(tuple(tensor.shape) for tensor in inputs.values()))
-            if shapes not in self._recorded:
-                self._recorded[shapes] = Recorded(compiled, fixed, inputs, changes, self._pool)
-        return self._recorded[shapes](inputs)
+            if self.records:
+                recorded = self._recorded[shapes] = Recorded(compiled, fixed, inputs, changes, self._pool)
+                return recorded(inputs)
+            answer = compiled(*fixed, **_of_any_length(inputs))
+        self._compiled[shapes] = compiled
+        return answer
+
+    def kept(self, answer: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """An answer that outlives the next call: a graph of an accelerator answers in one place, the CPU in a new one."""
+        return dict(answer) if self._answers_anew else {name: each.clone() for name, each in answer.items()}
 
 
 class Recorded:
