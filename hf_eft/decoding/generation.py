@@ -317,7 +317,7 @@ class EFTGenerationMixin(
         return speculation.packed(generation_config)
 
     def get_compiled_call(self, compile_config: Any) -> Any:
-        compiled, call = super().get_compiled_call(compile_config), innermost(self)  # type: ignore[misc]
+        compiled, call = super().get_compiled_call(compile_config), innermost(self)
         if call is None or not call.request.replays:
             return compiled
         config = compile_config or self._default_compile_config()

@@ -24,8 +24,8 @@ Path = tuple[str, ...]
 
 class Replayed:
     r"""
-    What `generate` calls for a step, in one call of it. A step that is like the one before, but for the values of its tensors, is recorded
-    once and then replayed; every other is what it would be without this.
+    What `generate` calls for a step, in one call of it. The first step is recorded, and replayed for those that are like it but for the
+    values of their tensors; every other is what it would be without this.
 
     A graph holds numbers, and addresses of tensors. So a step is replayed only if everything else that it is given is what it was: which
     tensors there are, their shapes, types and devices, all that is no tensor, and the cache, its tensors and the members' weights at their
@@ -63,7 +63,7 @@ class Replayed:
         tensors = {_name(path): value for path, value in parts if isinstance(value, torch.Tensor)}
         layout = tuple((path, None if isinstance(value, torch.Tensor) else value) for path, value in parts)
         changes = [layer.cumulative_length for layer in _layers(cache)]
-        logits: torch.Tensor = self._graphs.run("step", _step, self._model, cache, layout, changes=changes, **tensors)
+        logits: torch.Tensor = self._graphs.run(("step", layout), _step, self._model, cache, layout, changes=changes, **tensors)
         return logits
 
     def _like(self, inputs: Mapping[str, Any]) -> Any:
@@ -76,7 +76,7 @@ class Replayed:
             return None
         if any(model.training for model in self._models):
             return None
-        given = []
+        given: list[Any] = []
         for path, value in _parts(inputs):
             if isinstance(value, torch.Tensor):
                 given.append((path, tuple(value.shape), value.dtype, value.device))

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import adapted
 from families import PAD, prompts
 from random_cases import double, random_case
 from tape import static, taped
+from transformers import PreTrainedModel
 
 from hf_eft import Combination, EFTForCausalLM, KLConstrained, Phase
-from hf_eft.decoding.speculative import graphs
+from hf_eft.decoding import replayed
 
 POOL = ("llama", "qwen3", "gpt2", "opt", "gpt_neox", "mixtral")
 
@@ -41,7 +43,7 @@ def test_random_cases(number: int) -> None:
     ],
     ids=str,
 )
-def test_every_step_but_none_is_replayed(options: dict[str, Any]) -> None:
+def test_every_step_is_replayed(options: dict[str, Any]) -> None:
     model = model_of("llama", "gpt2", "gpt_neox", alpha=0.4)
     asked = {**prompts("left"), **options, "max_new_tokens": 12}
     torch.manual_seed(3)
@@ -215,17 +217,25 @@ def test_what_is_not_replayed() -> None:
     assert counts.recorded == 0 and len(calls) == 12
 
 
-def test_a_step_that_is_no_single_graph_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_in_pieces_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two graphs somebody may look at values, which a graph would not."""
+    torch.compiler.reset()
     model = model_of("llama", "gpt2", "gpt2")
     expected = model.generate(**prompts("left"), max_new_tokens=8)
+    layer, calls = model.tuned.transformer.h[0].attn, []
+    forward = layer.forward
 
-    def breaks(*args: Any, **kwargs: Any) -> Any:
-        raise torch._dynamo.exc.Unsupported("a break", case_name="")
+    def in_pieces(*args: Any, **kwargs: Any) -> Any:
+        torch._dynamo.graph_break()
+        return forward(*args, **kwargs)
 
-    with taped() as counts:
-        monkeypatch.setattr(graphs.Graphs, "run", breaks)
-        assert torch.equal(model.generate(**prompts("left"), max_new_tokens=8, **static()), expected)
-    assert counts.otherwise == 7
+    monkeypatch.setattr(layer, "forward", in_pieces)
+    monkeypatch.setattr(replayed, "records_on", lambda device: True)
+    monkeypatch.setattr(PreTrainedModel, "get_compiled_call", lambda own, _: lambda **given: calls.append(1) or own(**given))
+    options = static()
+    options["compile_config"].backend = "eager"
+    assert torch.equal(model.generate(**prompts("left"), max_new_tokens=8, **options), expected) and len(calls) == 7
+    torch.compiler.reset()
 
 
 def test_rows_that_end_are_padded() -> None:
@@ -236,3 +246,60 @@ def test_rows_that_end_are_padded() -> None:
     with taped() as counts:
         assert torch.equal(model.generate(**prompts("left"), **asked, **static()), expected)
     assert counts.recorded == 1
+
+
+@pytest.mark.parametrize("change", ["a tensor more", "a number", "another name"])
+def test_a_step_that_is_given_something_else_is_not_replayed(change: str) -> None:
+    """Of the same shapes, even: the graph does not know what they are."""
+    model = model_of("llama", "gpt2", "gpt2")
+    asked: dict[str, Any] = {**prompts("left"), "max_new_tokens": 10}
+    prepare, late = model.prepare_inputs_for_generation, prompts("left")["input_ids"].shape[1] + 5
+
+    def prepared(ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = prepare(ids, **kwargs)
+        if change == "another name":
+            name = "certain_tokens" if ids.shape[1] >= late else "member_input_ids"
+            return inputs | {name: torch.full((len(ids), inputs["input_ids"].shape[1]), 7)}
+        if ids.shape[1] >= late:
+            more = {
+                "a tensor more": {"coefficients": torch.tensor([[1.0, 4.0, -4.0]] * len(ids))},
+                "a number": {"labels": None},
+            }
+            inputs |= more[change]
+        return inputs
+
+    answers = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "prepare_inputs_for_generation", prepared)
+        answers.append(model.generate(**asked, cache_implementation="static"))
+        with taped() as counts:
+            answers.append(model.generate(**asked, **static()))
+    assert torch.equal(*answers)
+    assert (counts.recorded, counts.replayed, counts.otherwise) == (1, 4, 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_members_on_an_adapter() -> None:
+    peft_model, _ = adapted("lora")
+    model = EFTForCausalLM.from_models(double("llama", 0).float(), tuned=peft_model)
+    expected = model.generate(**prompts("left"), max_new_tokens=8)
+    with taped() as counts:
+        assert torch.equal(model.generate(**prompts("left"), max_new_tokens=8, **static()), expected)
+    assert counts.replayed == 7
+
+
+def test_a_step_is_one_graph_that_the_next_call_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By dynamo itself, without anything between two graphs, which is what is recorded."""
+    torch.compiler.reset()
+    model = model_of("llama", "gpt2", "gpt_neox", alpha=0.4)
+    monkeypatch.setattr(replayed, "records_on", lambda device: True)
+    options, made = static(), []
+    options["compile_config"].backend = "eager"
+    for tokens in (12, 9):
+        expected = model.generate(**prompts("left"), max_new_tokens=tokens)
+        torch._dynamo.utils.counters.clear()
+        got = model.generate(**prompts("left"), max_new_tokens=tokens, **options)
+        assert torch.equal(got, expected)
+        made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert made == [1, 0]
+    torch.compiler.reset()
