@@ -89,9 +89,7 @@ class Recorded:
         with _one_at_a_time:
             with _aside():  # libraries set themselves up in the first runs, which no graph may hold
                 for _ in range(2):
-                    _restore(
-                        changes, before
-                    )  # each from where the first began: behind a full cache there is no place to write to
+                    _restore(changes, before)  # behind a full cache there is no place to write to
                     run()
             _restore(changes, before)
             self._replay, self._answer = _captured(run, pool)
