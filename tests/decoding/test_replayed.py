@@ -238,6 +238,17 @@ def test_a_step_in_pieces_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.compiler.reset()
 
 
+def test_drafts_that_are_all_kept() -> None:
+    """The last drafted token is read, too, by the graph that drafts, as far ahead as it is."""
+    model = model_of("llama", "gpt2", "gpt2", alpha=0.0)
+    expected = model.generate(**prompts("left"), max_new_tokens=20)
+    with taped():
+        got = model.generate(
+            **prompts("left"), max_new_tokens=20, assistant_model=model.base, num_assistant_tokens=3, **static()
+        )
+    assert torch.equal(got, expected) and model.speculation is not None and model.speculation.rounds <= 6
+
+
 def test_rows_that_end_are_padded() -> None:
     model = model_of("llama", "gpt2", "gpt2")
     plain = model.generate(**prompts("left"), max_new_tokens=20)
