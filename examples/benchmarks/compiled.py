@@ -1,6 +1,6 @@
 """Compiled steps on static caches beside eager ones on caches that grow, plain and with drafts, on this CPU.
 
-    python examples/benchmarks/compiled.py            # about 10 minutes on 2 CPU cores
+    python examples/benchmarks/compiled.py            # about 20 minutes on 2 CPU cores
 
 One thread. A large model of 32 layers and two small ones of 4, of one width, random weights, whose agreement is set. Each system generates
 few and many tokens; the difference is the time of a token of all rows, so that neither the prompt nor compiling counts. The systems take
@@ -121,7 +121,7 @@ def lines(found: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()

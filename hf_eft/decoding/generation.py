@@ -29,6 +29,7 @@ from .continuous import EFTContinuousMixin
 from .grammars import keeps_grammars
 from .inputs import EFTInputsMixin
 from .processing import EFTProcessingMixin
+from .replayed import replayed
 from .skipping.call import EFTSkippingMixin, refuse_skipping
 from .skipping.options import Skipping
 from .speculative import Speculation
@@ -206,6 +207,7 @@ class EFTGenerationMixin(
         self._begin(input_ids, kwargs["generation_config"])
         if self._request.seed is None or not kwargs["generation_config"].do_sample:
             self._skip(kwargs, is_search=False)
+            self._request.replays = True
             return super()._sample(input_ids, **self._with_something_left(input_ids, kwargs, is_final=True))
         return self._speculate(input_ids, None, **kwargs)
 
@@ -313,6 +315,13 @@ class EFTGenerationMixin(
             streamer.end()
         self._reports.value = speculation.report
         return speculation.packed(generation_config)
+
+    def get_compiled_call(self, compile_config: Any) -> Any:
+        compiled, call = super().get_compiled_call(compile_config), innermost(self)
+        if call is None or not call.request.replays:
+            return compiled
+        config = compile_config or self._default_compile_config()
+        return replayed(self, call.members, compiled, config.to_dict())
 
     def _graphs(self, model_kwargs: dict[str, Any], generation_config: Any) -> Graphs | None:
         """What compiles the steps on static caches, where transformers compiles plain decoding."""

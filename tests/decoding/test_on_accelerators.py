@@ -1,7 +1,8 @@
-"""On an accelerator, where there is one: drafts on static caches, compiled and replayed as graphs, and everything around them."""
+"""On an accelerator, where there is one: steps and drafts on static caches, compiled and replayed as graphs, and everything around them."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,6 +40,38 @@ def test_random_cases_replayed_as_graphs(number: int) -> None:
     static = {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager", mode=None)}
     for _ in range(2):
         assert model.generate(**inputs, **options, **how, **static).tolist() == expected
+
+
+@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+def test_random_cases_of_plain_decoding_replayed(number: int, options: dict[str, Any]) -> None:
+    """By the rows' own prompts and coefficients, in batches; members of every kind, of which those with a window are not recorded."""
+    model, inputs, given, _ = case(number)
+    given = {
+        name: value for name, value in given.items() if name not in ("coupling", "seed", "do_sample", "num_return_sequences")
+    }
+    answers = []
+    torch.compiler.reset()
+    static = {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager", mode=None)}
+    for how in ({}, static, static):
+        torch.manual_seed(number)
+        answers.append(model.generate(**inputs, **given, **options, **how).tolist())
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_threads_record_at_one_time() -> None:
+    members = [double("llama", 0).to("cuda"), double("gpt2", 1).to("cuda"), double("gpt2", 2).to("cuda")]
+    model = EFTForCausalLM.from_models(members[0], tuned=members[1], reference=members[2])
+    inputs = moved(dict(prompts("left")), "cuda")
+    expected = model.generate(**inputs, max_new_tokens=24).tolist()
+    static = {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager", mode=None)}
+    model.generate(**inputs, max_new_tokens=24, **static)  # compiled; what follows is recorded only
+
+    def answers(_: int) -> list[Any]:
+        return [model.generate(**inputs, max_new_tokens=24, **static).tolist() for _ in range(3)]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(each == expected for found in pool.map(answers, range(2)) for each in found)
 
 
 @pytest.mark.parametrize("number", [1, 4])

@@ -54,6 +54,7 @@ class Request:
     phases: Any = None  # what follows its rows through the phases of the recipe, once they are read
     skipping: Any = None  # what it asks of skipping, and who runs its steps then
     skipper: Any = None
+    replays: bool = False  # whether its states stay where they are from step to step
     own: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # what these members read in this step
 
     @classmethod

@@ -88,8 +88,8 @@ class StaticReading(Reading):
         if self.graphs is None:
             return self.step(names, tokens)
         read: dict[str, torch.Tensor] = self.graphs.run(("read", names), _read, self, names, tokens=tokens.contiguous())
-        # A graph answers in one place: drafts are read one by one, and looked at together.
-        return {name: logits.clone() for name, logits in read.items()} if tokens.shape[1] == 1 else read
+        # Drafts are read one by one, and looked at together.
+        return self.graphs.kept(read) if tokens.shape[1] == 1 else read
 
     def start(self, tokens: torch.Tensor, names: Iterable[str], ahead: int) -> Begun:
         if self.graphs is not None:
@@ -117,6 +117,11 @@ class StaticReading(Reading):
         }
         positions = common.at(self.ahead, count)
         return {"attention_mask": masks, "position_ids": positions, "cache": self.cache, "only": names, "own": own}
+
+    def begin(self, token: torch.Tensor, ahead: int) -> None:
+        """Have a token, `(rows, 1)`, at hand that stands `ahead` tokens behind the rows' ends."""
+        self.token.copy_(token)
+        self.ahead.fill_(ahead)
 
     def drafts_at_once(self, drafter: Drafter, scoring: Scoring) -> bool:
         """Whether a drafting step, the choice of the token included, is one graph."""
@@ -162,9 +167,10 @@ def drafted(
     """
     if not block or not isinstance(reading, StaticReading) or not reading.drafts_at_once(drafter, scoring):
         return None
+    reading.begin(last, 0)
     tokens, read = [last], []
-    for ahead in range(block):
-        read.append(step(reading, drafter, scoring, tokens[-1], ahead))
+    for _ in range(block):
+        read.append(_next(reading, drafter, scoring))
         tokens.append(reading.token.clone())
     return torch.cat(tokens, dim=1), joined(read)
 
@@ -173,11 +179,15 @@ def step(reading: Reading, drafter: Drafter, scoring: Scoring, token: torch.Tens
     """As `drafter.step`, by the graph that drafts where there is one."""
     if not isinstance(reading, StaticReading) or not reading.drafts_at_once(drafter, scoring):
         return drafter.step(token, ahead)
-    reading.token.copy_(token)
-    reading.ahead.fill_(ahead)
-    graphs, changes = cast(Graphs, reading.graphs), (reading.token, reading.ahead)
-    read = graphs.run(("draft", drafter.name), _draft, reading, drafter, scoring, changes=changes)
-    return {name: each.clone() for name, each in read.items()}
+    reading.begin(token, ahead)
+    return _next(reading, drafter, scoring)
+
+
+def _next(reading: StaticReading, drafter: Drafter, scoring: Scoring) -> dict[str, torch.Tensor]:
+    """Read the token at hand by the graph that drafts, which leaves the one that follows in its place."""
+    graphs = cast(Graphs, reading.graphs)
+    read = graphs.run(("draft", drafter.name), _draft, reading, drafter, scoring, changes=(reading.token, reading.ahead))
+    return graphs.kept(read)
 
 
 def _draft(reading: StaticReading, drafter: Drafter, scoring: Scoring) -> dict[str, torch.Tensor]:
