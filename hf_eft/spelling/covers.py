@@ -19,7 +19,7 @@ from ..members.trial import reads_padding
 from .lexicon import Lexicon, Node
 from .states import Place, gone_on, masked, spans_of, together
 from .sums import measure
-from .texts import Context, Spare, State, log_sum
+from .texts import Context, Spare, State, entries, log_sum
 
 _SPARES = 4  # covers left out that are remembered, the most likely ones
 _SPARE_SYMBOLS = 16  # and for how long
@@ -135,12 +135,7 @@ class Covers:
         """Append one symbol to every text. Nothing is known of what follows a special id (below 0), such as the end of a text."""
         self.cost.symbols += len(states)
         measure(states, self.lexicon)
-        grown: list[State] = []
-        starting: list[tuple[State, Spare]] = []
-        for state, symbol in zip(states, following, strict=True):
-            after, started = self._grow(state, symbol)
-            grown.append(after)
-            starting += [(after, spare) for spare in started]
+        grown, starting = self._grown(states, following)
         if starting:
             contexts = self.read(
                 [spare.context for _, spare in starting],
@@ -152,32 +147,59 @@ class Covers:
         measure(grown, self.lexicon)
         return [after if after.covers or not after.spares else self._revived(after) for after in grown]
 
-    def _grow(self, state: State, symbol: int) -> tuple[State, list[Spare]]:
-        """The covers that go on with a symbol, and the tokens that end with it and are to be read."""
-        if symbol < 0 or state.next is None:
-            return State([], [], state.left_out), []
+    def _grown(
+        self, states: Sequence[State], following: Sequence[int]
+    ) -> tuple[list[State], list[tuple[State, Spare]]]:
+        """The texts with the covers that go on with a symbol, and for these texts the tokens that end with it and are to be read."""
+        known = [symbol >= 0 and state.said is not None for state, symbol in zip(states, following, strict=True)]
+        shares = iter(entries([(s.said, s.row, symbol) for s, symbol, k in zip(states, following, known, strict=True) if k and s.said is not None]))
+        ways = [
+            self._ways(state, symbol) if each else ([], [])
+            for state, symbol, each in zip(states, following, known, strict=True)
+        ]
+        weights = iter(entries([(context.tables, context.row, token) for _, ending in ways for context, token in ending]))
+        grown: list[State] = []
+        starting: list[tuple[State, Spare]] = []
+        for state, symbol, each, (stay, ending) in zip(states, following, known, ways, strict=True):
+            if not each:
+                grown.append(State([], [], state.left_out))
+                continue
+            total = state.log_prob + next(shares)
+            spares = [Spare(context.log_prob + next(weights), context, token) for context, token in ending]
+            kept, left = self._chosen([spare for spare in spares if spare.log_prob > -math.inf], total)
+            after = State(stay, *self._left_out(state, symbol, left, total))
+            grown.append(after)
+            starting += [(after, spare) for spare in kept]
+        return grown, starting
+
+    def _ways(
+        self, state: State, symbol: int
+    ) -> tuple[list[tuple[Context, Node]], list[tuple[Context, int]]]:
+        """The covers whose token goes on behind a symbol, and the tokens that end with it."""
         stay: list[tuple[Context, Node]] = []
-        ending: list[Spare] = []
+        ending: list[tuple[Context, int]] = []
         for context, node in state.covers:
             child = node.children.get(symbol)
             if child is None:
                 continue
             if child.open < child.high:
                 stay.append((context, child))
-            for token in self.lexicon.ids[child.low : child.open]:
-                if (weight := context.log_prob + float(context.tables[context.row, token])) > -math.inf:
-                    ending.append(Spare(weight, context, token))
-        total = state.log_prob + float(state.next[symbol])
+            ending += [(context, token) for token in self.lexicon.ids[child.low : child.open]]
+        return stay, ending
+
+    def _left_out(self, state: State, symbol: int, left: Sequence[Spare], total: float) -> tuple[list[Spare], float, float]:
+        """Of a text behind a symbol, what is left out there and before: the likeliest spares, the log of a bound, the share that is kept."""
+        if not left and not state.spares:
+            return [], state.left_out, state.kept
         older = [
             Spare(spare.log_prob, spare.context, spare.token, (*spare.tail, symbol))
             for spare in state.spares
             if len(spare.tail) < _SPARE_SYMBOLS
         ]
-        kept, left = self._chosen(ending, total)
         spares = sorted([*left, *older], key=lambda spare: -spare.log_prob)[:_SPARES]
         share = sum(math.exp(spare.log_prob - total) for spare in left)
         left_out = log_sum([state.left_out, *(spare.log_prob for spare in left)])
-        return State(stay, spares, left_out, state.kept * max(0.0, 1 - share)), kept
+        return spares, left_out, state.kept * max(0.0, 1 - share)
 
     def _chosen(self, ending: list[Spare], total: float) -> tuple[list[Spare], list[Spare]]:
         """The tokens that are read, of those that end, and those that are left out."""

@@ -95,7 +95,7 @@ class Reader:
             self.states.popitem(last=False)
         answers = [[found[key] if key in found else self.states[key] for key in row] for row in keys]
         for state in self._answered:
-            state.next = None  # it is large, and found again if it is asked for
+            state.said = None  # it is large, and found again if it is asked for
         self._answered = [state for row in answers for state in row]
         return answers
 
