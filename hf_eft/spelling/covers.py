@@ -17,7 +17,7 @@ from ..members.checks import check_finite
 from ..members.member import Member
 from ..members.trial import reads_padding
 from .lexicon import Lexicon, Node
-from .states import Place, gone_on, masked, spans_of, together
+from .states import Place, gone_on, masked, together
 from .sums import measure
 from .texts import Context, Spare, State, entries, log_sum
 
@@ -104,8 +104,8 @@ class Covers:
         token, the one before and so on, `(rows, width)` each, and where the states are.
         """
         places = [None if context is None else context.place for context in after]
-        batch, rows = together(places, self.member.model.config, self._pads)
-        spans, counts = spans_of(batch, places), [len(ids) for ids in tokens]
+        batch, rows, spans = together(places, self.member.model.config, self._pads)
+        counts = [len(ids) for ids in tokens]
         read = np.zeros((batch.rows, max(counts)), dtype=np.int64)
         for row, ids in zip(rows, tokens, strict=True):
             read[row, max(counts) - len(ids) :] = ids
@@ -123,9 +123,9 @@ class Covers:
         self.cost.tokens += sum(counts)
         logits = outputs.logits if rows == list(range(batch.rows)) else outputs.logits[rows]
         check_finite(logits, self.member.name)
-        logits = logits[:, -kept:].flip(1).transpose(0, 1).cpu()
-        gone = gone_on(batch, rows, spans, counts)
-        return list(self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float())), gone
+        logits = logits[:, -kept:].cpu()  # (rows, kept, width)
+        behind = self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float()).unbind(1)
+        return list(reversed(behind)), gone_on(batch, rows, spans, counts)
 
     def start(self, contexts: Sequence[Context]) -> list[State]:
         """Texts that end where a token does."""

@@ -28,6 +28,7 @@ from .prompts import PromptReader
 from .reader import Asked, Reader
 from .sums import following
 from .texts import Missing, State
+from .written import Written, held
 
 
 class SpelledConfig(PreTrainedConfig):
@@ -100,7 +101,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         self._columns = torch.full((alphabet.width,), len(alphabet.ids) + 1, dtype=torch.long)
         self._columns[alphabet.ids] = torch.arange(len(alphabet.ids))
         self._columns[alphabet.end] = len(alphabet.ids)
-        self._last = PerThread()
+        self._last, self._written = PerThread(), PerThread()
         self._lock = Lock()
         self.training = model.training  # not `train()`, which would change the model's mode
 
@@ -194,20 +195,28 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         input_ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size})
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
         seen = mask.numpy()
-        lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
-        prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
         ids = input_ids.cpu().numpy() * seen[:, cached:]  # (rows, new)
-        if cached == 0:
-            prompt = np.maximum(prompt, self._begun(ids, seen))
-        ends = prompt * seen[:, cached:]
-        if cache is not None:
-            device = self.device
-            stored = cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
-            ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in stored)  # (rows, cached + new)
-        boundaries = (ends * seen).max(-1).tolist()
+        lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
+        before: Written | None = self._written.value if cached and min(positions) == 0 else None
+        if cache is not None and before is not None and before.goes_on(cache, seen[:, :cached]):
+            self._hold(cache, ids, np.zeros_like(ids))
+            written = before.longer(held(cache), seen, ids)
+        else:
+            prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
+            if cached == 0:
+                prompt = np.maximum(prompt, self._begun(ids, seen))
+            ends = prompt * seen[:, cached:]
+            if cache is not None:
+                ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in self._hold(cache, ids, ends))  # (rows, cached + new)
+            written = Written.of(None if cache is None else held(cache), seen, ids, ends)
+        self._written.value = written
         wanted = lengths[:, [cached + p for p in positions]].tolist()
-        texts = [row[kept] for row, kept in zip(ids.astype(np.int32), seen.astype(bool), strict=True)]
-        return [Asked(text.tobytes(), *rest) for text, *rest in zip(texts, boundaries, wanted, strict=True)]
+        return [Asked(*each) for each in zip(written.texts, written.boundaries, wanted, strict=True)]
+
+    def _hold(self, cache: Cache, ids: Any, ends: Any) -> Any:
+        """Put ids and, beside each, where the prompt ends into a cache; returns all that it holds."""
+        device = self.device
+        return cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
 
     def _begun(self, ids: Any, seen: Any) -> Any:
         """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""

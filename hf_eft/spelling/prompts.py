@@ -113,6 +113,8 @@ class PromptReader:
     def _open(self, ids: list[int], whole: bytes | None, rest: bytes) -> Cut:
         """Tokens of a prompt, those of its end as symbols; `whole` is the text that they are, `rest` what is behind it."""
         kept, tail, symbols = len(ids), b"", self.alphabet.cut(rest)
+        if self.covers.lexicon.is_plain:
+            return ids, 0, symbols  # no token is another one's beginning
         while kept and len(ids) - kept < _UNSETTLED:
             token, spelled = self.tokens[ids[kept - 1]], self.spelled[ids[kept - 1]]
             if token is None or spelled is None or (whole is not None and not whole.endswith(token + tail)):
