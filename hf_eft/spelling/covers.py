@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..members.checks import check_finite
 from ..members.member import Member
 from ..members.trial import reads_padding
 from .lexicon import Lexicon, Node
-from .states import Place, gone_on, masked, together
+from .states import Batch, Place, gone_on, masked, together
 from .sums import measure
 from .texts import Context, Spare, State, entries, log_sum
 
@@ -54,7 +54,7 @@ class Covers:
         self.cost = Cost()
 
     @functools.cached_property
-    def _pads(self) -> bool:
+    def pads(self) -> bool:
         """Whether sequences of different lengths can be read in one forward, the shorter ones behind padding."""
         model = self.member.model
         layers = DynamicCache(config=model.config).layers
@@ -72,7 +72,7 @@ class Covers:
                 read[i] = replace(known, log_prob=log_probs[i])
                 continue
             length, count = context.place.length if context else 0, len(ids)
-            groups.setdefault((bool(length) and count) if self._pads else (length, count), []).append(i)
+            groups.setdefault((bool(length) and count) if self.pads else (length, count), []).append(i)
         for group in groups.values():
             tables, places = self._forward([after[i] for i in group], [tokens[i] for i in group])
             read |= {i: Context(log_probs[i], tables[0], row, places[row]) for row, i in enumerate(group)}
@@ -84,7 +84,7 @@ class Covers:
         Read token sequences up to so many tokens before their ends. Where states can be cut back, the rest is read in the same forward, and
         found if a text goes on with it.
         """
-        if not tokens or not self._pads:
+        if not tokens or not self.pads:
             begun = [ids[: len(ids) - count] for ids, count in zip(tokens, counts, strict=True)]
             return self.read([None] * len(begun), begun, [0.0] * len(begun))
         tables, places = self._forward([None] * len(tokens), tokens, 1 + max(counts))
@@ -104,28 +104,41 @@ class Covers:
         token, the one before and so on, `(rows, width)` each, and where the states are.
         """
         places = [None if context is None else context.place for context in after]
-        batch, rows, spans = together(places, self.member.model.config, self._pads)
+        batch, rows, spans = together(places, self.member.model.config, self.pads)
         counts = [len(ids) for ids in tokens]
         read = np.zeros((batch.rows, max(counts)), dtype=np.int64)
         for row, ids in zip(rows, tokens, strict=True):
             read[row, max(counts) - len(ids) :] = ids
+        logits = self.run(batch, torch.from_numpy(read), masked(batch, rows, spans, counts), kept, rows)
+        self.cost.tokens += sum(counts)
+        behind = self.lexicon.read(logits).unbind(1)
+        return list(reversed(behind)), gone_on(batch, rows, spans, counts)
+
+    def run(
+        self, batch: Batch, tokens: torch.Tensor, placed: Mapping[str, torch.Tensor | None], kept: int, rows: Sequence[int]
+    ) -> torch.Tensor:
+        r"""
+        A forward of the model.
+
+        Args:
+            batch ([`Batch`]): Where the states are; extended in place.
+            tokens (`torch.LongTensor` of shape `(batch rows, positions)`): What is read.
+            placed (`Mapping[str, torch.Tensor]`): `attention_mask` and `position_ids`, or `None` for each.
+            kept (`int`): How many positions are asked for, the last.
+            rows (`Sequence[int]`): And of which rows.
+
+        Returns:
+            `torch.Tensor`: Their logits, `(rows, kept, width)`, float32; float64 where the model is.
+        """
         outputs = self.member.forward(
-            input_ids=torch.from_numpy(read),
-            inputs_embeds=None,
-            **masked(batch, rows, spans, counts),
-            cache=batch.cache,
-            use_cache=True,
-            logits_to_keep=kept,
-            extra={},
+            input_ids=tokens, inputs_embeds=None, **placed, cache=batch.cache, use_cache=True, logits_to_keep=kept, extra={}
         )
         self.cost.forwards += 1
-        self.cost.covers += len(after)
-        self.cost.tokens += sum(counts)
+        self.cost.covers += len(rows)
         logits = outputs.logits if rows == list(range(batch.rows)) else outputs.logits[rows]
         check_finite(logits, self.member.name)
-        logits = logits[:, -kept:].cpu()  # (rows, kept, width)
-        behind = self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float()).unbind(1)
-        return list(reversed(behind)), gone_on(batch, rows, spans, counts)
+        logits = logits[:, -kept:].cpu()
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def start(self, contexts: Sequence[Context]) -> list[State]:
         """Texts that end where a token does."""

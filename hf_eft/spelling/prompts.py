@@ -113,14 +113,15 @@ class PromptReader:
     def _open(self, ids: list[int], whole: bytes | None, rest: bytes) -> Cut:
         """Tokens of a prompt, those of its end as symbols; `whole` is the text that they are, `rest` what is behind it."""
         kept, tail, symbols = len(ids), b"", self.alphabet.cut(rest)
-        if self.covers.lexicon.is_plain:
-            return ids, 0, symbols  # no token is another one's beginning
         while kept and len(ids) - kept < _UNSETTLED:
             token, spelled = self.tokens[ids[kept - 1]], self.spelled[ids[kept - 1]]
             if token is None or spelled is None or (whole is not None and not whole.endswith(token + tail)):
                 break  # a special token, or one that the tokenizer changed the text for: it stands as it is
             tail, symbols, kept = token + tail, [*spelled, *symbols], kept - 1
-        return (ids, len(ids) - kept, symbols) if kept else (self._first(), 0, symbols)
+        if not kept:
+            return self._first(), 0, symbols
+        # Where every token is one symbol, what follows merges with none of them.
+        return (ids, 0, self.alphabet.cut(rest)) if self.covers.lexicon.is_plain else (ids, len(ids) - kept, symbols)
 
     def _cuts(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []

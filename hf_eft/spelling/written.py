@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from .lane import Lane
+
 
 def held(cache: Cache) -> torch.Tensor:
     """What a cache of ids holds: another tensor after every change, be it a step, a roll-back or another order of rows."""
@@ -25,12 +27,14 @@ class Written:
         seen (`np.ndarray` of shape `(rows, ids)`): 0 where an id is padding.
         texts (`list[bytes]`): The ids of each row as int32, without padding.
         boundaries (`list[int]`): Where each row's prompt ends.
+        lane ([`Lane`], *optional*): What reads on, if nothing but tensors is needed. Texts are then those with which it began.
     """
 
     keys: torch.Tensor | None
     seen: Any
     texts: list[bytes]
     boundaries: list[int]
+    lane: Lane | None = None
 
     @classmethod
     def of(cls, keys: torch.Tensor | None, seen: Any, ids: Any, ends: Any) -> Written:
