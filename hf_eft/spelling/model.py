@@ -216,14 +216,16 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         """What rows have written, if they go on in a lane; one that they leave has its states made."""
         written: Written | None = self._written.value
         lane = None if written is None else written.lane
-        if written is None or lane is None or lane.era is not self._era:
+        if written is None or lane is None:
             return None
         goes_on = ids.shape[1] == 1 and bool(cached) and bool(seen[:, cached:].all()) and written.goes_on(cache, seen[:, :cached])
-        if goes_on and not (self._tokens[ids] == SEVERAL).any():
+        is_good = lane.era is self._era
+        if is_good and goes_on and not (self._tokens[ids] == SEVERAL).any():
             return written
         if lane.has_begun:
-            lane.settle(written.texts, lambda row, *known: self._reader.know(written.boundaries[row], *known))
-            self._written.value = None
+            if is_good:
+                lane.settle(written.texts, lambda row, *known: self._reader.know(written.boundaries[row], *known))
+            self._written.value = None  # its texts are those with which the lane began
         return None
 
     def _asked(self, ids: Any, seen: Any, cached: int, cache: Cache | None, positions: Sequence[int]) -> list[Asked]:
