@@ -13,7 +13,7 @@ def execution_device(module: torch.nn.Module) -> torch.device:
     The device that a module wants its inputs on. Weights that accelerate has offloaded are on `"meta"` between two steps: its hooks know
     where they are brought to.
     """
-    device: Any = module.device if hasattr(module, "device") else next(module.parameters()).device
+    device: Any = getattr(module, "device", None) or next(module.parameters()).device
     if device.type != "meta":
         return device
     for each in module.modules():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,9 @@ from ..members.checks import check_finite
 from ..members.member import Member
 from ..members.trial import reads_padding
 from .lexicon import Lexicon, Node
-from .states import Place, gone_on, masked, spans_of, together
+from .states import Batch, Place, gone_on, masked, together
 from .sums import measure
-from .texts import Context, Spare, State, log_sum
+from .texts import Context, Spare, State, entries, log_sum
 
 _SPARES = 4  # covers left out that are remembered, the most likely ones
 _SPARE_SYMBOLS = 16  # and for how long
@@ -54,7 +54,7 @@ class Covers:
         self.cost = Cost()
 
     @functools.cached_property
-    def _pads(self) -> bool:
+    def pads(self) -> bool:
         """Whether sequences of different lengths can be read in one forward, the shorter ones behind padding."""
         model = self.member.model
         layers = DynamicCache(config=model.config).layers
@@ -72,7 +72,7 @@ class Covers:
                 read[i] = replace(known, log_prob=log_probs[i])
                 continue
             length, count = context.place.length if context else 0, len(ids)
-            groups.setdefault((bool(length) and count) if self._pads else (length, count), []).append(i)
+            groups.setdefault((bool(length) and count) if self.pads else (length, count), []).append(i)
         for group in groups.values():
             tables, places = self._forward([after[i] for i in group], [tokens[i] for i in group])
             read |= {i: Context(log_probs[i], tables[0], row, places[row]) for row, i in enumerate(group)}
@@ -84,7 +84,7 @@ class Covers:
         Read token sequences up to so many tokens before their ends. Where states can be cut back, the rest is read in the same forward, and
         found if a text goes on with it.
         """
-        if not tokens or not self._pads:
+        if not tokens or not self.pads:
             begun = [ids[: len(ids) - count] for ids, count in zip(tokens, counts, strict=True)]
             return self.read([None] * len(begun), begun, [0.0] * len(begun))
         tables, places = self._forward([None] * len(tokens), tokens, 1 + max(counts))
@@ -104,28 +104,41 @@ class Covers:
         token, the one before and so on, `(rows, width)` each, and where the states are.
         """
         places = [None if context is None else context.place for context in after]
-        batch, rows = together(places, self.member.model.config, self._pads)
-        spans, counts = spans_of(batch, places), [len(ids) for ids in tokens]
+        batch, rows, spans = together(places, self.member.model.config, self.pads)
+        counts = [len(ids) for ids in tokens]
         read = np.zeros((batch.rows, max(counts)), dtype=np.int64)
         for row, ids in zip(rows, tokens, strict=True):
             read[row, max(counts) - len(ids) :] = ids
+        logits = self.run(batch, torch.from_numpy(read), masked(batch, rows, spans, counts), kept, rows)
+        self.cost.tokens += sum(counts)
+        behind = self.lexicon.read(logits).unbind(1)
+        return list(reversed(behind)), gone_on(batch, rows, spans, counts)
+
+    def run(
+        self, batch: Batch, tokens: torch.Tensor, placed: Mapping[str, torch.Tensor | None], kept: int, rows: Sequence[int]
+    ) -> torch.Tensor:
+        r"""
+        A forward of the model.
+
+        Args:
+            batch ([`Batch`]): Where the states are; extended in place.
+            tokens (`torch.LongTensor` of shape `(batch rows, positions)`): What is read.
+            placed (`Mapping[str, torch.Tensor]`): `attention_mask` and `position_ids`, or `None` for each.
+            kept (`int`): How many positions are asked for, the last.
+            rows (`Sequence[int]`): And of which rows.
+
+        Returns:
+            `torch.Tensor`: Their logits, `(rows, kept, width)`, float32; float64 where the model is.
+        """
         outputs = self.member.forward(
-            input_ids=torch.from_numpy(read),
-            inputs_embeds=None,
-            **masked(batch, rows, spans, counts),
-            cache=batch.cache,
-            use_cache=True,
-            logits_to_keep=kept,
-            extra={},
+            input_ids=tokens, inputs_embeds=None, **placed, cache=batch.cache, use_cache=True, logits_to_keep=kept, extra={}
         )
         self.cost.forwards += 1
-        self.cost.covers += len(after)
-        self.cost.tokens += sum(counts)
+        self.cost.covers += len(rows)
         logits = outputs.logits if rows == list(range(batch.rows)) else outputs.logits[rows]
         check_finite(logits, self.member.name)
-        logits = logits[:, -kept:].flip(1).transpose(0, 1).cpu()
-        gone = gone_on(batch, rows, spans, counts)
-        return list(self.lexicon.read(logits if logits.dtype == torch.float64 else logits.float())), gone
+        logits = logits[:, -kept:].cpu()
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def start(self, contexts: Sequence[Context]) -> list[State]:
         """Texts that end where a token does."""
@@ -135,12 +148,7 @@ class Covers:
         """Append one symbol to every text. Nothing is known of what follows a special id (below 0), such as the end of a text."""
         self.cost.symbols += len(states)
         measure(states, self.lexicon)
-        grown: list[State] = []
-        starting: list[tuple[State, Spare]] = []
-        for state, symbol in zip(states, following, strict=True):
-            after, started = self._grow(state, symbol)
-            grown.append(after)
-            starting += [(after, spare) for spare in started]
+        grown, starting = self._grown(states, following)
         if starting:
             contexts = self.read(
                 [spare.context for _, spare in starting],
@@ -152,32 +160,59 @@ class Covers:
         measure(grown, self.lexicon)
         return [after if after.covers or not after.spares else self._revived(after) for after in grown]
 
-    def _grow(self, state: State, symbol: int) -> tuple[State, list[Spare]]:
-        """The covers that go on with a symbol, and the tokens that end with it and are to be read."""
-        if symbol < 0 or state.next is None:
-            return State([], [], state.left_out), []
+    def _grown(
+        self, states: Sequence[State], following: Sequence[int]
+    ) -> tuple[list[State], list[tuple[State, Spare]]]:
+        """The texts with the covers that go on with a symbol, and for these texts the tokens that end with it and are to be read."""
+        known = [symbol >= 0 and state.said is not None for state, symbol in zip(states, following, strict=True)]
+        shares = iter(entries([(s.said, s.row, symbol) for s, symbol, k in zip(states, following, known, strict=True) if k and s.said is not None]))
+        ways = [
+            self._ways(state, symbol) if each else ([], [])
+            for state, symbol, each in zip(states, following, known, strict=True)
+        ]
+        weights = iter(entries([(context.tables, context.row, token) for _, ending in ways for context, token in ending]))
+        grown: list[State] = []
+        starting: list[tuple[State, Spare]] = []
+        for state, symbol, each, (stay, ending) in zip(states, following, known, ways, strict=True):
+            if not each:
+                grown.append(State([], [], state.left_out))
+                continue
+            total = state.log_prob + next(shares)
+            spares = [Spare(context.log_prob + next(weights), context, token) for context, token in ending]
+            kept, left = self._chosen([spare for spare in spares if spare.log_prob > -math.inf], total)
+            after = State(stay, *self._left_out(state, symbol, left, total))
+            grown.append(after)
+            starting += [(after, spare) for spare in kept]
+        return grown, starting
+
+    def _ways(
+        self, state: State, symbol: int
+    ) -> tuple[list[tuple[Context, Node]], list[tuple[Context, int]]]:
+        """The covers whose token goes on behind a symbol, and the tokens that end with it."""
         stay: list[tuple[Context, Node]] = []
-        ending: list[Spare] = []
+        ending: list[tuple[Context, int]] = []
         for context, node in state.covers:
             child = node.children.get(symbol)
             if child is None:
                 continue
             if child.open < child.high:
                 stay.append((context, child))
-            for token in self.lexicon.ids[child.low : child.open]:
-                if (weight := context.log_prob + float(context.tables[context.row, token])) > -math.inf:
-                    ending.append(Spare(weight, context, token))
-        total = state.log_prob + float(state.next[symbol])
+            ending += [(context, token) for token in self.lexicon.ids[child.low : child.open]]
+        return stay, ending
+
+    def _left_out(self, state: State, symbol: int, left: Sequence[Spare], total: float) -> tuple[list[Spare], float, float]:
+        """Of a text behind a symbol, what is left out there and before: the likeliest spares, the log of a bound, the share that is kept."""
+        if not left and not state.spares:
+            return [], state.left_out, state.kept
         older = [
             Spare(spare.log_prob, spare.context, spare.token, (*spare.tail, symbol))
             for spare in state.spares
             if len(spare.tail) < _SPARE_SYMBOLS
         ]
-        kept, left = self._chosen(ending, total)
         spares = sorted([*left, *older], key=lambda spare: -spare.log_prob)[:_SPARES]
         share = sum(math.exp(spare.log_prob - total) for spare in left)
         left_out = log_sum([state.left_out, *(spare.log_prob for spare in left)])
-        return State(stay, spares, left_out, state.kept * max(0.0, 1 - share)), kept
+        return spares, left_out, state.kept * max(0.0, 1 - share)
 
     def _chosen(self, ending: list[Spare], total: float) -> tuple[list[Spare], list[Spare]]:
         """The tokens that are read, of those that end, and those that are left out."""

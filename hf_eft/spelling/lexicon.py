@@ -57,6 +57,9 @@ class Lexicon:
         ends (`Collection[int]`): The ids that end a text.
         width (`int`): How many logits the model returns.
         symbols (`int`): How many symbols there are.
+
+    Attributes:
+        is_plain (`bool`): Whether every token is one symbol, and no two are the same: then a text is covered by one token sequence.
     """
 
     def __init__(self, tokens: Sequence[Spelled | None], ends: Collection[int], width: int, symbols: int) -> None:
@@ -70,6 +73,7 @@ class Lexicon:
         known = {*self.ids, *ends}
         self._never = torch.tensor([i for i in range(width) if i not in known], dtype=torch.long)
         self.root = Node(0, 0, 0, len(found), self)
+        self.is_plain = len(set(self.texts)) == len(found) and all(len(text) == 1 for text in self.texts)
         # What follows where a token has ended is what is said of one token, or of several: of the symbols that these begin with.
         first = self.root.next
         ids = torch.tensor(self.ids)

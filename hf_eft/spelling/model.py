@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,11 +23,15 @@ from ..members.releases import CACHE, takes_cache
 from ..members.vocabulary import end_tokens, width
 from .alphabet import Alphabet
 from .covers import Cost, Covers
+from .lane import NONE, SEVERAL, Lane
 from .lexicon import Lexicon
 from .prompts import PromptReader
-from .reader import Asked, Reader
+from .reader import STATES, Asked, Reader
 from .sums import following
 from .texts import Missing, State
+from .written import Written, held
+
+_T = TypeVar("_T")
 
 
 class SpelledConfig(PreTrainedConfig):
@@ -100,7 +104,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         self._columns = torch.full((alphabet.width,), len(alphabet.ids) + 1, dtype=torch.long)
         self._columns[alphabet.ids] = torch.arange(len(alphabet.ids))
         self._columns[alphabet.end] = len(alphabet.ids)
-        self._last = PerThread()
+        self._last, self._written = PerThread(), PerThread()
+        self._era: object = None  # another one since states were freed
         self._lock = Lock()
         self.training = model.training  # not `train()`, which would change the model's mode
 
@@ -127,6 +132,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         """Free the states."""
         with self._lock:
             self._reader.reset()
+            self._written.value, self._era = None, object()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.reset()  # the states are of the weights that were
@@ -178,36 +184,74 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
         with self._lock:
-            states = self._read(self._asked(input_ids, attention_mask, cache, logits_to_keep))
-        self._last.value = [row[-1] for row in states]
-        return CausalLMOutputWithPast(logits=self._as_logits(states).to(self.device), **{CACHE: cache if use_cache else None})
+            after = self._after(input_ids, attention_mask, cache, logits_to_keep)
+        after = torch.nn.functional.pad(after, (0, 1), value=-math.inf)  # for ids that are never written
+        logits = after.index_select(1, self._columns).view(len(input_ids), -1, len(self._columns))
+        return CausalLMOutputWithPast(logits=logits.to(self.device), **{CACHE: cache if use_cache else None})
 
-    def _asked(
+    def _after(
         self, input_ids: torch.Tensor, attention_mask: Any, cache: Cache | None, logits_to_keep: int | torch.Tensor
-    ) -> list[Asked]:
-        """What every row asks for. What it read goes into the cache: the ids and, beside each, where the prompt ends."""
+    ) -> torch.Tensor:
+        """What follows each position that is asked for, of one row after the other, `(rows * positions, symbols + 1)`."""
         rows, new = input_ids.shape
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if cached == 0:
             self.reset()  # the model may have changed since, been moved or given other weights
         mask = _checked_mask(attention_mask, rows, cached + new, type(self).__name__)
-        input_ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size})
+        ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size}).cpu()
+        if (written := self._in_lane(ids, mask.numpy(), cached, cache)) is not None:
+            after = self._whole(lambda: cast(Lane, written.lane).step(ids))
+            self._hold(cast(Cache, cache), ids.numpy(), np.zeros_like(ids.numpy()))
+            written.keys, written.seen = held(cast(Cache, cache)), mask.numpy()
+            return after
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
-        seen = mask.numpy()
+        states = self._read(self._asked(ids.numpy(), mask.numpy(), cached, cache, positions))
+        self._last.value = last = [row[-1] for row in states]
+        after = following([state for row in states for state in row], self._covers.lexicon)
+        if cache is not None and self._covers.lexicon.is_plain:
+            self._written.value.lane = Lane.of(self._covers, last, self._tokens, STATES, self._era)
+        return after
+
+    def _in_lane(self, ids: torch.Tensor, seen: Any, cached: int, cache: Cache | None) -> Written | None:
+        """What rows have written, if they go on in a lane; one that they leave has its states made."""
+        written: Written | None = self._written.value
+        lane = None if written is None else written.lane
+        if written is None or lane is None:
+            return None
+        goes_on = ids.shape[1] == 1 and bool(cached) and bool(seen[:, cached:].all()) and written.goes_on(cache, seen[:, :cached])
+        is_good = lane.era is self._era
+        if is_good and goes_on and not (self._tokens[ids] == SEVERAL).any():
+            return written
+        if lane.has_begun:
+            if is_good:
+                lane.settle(written.texts, lambda row, *known: self._reader.know(written.boundaries[row], *known))
+            self._written.value = None  # its texts are those with which the lane began
+        return None
+
+    def _asked(self, ids: Any, seen: Any, cached: int, cache: Cache | None, positions: Sequence[int]) -> list[Asked]:
+        """What every row asks for. What it read goes into the cache: the ids and, beside each, where the prompt ends."""
+        ids = ids * seen[:, cached:]  # (rows, new)
         lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
-        prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
-        ids = input_ids.cpu().numpy() * seen[:, cached:]  # (rows, new)
-        if cached == 0:
-            prompt = np.maximum(prompt, self._begun(ids, seen))
-        ends = prompt * seen[:, cached:]
-        if cache is not None:
-            device = self.device
-            stored = cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
-            ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in stored)  # (rows, cached + new)
-        boundaries = (ends * seen).max(-1).tolist()
+        before: Written | None = self._written.value if cached and min(positions) == 0 else None
+        if cache is not None and before is not None and before.goes_on(cache, seen[:, :cached]):
+            self._hold(cache, ids, np.zeros_like(ids))
+            written = before.longer(held(cache), seen, ids)
+        else:
+            prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
+            if cached == 0:
+                prompt = np.maximum(prompt, self._begun(ids, seen))
+            ends = prompt * seen[:, cached:]
+            if cache is not None:
+                ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in self._hold(cache, ids, ends))  # (rows, cached + new)
+            written = Written.of(None if cache is None else held(cache), seen, ids, ends)
+        self._written.value = written
         wanted = lengths[:, [cached + p for p in positions]].tolist()
-        texts = [row[kept] for row, kept in zip(ids.astype(np.int32), seen.astype(bool), strict=True)]
-        return [Asked(text.tobytes(), *rest) for text, *rest in zip(texts, boundaries, wanted, strict=True)]
+        return [Asked(*each) for each in zip(written.texts, written.boundaries, wanted, strict=True)]
+
+    def _hold(self, cache: Cache, ids: Any, ends: Any) -> Any:
+        """Put ids and, beside each, where the prompt ends into a cache; returns all that it holds."""
+        device = self.device
+        return cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
 
     def _begun(self, ids: Any, seen: Any) -> Any:
         """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""
@@ -224,6 +268,16 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
             )
         return least
 
+    def _read(self, asked: Sequence[Asked]) -> list[list[State]]:
+        return self._whole(lambda: self._reader.read(asked))
+
+    def _whole(self, read: Callable[[], _T]) -> _T:
+        try:
+            return read()
+        except BaseException:
+            self.reset()  # half-read states serve nobody
+            raise
+
     @functools.cached_property
     def _kinds(self) -> tuple[Any, Any]:
         """Of each id, whether it is text, and whether it is a special one."""
@@ -231,18 +285,13 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         special[list(self._alphabet.special)] = True
         return np.array([self._alphabet.spelled(i)[0] >= 0 for i in range(self._alphabet.width)]), special
 
-    def _read(self, asked: Sequence[Asked]) -> list[list[State]]:
-        try:
-            return self._reader.read(asked)
-        except BaseException:
-            self.reset()  # half-read states serve nobody
-            raise
-
-    def _as_logits(self, rows: Sequence[Sequence[State]]) -> torch.Tensor:
-        """What follows each state as log-probs of the ids, `(rows, positions, vocab)`, float32; float64 where the model is."""
-        after = following([state for row in rows for state in row], self._covers.lexicon)
-        after = torch.nn.functional.pad(after, (0, 1), value=-math.inf)  # for ids that are never written
-        return after.index_select(1, self._columns).view(len(rows), -1, len(self._columns))
+    @functools.cached_property
+    def _tokens(self) -> torch.Tensor:
+        """Of each id the token that it is, where it is one symbol that one token is spelled as."""
+        spelled = [self._alphabet.spelled(i) for i in range(self._alphabet.width)]
+        lexicon = self._covers.lexicon
+        own = {text[0]: token for text, token in zip(lexicon.texts, lexicon.ids, strict=True)}
+        return torch.tensor([own.get(each[0], NONE) if len(each) == 1 else SEVERAL for each in spelled])
 
 
 def _growing(cache: Cache | None, name: str) -> Cache | None:

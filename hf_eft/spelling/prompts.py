@@ -118,7 +118,10 @@ class PromptReader:
             if token is None or spelled is None or (whole is not None and not whole.endswith(token + tail)):
                 break  # a special token, or one that the tokenizer changed the text for: it stands as it is
             tail, symbols, kept = token + tail, [*spelled, *symbols], kept - 1
-        return (ids, len(ids) - kept, symbols) if kept else (self._first(), 0, symbols)
+        if not kept:
+            return self._first(), 0, symbols
+        # Where every token is one symbol, what follows merges with none of them.
+        return (ids, 0, self.alphabet.cut(rest)) if self.covers.lexicon.is_plain else (ids, len(ids) - kept, symbols)
 
     def _cuts(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []

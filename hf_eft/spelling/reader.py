@@ -13,7 +13,7 @@ from .covers import Covers
 from .prompts import PromptReader
 from .texts import State
 
-_STATES = 32  # texts a row whose states are kept, the latest: what a draft may roll back
+STATES = 32  # texts a row whose states are kept, the latest: what a draft may roll back
 _WIDTH = 4  # bytes of an id in a key
 
 Key = tuple[int, bytes]  # where the prompt ends, and the ids of the text
@@ -76,6 +76,10 @@ class Reader:
         self.states.clear()
         self._answered = []
 
+    def know(self, boundary: int, content: bytes, state: State) -> None:
+        """Keep the state of a text that was read elsewhere."""
+        self.states[boundary, content] = state
+
     def read(self, asked: Sequence[Asked]) -> list[list[State]]:
         """The states after every length that is asked for, text by text. What is asked for twice is read once."""
         keys = [[_key(text, n) for n in text.lengths] for text in asked]
@@ -91,11 +95,11 @@ class Reader:
                     found[each.key] = self.states[each.key] = each.state
             going = [each for each in going if not each.done]
             self._step(going)
-        while len(self.states) > _STATES * len(asked):
+        while len(self.states) > STATES * len(asked):
             self.states.popitem(last=False)
         answers = [[found[key] if key in found else self.states[key] for key in row] for row in keys]
         for state in self._answered:
-            state.next = None  # it is large, and found again if it is asked for
+            state.said = None  # it is large, and found again if it is asked for
         self._answered = [state for row in answers for state in row]
         return answers
 
@@ -110,7 +114,7 @@ class Reader:
         return [each for each in going.values() if each is not None]
 
     def _known(self, boundary: int, content: bytes, shortest: int) -> _Going | None:
-        for n in range(shortest, max(boundary, shortest - _STATES) - 1, -1):
+        for n in range(shortest, max(boundary, shortest - STATES) - 1, -1):
             key = boundary, content[: _WIDTH * n]
             if key in self.states:
                 self.states.move_to_end(key)

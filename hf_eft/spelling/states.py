@@ -28,6 +28,9 @@ _WHOLE = (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
 )
+_SPARSE = 2  # how many columns a batch may have for each that its longest sequence has
+
+Spans = tuple[tuple[int, int], ...]  # from column to column
 
 
 @dataclass(eq=False)
@@ -39,7 +42,7 @@ class Batch:
     columns: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Place:
     """
     Where the states of a sequence are: a row of a batch, in its layers that hold all tokens the columns of `spans`. Other columns are of
@@ -49,7 +52,7 @@ class Place:
     batch: Batch
     row: int
     length: int
-    spans: tuple[tuple[int, int], ...]
+    spans: Spans
     parts: tuple[Any, ...]
 
     def earlier(self, count: int) -> Place:
@@ -58,37 +61,40 @@ class Place:
         return replace(self, length=self.length - count, spans=(*self.spans[:-1], (start, end - count)))
 
 
-def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[Batch, list[int]]:
+def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[Batch, list[int], list[Spans]]:
     """
-    A batch of sequences, or of empty ones, and the row of each: the one that they are in, if they can go on there. Where all layers hold
-    all tokens (`pads`), that is wherever each has a row for itself.
+    A batch of sequences, or of empty ones, the row of each and its columns there: where they are, if they can go on there. Where all
+    layers hold all tokens (`pads`), that is wherever each has a row for itself.
     """
     known = [place for place in places if place is not None]
     if not known:
-        return Batch(DynamicCache(config=config), len(places), 0), list(range(len(places)))
-    batch, rows = known[0].batch, [place.row for place in known]
+        return Batch(DynamicCache(config=config), len(places), 0), list(range(len(places))), [()] * len(places)
+    batch, rows, spans = known[0].batch, [place.row for place in known], [place.spans for place in known]
+    longest = max(place.length for place in known)
     if all(place.batch is batch for place in known):
         alone = len(set(rows)) == len(rows) and 2 * len(rows) >= batch.rows
-        whole = rows == list(range(batch.rows)) and all(place.spans == ((0, batch.columns),) for place in known)
+        whole = rows == list(range(batch.rows)) and all(own == ((0, batch.columns),) for own in spans)
         if (pads and alone) or whole:
-            return batch, rows
-    cache, columns = DynamicCache(config=config), max(place.length for place in known)
+            return batch, rows, spans
+        if pads and batch.columns <= _SPARSE * longest:  # columns of nobody stay where they are
+            cache = DynamicCache(config=config)
+            cache.layers = [_changed(layer, lambda get, layer=layer: get(layer)[rows]) for layer in batch.cache.layers]
+            return Batch(cache, len(known), batch.columns), list(range(len(known))), spans
+    cache = DynamicCache(config=config)
     cache.layers = [
-        _full(known, i, columns) if part is None else _mapped(part, [place.parts[i] for place in known])
+        _full(known, i, longest) if part is None else _mapped(part, [place.parts[i] for place in known])
         for i, part in enumerate(known[0].parts)
     ]
-    return Batch(cache, len(known), columns), list(range(len(known)))
+    return Batch(cache, len(known), longest), list(range(len(known))), [((longest - place.length, longest),) for place in known]
 
 
-def masked(
-    batch: Batch, rows: Sequence[int], spans: Sequence[Sequence[tuple[int, int]]], counts: Sequence[int]
-) -> dict[str, Any]:
+def masked(batch: Batch, rows: Sequence[int], spans: Sequence[Spans], counts: Sequence[int]) -> dict[str, Any]:
     """
     Mask and positions for rows of a batch that read so many tokens more, as many columns as the most. Rows that read nothing see what they
     are given, and nobody sees it later.
     """
     columns, most = batch.columns, max(counts)
-    if len(rows) == batch.rows and all(each == [(0, columns)] or not columns for each in spans) and min(counts) == most:
+    if len(rows) == batch.rows and min(counts) == most and (not columns or all(own == ((0, columns),) for own in spans)):
         return {"attention_mask": None, "position_ids": None}
     mask = np.zeros((batch.rows, columns + most), dtype=np.int64)
     mask[:, columns:] = 1
@@ -102,9 +108,7 @@ def masked(
     return {"attention_mask": torch.from_numpy(mask), "position_ids": torch.from_numpy(positions)}
 
 
-def gone_on(
-    batch: Batch, rows: Sequence[int], spans: Sequence[Sequence[tuple[int, int]]], counts: Sequence[int]
-) -> list[Place]:
+def gone_on(batch: Batch, rows: Sequence[int], spans: Sequence[Spans], counts: Sequence[int]) -> list[Place]:
     """The places of sequences behind so many more tokens, which a batch has read."""
     batch.columns += max(counts)
     for layer in batch.cache.layers:
@@ -113,21 +117,18 @@ def gone_on(
                 f"Members whose tokens differ need states that can be branched; a {type(layer).__name__} is not known to be such."
             )
     layers = [None if type(layer) is DynamicLayer else layer for layer in batch.cache.layers]
+    hold_all = (None,) * len(layers) if not any(layers) else None
+    longer: dict[tuple[Spans, int], tuple[Spans, int]] = {}  # most rows have the same columns
     places = []
     for row, own, count in zip(rows, spans, counts, strict=True):
-        start = batch.columns - count
-        joined = [*own[:-1], (own[-1][0], batch.columns)] if own and own[-1][1] == start else [*own, (start, batch.columns)]
-        parts = tuple(layer and _row_of(layer, row) for layer in layers)
-        places.append(Place(batch, row, sum(end - begin for begin, end in joined), tuple(joined), parts))
+        if (own, count) not in longer:
+            start = batch.columns - count
+            goes_on = bool(own) and own[-1][1] == start
+            joined = (*own[:-1], (own[-1][0], batch.columns)) if goes_on else (*own, (start, batch.columns))
+            longer[own, count] = joined, sum(end - begin for begin, end in joined)
+        joined, length = longer[own, count]
+        places.append(Place(batch, row, length, joined, hold_all or tuple(layer and _row_of(layer, row) for layer in layers)))
     return places
-
-
-def spans_of(batch: Batch, places: Sequence[Place | None]) -> list[list[tuple[int, int]]]:
-    """The columns of a batch that sequences have: in their own batch, where they are, in another at its end."""
-    return [
-        [] if place is None else list(place.spans) if place.batch is batch else [(batch.columns - place.length, batch.columns)]
-        for place in places
-    ]
 
 
 def _full(places: Sequence[Place], i: int, columns: int) -> DynamicLayer:

@@ -15,18 +15,18 @@ _LEAST_SHARE = 1e-9
 
 def measure(states: Sequence[State], lexicon: Lexicon) -> None:
     """Find out how probable texts are, and what follows them: the sums over the covers of all of them at once."""
-    todo = [state for state in states if state.next is None and state.covers]
+    todo = [state for state in states if state.said is None and state.covers]
     ended = [context for state in todo for context, node in state.covers if node.depth == 0]
-    following = iter(lexicon.next(_tables(ended)) if ended else ())
-    several: list[State] = []
-    behind: list[list[torch.Tensor]] = []  # for each of these, what follows the covers whose token has ended
+    behind = lexicon.next(_tables(ended)) if ended else None  # (ended, symbols + 1)
+    several: list[tuple[State, int]] = []  # texts with several covers, and the first row of those of these whose token has ended
+    at = 0
     for state in todo:
-        own = [next(following) for _, node in state.covers if node.depth == 0]
-        if len(own) == len(state.covers) == 1:
-            state.next, state.log_prob = own[0], state.covers[0][0].log_prob
+        count = sum(node.depth == 0 for _, node in state.covers)
+        if count == len(state.covers) == 1:
+            state.said, state.row, state.log_prob = behind, at, state.covers[0][0].log_prob
         else:
-            several.append(state)
-            behind.append(own)
+            several.append((state, at))
+        at += count
     if several:
         _sum(several, behind, lexicon.symbols + 1)
 
@@ -38,13 +38,24 @@ def following(states: Sequence[State], lexicon: Lexicon) -> torch.Tensor:
     equal.
     """
     measure(states, lexicon)
-    known = next((state.next for state in states if state.next is not None), None)
-    nothing = torch.zeros(lexicon.symbols + 1) if known is None else torch.zeros_like(known)
-    rows = torch.stack([nothing if state.next is None or state.log_prob == -math.inf else state.next for state in states])
+    rows = _said(states, lexicon.symbols + 1)
     if all(state.log_prob > -math.inf and not state.spares for state in states):
         return rows
     shares = rows.new_tensor([_share(state, lexicon.symbols + 1) for state in states])[:, None]
     return torch.where(rows == -math.inf, shares, rows).log_softmax(-1)
+
+
+def _said(states: Sequence[State], count: int) -> torch.Tensor:
+    """What follows each, `(states, count)`: as it lies there, if they lie there one after the other."""
+    first = next((state.said for state in states if state.said is not None), None)
+    if first is not None and all(
+        state.said is first and state.row == i and state.log_prob > -math.inf for i, state in enumerate(states)
+    ):
+        return first[: len(states)]
+    nothing = torch.zeros(count) if first is None else first.new_zeros(count)
+    return torch.stack(
+        [nothing if state.said is None or state.log_prob == -math.inf else state.said[state.row] for state in states]
+    )
 
 
 def _share(state: State, count: int) -> float:
@@ -65,20 +76,24 @@ def _tables(contexts: Sequence[Context]) -> torch.Tensor:
     return tables if rows == list(range(len(tables))) else tables[rows]
 
 
-def _sum(states: Sequence[State], behind: Sequence[Sequence[torch.Tensor]], count: int) -> None:
-    """What follows texts with several covers. Their weights are taken relative to the heaviest, so that long texts lose no digits."""
+def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, count: int) -> None:
+    """
+    What follows texts with several covers: of each, `behind` has, from a row on, what follows those whose token has ended. Weights are
+    taken relative to the heaviest, so that long texts lose no digits.
+    """
+    states = [state for state, _ in several]
     heaviest = [max(context.log_prob for context, _ in state.covers) for state in states]
     tables = states[0].covers[0][0].tables
     dense = tables.new_full((len(states), count), -torch.inf)
     ended = [
-        (i, values, context.log_prob - heaviest[i])
-        for i, state in enumerate(states)
-        for values, context in zip(behind[i], (c for c, node in state.covers if node.depth == 0), strict=True)
+        (i, first + j, context.log_prob - heaviest[i])
+        for i, (state, first) in enumerate(several)
+        for j, context in enumerate(context for context, node in state.covers if node.depth == 0)
     ]
     if ended:
-        owners = torch.tensor([i for i, _, _ in ended])
-        values = torch.stack([values for _, values, _ in ended]) + tables.new_tensor([weight for *_, weight in ended])[:, None]
-        dense = grouped_log_sum(values, owners, len(states))
+        assert behind is not None
+        values = behind[[row for _, row, _ in ended]] + tables.new_tensor([weight for *_, weight in ended])[:, None]
+        dense = grouped_log_sum(values, torch.tensor([i for i, *_ in ended]), len(states))
     inside = [
         (i, context, node, context.log_prob - heaviest[i])
         for i, state in enumerate(states)
@@ -88,10 +103,9 @@ def _sum(states: Sequence[State], behind: Sequence[Sequence[torch.Tensor]], coun
     if inside:
         _add(dense.view(-1), inside, count)
     totals = dense.logsumexp(-1)
-    for state, row, total, most in zip(
-        states, dense - totals.clamp(min=-1e30)[:, None], totals.tolist(), heaviest, strict=True
-    ):
-        state.next, state.log_prob = row, most + total
+    said = dense - totals.clamp(min=-1e30)[:, None]
+    for row, (state, total, most) in enumerate(zip(states, totals.tolist(), heaviest, strict=True)):
+        state.said, state.row, state.log_prob = said, row, most + total
 
 
 def _add(flat: torch.Tensor, inside: Sequence[tuple[int, Context, Node, float]], count: int) -> None:

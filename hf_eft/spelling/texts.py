@@ -39,6 +39,19 @@ class Spare:
     tail: tuple[int, ...] = ()
 
 
+def entries(wanted: Sequence[tuple[torch.Tensor, int, int]]) -> list[float]:
+    """Numbers out of matrices, by matrix, row and column; those of one matrix are taken out together."""
+    by_matrix: dict[int, list[int]] = {}
+    for i, (matrix, *_) in enumerate(wanted):
+        by_matrix.setdefault(id(matrix), []).append(i)
+    found = [0.0] * len(wanted)
+    for places in by_matrix.values():
+        matrix, rows, columns = wanted[places[0]][0], [wanted[i][1] for i in places], [wanted[i][2] for i in places]
+        for i, value in zip(places, matrix[rows, columns].tolist(), strict=True):
+            found[i] = value
+    return found
+
+
 def log_sum(values: Sequence[float]) -> float:
     """The log of the sum of what these are the logs of."""
     top = max(values)
@@ -72,8 +85,9 @@ class State:
         left_out (`float`): The log of an upper bound of the probability of all that was left out.
         kept (`float`): The share that was kept, if what was left out would have gone on as what was kept did.
         log_prob (`float`): The log-probability of the text, over the covers that are kept: a lower bound; of [`measured`] states.
-        next (`torch.Tensor` of shape `(symbols + 1,)`, *optional*):
-            The log-probs of the next symbol and, last, of the end of text, over the covers that are kept; of [`measured`] states.
+        said (`torch.Tensor` of shape `(rows, symbols + 1)`, *optional*):
+            In the `row` of this text, the log-probs of the next symbol and, last, of the end of text, over the covers that are kept; of
+            [`measured`] states. Other rows are of texts that were measured with it.
     """
 
     covers: list[tuple[Context, Node]]
@@ -81,7 +95,13 @@ class State:
     left_out: float = -math.inf
     kept: float = 1.0
     log_prob: float = field(init=False, default=-math.inf)
-    next: torch.Tensor | None = field(init=False, repr=False, default=None)
+    said: torch.Tensor | None = field(init=False, repr=False, default=None)
+    row: int = field(init=False, repr=False, default=0)
+
+    @property
+    def next(self) -> torch.Tensor | None:
+        """The log-probs of the next symbol and, last, of the end of text, `(symbols + 1,)`."""
+        return None if self.said is None else self.said[self.row]
 
     @property
     def missing(self) -> Missing:
