@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,12 +160,11 @@ class Covers:
         measure(grown, self.lexicon)
         return [after if after.covers or not after.spares else self._revived(after) for after in grown]
 
-    def _grown(
-        self, states: Sequence[State], following: Sequence[int]
-    ) -> tuple[list[State], list[tuple[State, Spare]]]:
+    def _grown(self, states: Sequence[State], following: Sequence[int]) -> tuple[list[State], list[tuple[State, Spare]]]:
         """The texts with the covers that go on with a symbol, and for these texts the tokens that end with it and are to be read."""
         known = [symbol >= 0 and state.said is not None for state, symbol in zip(states, following, strict=True)]
-        shares = iter(entries([(s.said, s.row, symbol) for s, symbol, k in zip(states, following, known, strict=True) if k and s.said is not None]))
+        asked = [(s.said, s.row, symbol) for s, symbol, is_known in zip(states, following, known, strict=True) if is_known]
+        shares = iter(entries(cast(list[tuple[torch.Tensor, int, int]], asked)))
         ways = [
             self._ways(state, symbol) if each else ([], [])
             for state, symbol, each in zip(states, following, known, strict=True)
@@ -185,9 +184,7 @@ class Covers:
             starting += [(after, spare) for spare in kept]
         return grown, starting
 
-    def _ways(
-        self, state: State, symbol: int
-    ) -> tuple[list[tuple[Context, Node]], list[tuple[Context, int]]]:
+    def _ways(self, state: State, symbol: int) -> tuple[list[tuple[Context, Node]], list[tuple[Context, int]]]:
         """The covers whose token goes on behind a symbol, and the tokens that end with it."""
         stay: list[tuple[Context, Node]] = []
         ending: list[tuple[Context, int]] = []
@@ -201,7 +198,7 @@ class Covers:
         return stay, ending
 
     def _left_out(self, state: State, symbol: int, left: Sequence[Spare], total: float) -> tuple[list[Spare], float, float]:
-        """Of a text behind a symbol, what is left out there and before: the likeliest spares, the log of a bound, the share that is kept."""
+        """What is left out of a text behind a symbol: the likeliest spares, the log of a bound, and the share that is kept."""
         if not left and not state.spares:
             return [], state.left_out, state.kept
         older = [

@@ -108,7 +108,10 @@ class Lane:
             keep (`Callable`): Is given a row, its text and the state after it.
         """
         first = len(self._read) - len(self._steps)
-        so_far = [b"".join([text, *(ids[row].int().numpy().tobytes() for ids in self._read[:first])]) for row, text in enumerate(texts)]
+        so_far = [
+            b"".join([text, *(ids[row].int().numpy().tobytes() for ids in self._read[:first])])
+            for row, text in enumerate(texts)
+        ]
         for i, step in enumerate(self._steps, first + 1):
             log_probs, known = step.log_probs[:, 0].tolist(), step.known[:, 0].tolist()
             for row, content in enumerate(step.ids.int().numpy()):

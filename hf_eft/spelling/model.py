@@ -218,7 +218,9 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         lane = None if written is None else written.lane
         if written is None or lane is None:
             return None
-        goes_on = ids.shape[1] == 1 and bool(cached) and bool(seen[:, cached:].all()) and written.goes_on(cache, seen[:, :cached])
+        goes_on = (
+            ids.shape[1] == 1 and bool(cached) and bool(seen[:, cached:].all()) and written.goes_on(cache, seen[:, :cached])
+        )
         is_good = lane.era is self._era
         if is_good and goes_on and not (self._tokens[ids] == SEVERAL).any():
             return written

@@ -18,7 +18,9 @@ def measure(states: Sequence[State], lexicon: Lexicon) -> None:
     todo = [state for state in states if state.said is None and state.covers]
     ended = [context for state in todo for context, node in state.covers if node.depth == 0]
     behind = lexicon.next(_tables(ended)) if ended else None  # (ended, symbols + 1)
-    several: list[tuple[State, int]] = []  # texts with several covers, and the first row of those of these whose token has ended
+    several: list[
+        tuple[State, int]
+    ] = []  # texts with several covers, and the first row of those of these whose token has ended
     at = 0
     for state in todo:
         count = sum(node.depth == 0 for _, node in state.covers)
