@@ -189,21 +189,18 @@ def main() -> None:
     parser.add_argument("--only-times", action="store_true", help="measure the times again, and keep the rest of the file")
     args = parser.parse_args()
 
-    if args.only_times:
-        torch.set_num_threads(1)
-        found = json.loads(args.output.read_text())
-        asked = random.Random(2).sample(tiny.questions(), args.questions)
-        for rows in (1, args.compared):
-            found[f"time per token, {rows} rows"] = times(asked[:rows], args.rounds)
-        found["times"] = {"machine": machine(), "date": date.today().isoformat()}
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
-        return
+    torch.set_num_threads(1)
     questions = random.Random(2).sample(tiny.questions(), args.questions)
+    about = {"machine": machine(), "date": date.today().isoformat()}
+    by_rows = {f"rows: {rows}": times(questions[:rows], args.rounds) for rows in (1, args.compared)}
+    found = {"time per token, one shared tokenizer is 1": {**about, "rounds": args.rounds, **by_rows}}
+    if args.only_times:
+        args.output.write_text(json.dumps(json.loads(args.output.read_text()) | found, indent=1) + "\n")
+        return
     results: Mapping[str, Any] = {
         "command": "python examples/benchmarks/tokens_cost.py",
-        "machine": machine(),
-        "date": date.today().isoformat(),
-        "time per token, one shared tokenizer is 1": times(questions[: args.compared], args.rounds),
+        **about,
+        **found,
         "long": long(questions, args.long),
         "second pair": second_pair(questions),
     }
