@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 from transformers.utils.output_capturing import capture_outputs
 
 from ..members.cache import EFTCache
 from ..members.members import Members
 from ..members.releases import CACHE
-from .speculative.graphs import Graphs, records_on
+from .speculative.graphs import Graphs, NotRecorded, records_on
 from .speculative.static import can_record
 
 # Outputs that `generate` keeps from step to step: a graph would write the next ones over them.
 _KEPT = ("output_attentions", "output_hidden_states")
 
 Path = tuple[str, ...]
+
+logger = logging.get_logger(__name__)
 
 
 class Replayed:
@@ -53,6 +56,10 @@ class Replayed:
         try:
             logits = self._logits(inputs)
         except torch._dynamo.exc.TorchDynamoException:  # it is no single graph, and nothing of it has run
+            self._recorded = False
+            return self._compiled(**inputs)
+        except NotRecorded as error:
+            logger.warning_once(f"{error}. Steps are compiled, and not replayed.")
             self._recorded = False
             return self._compiled(**inputs)
         # What comes after may keep them, and the next step is written over them.

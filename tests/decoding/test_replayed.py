@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_eft import Combination, EFTForCausalLM, KLConstrained, Phase
 from hf_eft.decoding import replayed
+from hf_eft.decoding.speculative import graphs
 
 POOL = ("llama", "qwen3", "gpt2", "opt", "gpt_neox", "mixtral")
 
@@ -52,6 +54,22 @@ def test_every_step_is_replayed(options: dict[str, Any]) -> None:
         torch.manual_seed(3)
         assert torch.equal(model.generate(**asked, **static()), expected)
     assert (counts.recorded, counts.replayed, counts.otherwise) == (1, 11, 0)
+
+
+def test_what_cannot_be_recorded_is_compiled_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """An accelerator may refuse to record what it can run."""
+    model = model_of("llama", "gpt2", "gpt2")
+    expected = model.generate(**prompts("left"), max_new_tokens=6).tolist()
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with taped() as counts, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(graphs, "_captured", refuse)
+        patched.setattr(logging.getLogger("transformers"), "propagate", True)
+        assert model.generate(**prompts("left"), max_new_tokens=6, **static()).tolist() == expected
+    assert (counts.replayed, counts.otherwise) == (0, 5)
+    assert "could not be recorded as a graph" in caplog.text
 
 
 def test_scores_of_every_step_are_kept() -> None:

@@ -69,6 +69,10 @@ class Graphs:
         return dict(answer) if self._answers_anew else {name: each.clone() for name, each in answer.items()}
 
 
+class NotRecorded(RuntimeError):
+    """Something in a function cannot be part of a graph. Nothing has changed."""
+
+
 class Recorded:
     """A CUDA graph of a function, its inputs and its answer."""
 
@@ -92,7 +96,10 @@ class Recorded:
                     _restore(changes, before)  # behind a full cache there is no place to write to
                     run()
             _restore(changes, before)
-            self._replay, self._answer = _captured(run, pool)
+            try:
+                self._replay, self._answer = _captured(run, pool)
+            except RuntimeError as error:  # while it is recorded, nothing is run
+                raise NotRecorded(f"A step could not be recorded as a graph: {error}") from error
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         for name, tensor in inputs.items():
