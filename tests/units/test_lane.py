@@ -94,6 +94,11 @@ def test_several_at_once_and_rows_in_another_order(tuned: Any) -> None:
     text.cache.reorder_cache(torch.tensor([1, 0]))
     text.ids = text.ids.flip(0)
     text.check(text.read(WRITTEN[:, 7:]), has_begun=False)
+    alike = Text(tuned, PROMPTS[:1].repeat(2, 1))
+    alike.read(torch.tensor([[3], [5]]))
+    alike.cache.reorder_cache(torch.tensor([1, 0]))
+    alike.ids = alike.ids.flip(0)
+    alike.check(alike.read(torch.tensor([[4], [4]])), has_begun=False)
 
 
 def test_a_row_that_ends_and_an_id_of_several_units(tuned: Any) -> None:
@@ -101,7 +106,7 @@ def test_a_row_that_ends_and_an_id_of_several_units(tuned: Any) -> None:
     text.read(WRITTEN[:, :1])
     ended = torch.tensor([[2], [5]])
     text.check(text.read(ended))
-    said = text.read(torch.tensor([[2], [3]]))  # nothing is known of what follows an end
+    said = text.read(torch.tensor([[3], [3]]))  # nothing is known of what follows an end
     text.check(said)
     assert said[0].isfinite().any() and said[0][said[0].isfinite()].unique().numel() == 1
     text.check(text.read(torch.tensor([[2], [6]])), has_begun=False)  # `aba` is `ab a`
