@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from .covers import Covers
-from .states import Batch, Place, Spans
+from .states import Batch, Place, Spans, masked
+from .sums import tables_of
 from .texts import Context, State
 
 NONE = -1  # of an id that is no symbol, or one that no token is spelled as
@@ -48,16 +49,10 @@ class Lane:
         self._parts = contexts[0].place.parts
         self._steps: deque[_Step] = deque(maxlen=keep)
         self._read: list[torch.Tensor] = []
-        self._tables = torch.stack([context.table for context in contexts])
+        self._tables = tables_of(contexts)
         self._log_probs = self._tables.new_tensor([[context.log_prob] for context in contexts], dtype=torch.float64)
         self._known = torch.ones(len(contexts), 1, dtype=torch.bool)
-        self._mask: torch.Tensor | None = None
-        if any(spans != ((0, self._columns),) for spans in self._spans):
-            self._mask = torch.zeros(len(contexts), self._columns, dtype=torch.long)
-            for row, spans in enumerate(self._spans):
-                for start, end in spans:
-                    self._mask[row, start:end] = 1
-            self._positions = torch.tensor(self._lengths)[:, None]
+        self._placed = masked(self._batch, range(len(contexts)), self._spans, [1] * len(contexts))
 
     @classmethod
     def of(cls, covers: Covers, states: Sequence[State], tokens: torch.Tensor, keep: int, era: object) -> Lane | None:
@@ -85,13 +80,11 @@ class Lane:
         weights = self._tables.gather(1, tokens.clamp(min=0))
         self._known = self._known & (tokens != NONE) & (weights > -math.inf)
         self._log_probs = self._log_probs + weights
-        placed: dict[str, torch.Tensor | None] = {"attention_mask": None, "position_ids": None}
-        if self._mask is not None:
-            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-            placed = {"attention_mask": self._mask, "position_ids": self._positions}
-            self._positions = self._positions + 1
-        logits = self._covers.run(self._batch, torch.where(self._known, tokens, 0), placed, 1, list(range(len(ids))))
+        logits = self._covers.run(self._batch, torch.where(self._known, tokens, 0), self._placed, 1, list(range(len(ids))))
         self._batch.columns += 1
+        if self._placed["attention_mask"] is not None:
+            mask, positions = self._placed["attention_mask"], self._placed["position_ids"]
+            self._placed = {"attention_mask": torch.nn.functional.pad(mask, (0, 1), value=1), "position_ids": positions + 1}
         self._tables = self._covers.lexicon.read(logits)[:, 0]
         self._steps.append(_Step(ids, self._tables, self._log_probs, self._known))
         self._read.append(ids)

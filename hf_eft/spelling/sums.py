@@ -17,10 +17,8 @@ def measure(states: Sequence[State], lexicon: Lexicon) -> None:
     """Find out how probable texts are, and what follows them: the sums over the covers of all of them at once."""
     todo = [state for state in states if state.said is None and state.covers]
     ended = [context for state in todo for context, node in state.covers if node.depth == 0]
-    behind = lexicon.next(_tables(ended)) if ended else None  # (ended, symbols + 1)
-    several: list[
-        tuple[State, int]
-    ] = []  # texts with several covers, and the first row of those of these whose token has ended
+    behind = lexicon.next(tables_of(ended)) if ended else None  # (ended, symbols + 1)
+    several: list[tuple[State, int]] = []  # of texts with several covers, also the first row that is behind one of theirs
     at = 0
     for state in todo:
         count = sum(node.depth == 0 for _, node in state.covers)
@@ -70,7 +68,7 @@ def _share(state: State, count: int) -> float:
     return math.log(max(1 - state.kept, _LEAST_SHARE) / max(state.kept, _LEAST_SHARE)) - math.log(count)
 
 
-def _tables(contexts: Sequence[Context]) -> torch.Tensor:
+def tables_of(contexts: Sequence[Context]) -> torch.Tensor:
     """The log-probs of the next token behind each, `(contexts, width)`."""
     tables, rows = contexts[0].tables, [context.row for context in contexts]
     if any(context.tables is not tables for context in contexts):
@@ -92,8 +90,7 @@ def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, coun
         for i, (state, first) in enumerate(several)
         for j, context in enumerate(context for context, node in state.covers if node.depth == 0)
     ]
-    if ended:
-        assert behind is not None
+    if behind is not None and ended:
         values = behind[[row for _, row, _ in ended]] + tables.new_tensor([weight for *_, weight in ended])[:, None]
         dense = grouped_log_sum(values, torch.tensor([i for i, *_ in ended]), len(states))
     inside = [
