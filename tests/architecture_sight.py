@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, Wrong, _told_apart, verdict
-from architecture_models import PAD, VOCAB, config_of, spread
+from architecture_models import PAD, VOCAB
+from architecture_pictures import NoPicture, candidates, placeholder
+from architecture_sight_models import build
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
@@ -30,92 +30,10 @@ STRATEGIES: dict[str, tuple[list[int], dict[str, Any]]] = {
 WRAPPER_ONLY = {"member drafts"}
 
 
-class NoPicture(Exception):
-    """No picture is known that the type takes."""
-
-
-# What fields of these names are, so that pictures have a few patches.
-_FITTED: dict[str, Any] = {
-    "patch_size": 4, "image_size": 16, "mm_tokens_per_image": 4, "mrope_section": [2, 1, 1], "pooling_kernel_size": 2,
-    "image_grid_pinpoints": [[16, 32], [32, 16]], "deepstack_visual_indexes": [0], "projection_dim": 32,
-}  # fmt: skip
-
-
-def _fitted(fields: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's fields, what is nested in them as well, with pictures of a few patches."""
-    fields = {
-        name: _fitted(value) if isinstance(value, dict) else _FITTED[name] if _is_fitted(name, value) else value
-        for name, value in fields.items()
-    }
-    if "patch_size" in fields and "window_size" in fields:
-        fields["window_size"] = 16
-    if "rope_type" in fields:
-        fields.setdefault("mrope_section", _FITTED["mrope_section"])
-    return {name: value for name, value in fields.items() if name not in ("transformers_version", "architectures", "dtype")}
-
-
-def _is_fitted(name: str, value: Any) -> bool:
-    return name in _FITTED and bool(value) and isinstance(value, type(_FITTED[name]))
-
-
-def build(model_type: str, seed: int) -> Any:
-    """A model whose distribution is far from uniform, and far from that of another seed."""
-    torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
-        config = config_of(model_type)
-        model = made(type(config)(**_fitted(config.to_dict()))).eval().float()
-    return spread(model, seed)
-
-
-def _attribute(config: Any, *names: str) -> Any:
-    """The first of these that a configuration has; a pair becomes its first."""
-    for name in names:
-        value = getattr(config, name, None)
-        if value is not None:
-            return value[0] if isinstance(value, (list, tuple)) else value
-    return None
-
-
-def _candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
-    """Pictures in the forms that processors make, as far as a model's names say which."""
-    takes = inspect.signature(model.forward).parameters
-    vision = getattr(model.config, "vision_config", model.config)
-    patch = _attribute(vision, "patch_size") or 14
-    size = _attribute(vision, "image_size") or 4 * patch
-    channels = _attribute(vision, "num_channels", "in_channels", "in_chans") or 3
-
-    def pixels(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    if "image_grid_thw" in takes:
-        grid, merge = (
-            torch.tensor([[1, 4, 4]]),
-            {"image_merge_sizes": torch.tensor([2])} if "image_merge_sizes" in takes else {},
-        )
-        for depth in (_attribute(vision, "temporal_patch_size") or 1, 1, 2):
-            yield {"pixel_values": pixels(16, channels * depth * patch**2), "image_grid_thw": grid, **merge}
-        yield {"pixel_values": pixels(16, channels, patch, patch), "image_grid_thw": grid, **merge}
-    if "image_position_ids" in takes:
-        places = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flip(-1)[None]
-        yield {"pixel_values": pixels(1, 36, channels * patch**2), "image_position_ids": places}
-    sizes: dict[str, torch.Tensor] = {"image_sizes": torch.tensor([[size, size]])} if "image_sizes" in takes else {}
-    if "pixel_attention_mask" in takes:
-        mask = torch.ones(1, 1, size, size, dtype=torch.bool)
-        yield {"pixel_values": pixels(1, 1, channels, size, size), "pixel_attention_mask": mask}
-    if "spatial_shapes" in takes:
-        shapes = {"spatial_shapes": torch.tensor([[4, 4]]), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long)}
-        yield {"pixel_values": pixels(1, 16, channels * patch**2), **shapes}
-    for tiles, known in itertools.product(((), (1,), (3,)), (sizes, {}) if sizes else ({},)):
-        yield {"pixel_values": pixels(1, *tiles, channels, size, size), **known}
-    yield {"pixel_values": pixels(1, channels, size, size), "high_res_pixel_values": pixels(1, channels, 1024, 1024)}
-
-
 def picture(model: Any) -> tuple[dict[str, torch.Tensor], int]:
     """A picture that a model takes, and how many tokens hold its place."""
     takes, errors = inspect.signature(model.forward).parameters, []
-    for candidate in _candidates(model, torch.Generator().manual_seed(3)):
+    for candidate in candidates(model, torch.Generator().manual_seed(3)):
         if not candidate.keys() <= takes.keys():
             continue
         try:
@@ -135,13 +53,6 @@ def picture(model: Any) -> tuple[dict[str, torch.Tensor], int]:
         except Exception as error:  # not its form
             errors.append(f"{type(error).__name__}: {error}")
     raise NoPicture(" ".join((errors or ["it has no pixel values"])[0].split())[:150])
-
-
-def placeholder(model: Any) -> int:
-    token = _attribute(model.config, "image_token_id", "image_token_index")
-    if token is None:
-        raise NoPicture("its configuration names no placeholder")
-    return int(token)
 
 
 def prompts(model: Any, words: list[int], shown: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "warning"
 
 import pytest
 import torch
-from families import SEED
+from families import SEED, changed
 from rooms import chosen
 from transformers.utils import logging as transformers_logging
 
@@ -63,6 +63,12 @@ def _logged_deprecations_are_errors():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(SEED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_models_stay_as_they_are():
+    yield
+    assert not changed(), "tests of this module change settings that all tests of a process share"
 
 
 @pytest.fixture(scope="module")

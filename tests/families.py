@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from typing import Any
@@ -118,10 +119,25 @@ def build(family: str, seed: int, **overrides: Any) -> Any:
     return model
 
 
+#: What tests share, by name, with the settings of `generate` that it was made with: the model, and those.
+SHARED: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+
+def remember(name: str, model: Any) -> Any:
+    """Have the end of every module of tests look whether this model is as it was."""
+    SHARED[name] = model, copy.deepcopy(vars(model.generation_config))
+    return model
+
+
+def changed() -> list[str]:
+    """The shared models whose settings some test has changed."""
+    return [name for name, (model, settings) in SHARED.items() if vars(model.generation_config) != settings]
+
+
 @functools.cache
 def shared(family: str, seed: int) -> Any:
     """Like `build`, made once: for tests that leave the model as it is."""
-    return build(family, seed)
+    return remember(f"{family} {seed}", build(family, seed))
 
 
 def prompts(padding: str) -> dict[str, torch.Tensor]:

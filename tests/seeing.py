@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from families import _APART, BOS, EOS, PAD, VOCAB
+from families import _APART, BOS, EOS, PAD, VOCAB, remember
 
 IMAGE, VIDEO, START, STOP = 5, 6, 7, 8
 #: Tokens that stand for a picture where they are read, so that a text with one of them cannot be read without it.
@@ -121,7 +121,7 @@ def make(family: str, seed: int, **text: Any) -> Any:
 @functools.cache
 def seeing(family: str, seed: int) -> Any:
     """Like `make`, made once: for tests that leave the model as it is."""
-    return make(family, seed)
+    return remember(f"{family} {seed}", make(family, seed))
 
 
 @dataclass

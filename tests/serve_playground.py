@@ -64,7 +64,8 @@ def page_of(scenario: str, family: Any) -> tuple[EFTForCausalLM, Any, Any]:
     """The combination, its tokenizer, and the processors of members that have their own."""
     if scenario != "pictures":
         return model_of(scenario, family), family.tokenizer, None
-    model = combination("qwen2_vl", "llava", "llava")
+    # (Of its own: what is written into a generation configuration would be there for every test that is given the same models.)
+    model = copy.deepcopy(combination("qwen2_vl", "llava", "llava"))
     model.generation_config.suppress_tokens = PLACES
     for member in model.members.values():
         member.generation_config.suppress_tokens = PLACES
