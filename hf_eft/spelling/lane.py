@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .covers import Covers
+from .lexicon import taken
 from .states import Batch, Place, Spans, masked
 from .sums import tables_of
 from .texts import Context, State
@@ -36,12 +37,22 @@ class Lane:
         covers ([`Covers`]): What reads.
         contexts (`Sequence[Context]`): The token sequence of each row, which has the row of the batch of this number.
         tokens (`torch.LongTensor` of shape `(ids,)`): The token of each id; below 0 where there is none.
+        columns (`torch.LongTensor` of shape `(ids,)`): The column of each id in what the lexicon says of the next symbol.
         keep (`int`): How many steps are remembered, the latest.
         era (`object`): What the states belong to: those of another one are no longer good.
     """
 
-    def __init__(self, covers: Covers, contexts: Sequence[Context], tokens: torch.Tensor, keep: int, era: object) -> None:
+    def __init__(
+        self,
+        covers: Covers,
+        contexts: Sequence[Context],
+        tokens: torch.Tensor,
+        columns: torch.Tensor,
+        keep: int,
+        era: object,
+    ) -> None:
         self._covers, self._tokens, self.era = covers, tokens, era
+        self._ids, self._composed = columns, covers.lexicon.composed(columns)
         self._batch: Batch = contexts[0].place.batch
         self._spans: list[Spans] = [context.place.spans for context in contexts]
         self._lengths = [context.place.length for context in contexts]
@@ -52,10 +63,20 @@ class Lane:
         self._tables = tables_of(contexts)
         self._log_probs = self._tables.new_tensor([[context.log_prob] for context in contexts], dtype=torch.float64)
         self._known = torch.ones(len(contexts), 1, dtype=torch.bool)
+        self._all_known = True
+        self._nothing = taken(self._tables.new_zeros(1, covers.lexicon.symbols + 1), columns)
         self._placed = masked(self._batch, range(len(contexts)), self._spans, [1] * len(contexts))
 
     @classmethod
-    def of(cls, covers: Covers, states: Sequence[State], tokens: torch.Tensor, keep: int, era: object) -> Lane | None:
+    def of(
+        cls,
+        covers: Covers,
+        states: Sequence[State],
+        tokens: torch.Tensor,
+        columns: torch.Tensor,
+        keep: int,
+        era: object,
+    ) -> Lane | None:
         """A lane for texts, if they are such."""
         if not covers.pads or not all(len(state.covers) == 1 for state in states):
             return None
@@ -65,22 +86,29 @@ class Lane:
             context.place.batch is batch and context.place.row == row and context.place.spans[-1][1] == batch.columns
             for row, context in enumerate(contexts)
         )
-        return cls(covers, contexts, tokens, keep, era) if in_order else None
+        return cls(covers, contexts, tokens, columns, keep, era) if in_order else None
 
     @property
     def has_begun(self) -> bool:
         return bool(self._read)
 
-    def step(self, ids: torch.Tensor) -> torch.Tensor:
+    def tokens(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """The tokens that ids are, `(rows, 1)` both; `None` if one is several symbols, so that the lane ends before it."""
+        tokens = self._tokens[ids]
+        return None if int(tokens.min()) == SEVERAL else tokens
+
+    def step(self, ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """
-        Read an id in each row, `(rows, 1)`. Returns the log-probs of the next symbol and, last, of the end of text, `(rows, symbols + 1)`;
-        zeros where nothing is known.
+        Read an id in each row and the token that it is, `(rows, 1)` both. Returns the log-probs of the next id, `(rows, ids)`, all of them
+        equal where nothing is known.
         """
-        tokens = self._tokens[ids]  # (rows, 1)
         weights = self._tables.gather(1, tokens.clamp(min=0))
-        self._known = self._known & (tokens != NONE) & (weights > -math.inf)
+        known = (tokens != NONE) & (weights > -math.inf)
+        if not (self._all_known and bool(known.all())):
+            self._known, self._all_known = self._known & known, False
+            tokens = torch.where(self._known, tokens, 0)
         self._log_probs = self._log_probs + weights
-        logits = self._covers.run(self._batch, torch.where(self._known, tokens, 0), self._placed, 1, list(range(len(ids))))
+        logits = self._covers.run(self._batch, tokens, self._placed, 1, list(range(len(ids))))
         self._batch.columns += 1
         if self._placed["attention_mask"] is not None:
             mask, positions = self._placed["attention_mask"], self._placed["position_ids"]
@@ -90,7 +118,15 @@ class Lane:
         self._read.append(ids)
         self._covers.cost.symbols += len(ids)
         self._covers.cost.tokens += len(ids)
-        return self._covers.lexicon.next(self._tables).masked_fill(~self._known, 0.0)
+        said = self._said()
+        return said if self._all_known else torch.where(self._known, said, self._nothing)
+
+    def _said(self) -> torch.Tensor:
+        """The log-probs of the next id, if all is known, `(rows, ids)`."""
+        lexicon = self._covers.lexicon
+        if self._composed is None:
+            return taken(lexicon.next(self._tables), self._ids)
+        return lexicon.taken(self._tables, self._composed)
 
     def settle(self, texts: Sequence[bytes], keep: Callable[[int, bytes, State], None]) -> None:
         r"""

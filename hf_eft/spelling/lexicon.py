@@ -72,6 +72,8 @@ class Lexicon:
         self._ends = torch.tensor(sorted(i for i in ends if i < width), dtype=torch.long)
         known = {*self.ids, *ends}
         self._never = torch.tensor([i for i in range(width) if i not in known], dtype=torch.long)
+        # A column that has no probability: of a token that is never generated or, where there is none, one behind all tokens.
+        self._none = int(self._never[0]) if len(self._never) else width
         self.root = Node(0, 0, 0, len(found), self)
         self.is_plain = len(set(self.texts)) == len(found) and all(len(text) == 1 for text in self.texts)
         # What follows where a token has ended is what is said of one token, or of several: of the symbols that these begin with.
@@ -79,7 +81,7 @@ class Lexicon:
         ids = torch.tensor(self.ids)
         symbol, count = first.unique_consecutive(return_counts=True)
         of_one = (count == 1).repeat_interleave(count)
-        self._one = torch.full((symbols + 1,), width, dtype=torch.long)  # behind the logits there is one of no probability
+        self._one = torch.full((symbols + 1,), self._none)
         self._one[first[of_one]] = ids[of_one]
         self._several = (
             symbol[count > 1],
@@ -95,18 +97,36 @@ class Lexicon:
             logits = logits.index_fill(-1, self._never, -torch.inf)
         return logits.log_softmax(-1)
 
+    def composed(self, columns: torch.Tensor) -> torch.Tensor | None:
+        """
+        The columns of tables, for [`Lexicon.taken`], in which these columns of what [`Lexicon.next`] returns are found, one behind the last
+        of which has no probability; `None` if some are sums.
+        """
+        if len(self._several[0]) or len(self._ends) > 1:
+            return None
+        return torch.cat([self._one, self._one.new_tensor([self._none])])[columns]
+
+    def taken(self, tables: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Columns of log-probs of tokens, `(rows, width)`, some of which may have no probability."""
+        return taken(tables, columns) if self._none == tables.shape[1] else tables.index_select(1, columns)
+
     def next(self, tables: torch.Tensor) -> torch.Tensor:
         """
         Log-probs of the next symbol and, last, of the end of text, `(rows, symbols + 1)`, where a token has ended, from those of the
         tokens, `(rows, width)`.
         """
-        following = torch.nn.functional.pad(tables, (0, 1), value=-torch.inf).index_select(1, self._one)
+        following = self.taken(tables, self._one)
         symbols, ids, groups = self._several
         if len(symbols):
             following[:, symbols] = grouped_log_sum(tables.index_select(1, ids).T, groups, len(symbols)).T
         if len(self._ends) > 1:
             following[:, -1] = tables.index_select(1, self._ends).logsumexp(-1)
         return following
+
+
+def taken(log_probs: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Columns of log-probs, `(rows, columns)`, behind which there is one of no probability."""
+    return torch.nn.functional.pad(log_probs, (0, 1), value=-torch.inf).index_select(1, columns)
 
 
 def grouped_log_sum(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -24,7 +23,7 @@ from ..members.vocabulary import end_tokens, width
 from .alphabet import Alphabet
 from .covers import Cost, Covers
 from .lane import NONE, SEVERAL, Lane
-from .lexicon import Lexicon
+from .lexicon import Lexicon, taken
 from .prompts import PromptReader
 from .reader import STATES, Asked, Reader
 from .sums import following
@@ -185,35 +184,38 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
             cache = DynamicCache(config=self.config)
         with self._lock:
             after = self._after(input_ids, attention_mask, cache, logits_to_keep)
-        after = torch.nn.functional.pad(after, (0, 1), value=-math.inf)  # for ids that are never written
-        logits = after.index_select(1, self._columns).view(len(input_ids), -1, len(self._columns))
-        return CausalLMOutputWithPast(logits=logits.to(self.device), **{CACHE: cache if use_cache else None})
+        logits = after.view(len(input_ids), -1, len(self._columns))
+        return CausalLMOutputWithPast(logits=logits.to(input_ids.device), **{CACHE: cache if use_cache else None})
 
     def _after(
         self, input_ids: torch.Tensor, attention_mask: Any, cache: Cache | None, logits_to_keep: int | torch.Tensor
     ) -> torch.Tensor:
-        """What follows each position that is asked for, of one row after the other, `(rows * positions, symbols + 1)`."""
+        """The log-probs of the next id behind each position that is asked for, of one row after the other, `(rows * positions, ids)`."""
         rows, new = input_ids.shape
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if cached == 0:
             self.reset()  # the model may have changed since, been moved or given other weights
         mask = _checked_mask(attention_mask, rows, cached + new, type(self).__name__)
         ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size}).cpu()
-        if (written := self._in_lane(ids, mask.numpy(), cached, cache)) is not None:
-            after = self._whole(lambda: cast(Lane, written.lane).step(ids))
+        seen = mask.numpy()
+        if (going := self._in_lane(ids, seen, cached, cache)) is not None:
+            written, lane, tokens = going
+            after = self._whole(lambda: lane.step(ids, tokens))
             self._hold(cast(Cache, cache), ids.numpy(), np.zeros_like(ids.numpy()))
-            written.keys, written.seen = held(cast(Cache, cache)), mask.numpy()
+            written.keys, written.seen = held(cast(Cache, cache)), seen
             return after
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
-        states = self._read(self._asked(ids.numpy(), mask.numpy(), cached, cache, positions))
+        states = self._read(self._asked(ids.numpy(), seen, cached, cache, positions))
         self._last.value = last = [row[-1] for row in states]
         after = following([state for row in states for state in row], self._covers.lexicon)
         if cache is not None and self._covers.lexicon.is_plain:
-            self._written.value.lane = Lane.of(self._covers, last, self._tokens, STATES, self._era)
-        return after
+            self._written.value.lane = Lane.of(self._covers, last, self._tokens, self._columns, STATES, self._era)
+        return taken(after, self._columns)
 
-    def _in_lane(self, ids: torch.Tensor, seen: Any, cached: int, cache: Cache | None) -> Written | None:
-        """What rows have written, if they go on in a lane; one that they leave has its states made."""
+    def _in_lane(
+        self, ids: torch.Tensor, seen: Any, cached: int, cache: Cache | None
+    ) -> tuple[Written, Lane, torch.Tensor] | None:
+        """What rows have written, the lane in which they go on, and by what tokens; a lane that they leave has its states made."""
         written: Written | None = self._written.value
         lane = None if written is None else written.lane
         if written is None or lane is None:
@@ -222,8 +224,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
             ids.shape[1] == 1 and bool(cached) and bool(seen[:, cached:].all()) and written.goes_on(cache, seen[:, :cached])
         )
         is_good = lane.era is self._era
-        if is_good and goes_on and not (self._tokens[ids] == SEVERAL).any():
-            return written
+        if is_good and goes_on and (tokens := lane.tokens(ids)) is not None:
+            return written, lane, tokens
         if lane.has_begun:
             if is_good:
                 lane.settle(written.texts, lambda row, *known: self._reader.know(written.boundaries[row], *known))
@@ -252,8 +254,9 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
 
     def _hold(self, cache: Cache, ids: Any, ends: Any) -> Any:
         """Put ids and, beside each, where the prompt ends into a cache; returns all that it holds."""
-        device = self.device
-        return cache.update(*(torch.from_numpy(each)[:, None, :, None].to(device) for each in (ids, ends)), 0)
+        device = held(cache).device if cache.get_seq_length() else self.device
+        shape = (len(ids), 1, -1, 1)
+        return cache.update(*(torch.from_numpy(each).view(shape).to(device) for each in (ids, ends)), 0)
 
     def _begun(self, ids: Any, seen: Any) -> Any:
         """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""
@@ -307,10 +310,10 @@ def _growing(cache: Cache | None, name: str) -> Cache | None:
 
 def _checked_mask(attention_mask: Any, rows: int, length: int, name: str) -> torch.Tensor:
     if attention_mask is None:
-        return torch.ones(rows, length, dtype=torch.long)
+        return torch.ones(rows, length, dtype=torch.bool)
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != (rows, length):
         shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
         raise ValueError(
             f"A {name} takes an `attention_mask` for every id, those cached included: ({rows}, {length}), got {shape}."
         )
-    return (attention_mask != 0).long().cpu()
+    return (attention_mask != 0).cpu()

@@ -33,6 +33,16 @@ _SPARSE = 2  # how many columns a batch may have for each that its longest seque
 Spans = tuple[tuple[int, int], ...]  # from column to column
 
 
+@dataclass
+class _Group:
+    """Sequences of one batch: which of all they are, `(sequences,)`, and the row, `(sequences, 1)`, and the columns there of each."""
+
+    batch: Batch
+    at: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
 @dataclass(eq=False)
 class Batch:
     """Sequences in one cache, whose layers that hold all tokens have so many columns."""
@@ -80,9 +90,9 @@ def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[B
             cache = DynamicCache(config=config)
             cache.layers = [_changed(layer, lambda get, layer=layer: get(layer)[rows]) for layer in batch.cache.layers]
             return Batch(cache, len(known), batch.columns), list(range(len(known))), spans
-    cache = DynamicCache(config=config)
+    cache, groups = DynamicCache(config=config), _by_batch(known, longest)
     cache.layers = [
-        _full(known, i, longest) if part is None else _mapped(part, [place.parts[i] for place in known])
+        _full(groups, i, len(known)) if part is None else _mapped(part, [place.parts[i] for place in known])
         for i, part in enumerate(known[0].parts)
     ]
     return Batch(cache, len(known), longest), list(range(len(known))), [((longest - place.length, longest),) for place in known]
@@ -131,20 +141,31 @@ def gone_on(batch: Batch, rows: Sequence[int], spans: Sequence[Spans], counts: S
     return places
 
 
-def _full(places: Sequence[Place], i: int, columns: int) -> DynamicLayer:
-    """A layer that holds all tokens of some sequences, which end together."""
+def _by_batch(places: Sequence[Place], columns: int) -> list[_Group]:
+    """Sequences that shall end together in so many columns, by the batch that they are in."""
+    batches = {id(place.batch): place.batch for place in places}
+    groups = []
+    for batch in batches.values():
+        at = [i for i, place in enumerate(places) if place.batch is batch]
+        own = np.zeros((len(at), columns), dtype=np.int64)  # what is in front is seen by nobody
+        for row, i in zip(own, at, strict=True):
+            row[columns - places[i].length :] = [column for span in places[i].spans for column in range(*span)]
+        rows = torch.tensor([[places[i].row] for i in at])
+        groups.append(_Group(batch, torch.tensor(at), rows, torch.from_numpy(own)))
+    return groups
+
+
+def _full(groups: Sequence[_Group], i: int, count: int) -> DynamicLayer:
+    """A layer that holds all tokens of so many sequences, which end together."""
     made = DynamicLayer()
-    layers = [place.batch.cache.layers[i] for place in places]
+    layers = [group.batch.cache.layers[i] for group in groups]
     made.lazy_initialization(layers[0].keys, layers[0].values)
-    made.keys, made.values = (
-        part.new_zeros((len(places), *part.shape[1:-2], columns, part.shape[-1])) for part in (layers[0].keys, layers[0].values)
-    )  # (rows, heads, columns, size)
-    for row, (place, layer) in enumerate(zip(places, layers, strict=True)):
-        for whole, part in zip((made.keys, made.values), (layer.keys, layer.values), strict=True):
-            at = columns - place.length
-            for start, end in place.spans:
-                whole[row, :, at : at + end - start] = part[place.row, :, start:end]
-                at += end - start
+    for name in _BY_NAME:
+        parts = [getattr(layer, name)[group.rows, :, group.columns] for group, layer in zip(groups, layers, strict=True)]
+        whole = parts[0].new_empty((count, *parts[0].shape[1:]))  # (rows, columns, heads, size)
+        for group, part in zip(groups, parts, strict=True):
+            whole[group.at] = part
+        setattr(made, name, whole.transpose(1, 2))
     return made
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import DynamicCache
-from unit_members import members
+from unit_members import cutters_of, members, models_of
+
+from hf_eft.units import read_in_units
 
 PAIR = "bytes: small in base"
 ALL: dict[str, Any] = {"covers": None, "threshold": 0.0}
@@ -99,6 +101,18 @@ def test_several_at_once_and_rows_in_another_order(tuned: Any) -> None:
     alike.cache.reorder_cache(torch.tensor([1, 0]))
     alike.ids = alike.ids.flip(0)
     alike.check(alike.read(torch.tensor([[4], [4]])), has_begun=False)
+
+
+def test_a_model_with_two_ends() -> None:
+    """What it says of the end is a sum, in a lane as elsewhere."""
+    small, cutter = copy.deepcopy(models_of(PAIR)), cutters_of(PAIR)["tuned"]
+    small["tuned"].generation_config.eos_token_id = [cutter.eos_token_id, cutter.bos_token_id]
+    text = Text(read_in_units(small, cutters_of(PAIR), **ALL)["tuned"])
+    one = Text(members(PAIR, **ALL)["tuned"])
+    for column in WRITTEN[:, :3].T:
+        said, by_one = text.read(column[:, None]).log_softmax(-1), one.read(column[:, None]).log_softmax(-1)
+        text.check(said)
+        assert (said[:, 2] > by_one[:, 2] + 1e-3).all()
 
 
 def test_a_row_that_ends_and_an_id_of_several_units(tuned: Any) -> None:
