@@ -38,6 +38,12 @@ def table_rows(model: PreTrainedModel) -> int:
     return int(getattr(table, "num_embeddings", model.config.get_text_config(decoder=True).vocab_size))
 
 
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a text of a model: those that it names, or else the one that its tokenizer does; of no model, the latter."""
+    named = [] if model is None else end_tokens(model.generation_config)
+    return named or [end for end in [tokenizer.eos_token_id] if end is not None]
+
+
 def end_tokens(generation_config: Any) -> list[int]:
     """
     The ids that end a text.

@@ -19,7 +19,7 @@ from ..members.devices import execution_device
 from ..members.member import keep
 from ..members.padding import readable
 from ..members.releases import CACHE, takes_cache
-from ..members.vocabulary import end_tokens, width
+from ..members.vocabulary import ends_of, width
 from .alphabet import Alphabet
 from .covers import Cost, Covers
 from .lane import NONE, SEVERAL, Lane
@@ -94,8 +94,8 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         self.model = model
         self.tokenizer = tokenizer
         self._alphabet = alphabet
-        ends = end_tokens(model.generation_config) or [i for i in [tokenizer.eos_token_id] if i is not None]
-        self._covers = Covers(model, Lexicon(spelled, ends, width(model), len(alphabet.ids)), covers, threshold)
+        lexicon = Lexicon(spelled, ends_of(model, tokenizer), width(model), len(alphabet.ids))
+        self._covers = Covers(model, lexicon, covers, threshold)
         self._as_tokens = as_tokens
         self.options: dict[str, Any] = {"covers": covers, "threshold": threshold, "as_tokens": as_tokens}
         prompts = PromptReader(tokenizer, tokens, spelled, self._covers, alphabet, as_tokens, as_given)

@@ -13,7 +13,7 @@ from ..bytes import ByteLevelModel, ByteTokenizer
 from ..bytes.tokens import token_bytes
 from ..members.adapters import resolve
 from ..members.checks import check_model
-from ..members.vocabulary import end_tokens, width
+from ..members.vocabulary import ends_of, width
 from ..prompts.pictures import tokenizers_of
 from ..recipe.combination import BASE
 from ..spelling.model import SpelledModel
@@ -66,13 +66,14 @@ def in_vocabulary(
         units ([`~hf_eft.units.common.CommonUnits`], *optional*): Their units, if they are known already.
 
     Raises:
-        `ValueError`: If a member has no tokenizer, or one whose tokens' bytes are not known.
+        `ValueError`: If a member has no tokenizer, or one whose tokens' bytes are not known, or is a view of other ids already.
     """
     if vocabulary is None:
         return given, None
     resolved = resolve(given, wanted)
     models = resolved.models
     known = tokenizers_of(tokenizers)
+    _check_views(vocabulary, models)
     for name, model in models.items():
         if isinstance(model, SpelledModel):
             continue
@@ -140,6 +141,7 @@ def read_in_units(
     >>> model = EFTForCausalLM.from_models(**members)
     ```
     """
+    _check_views("tokens", models)
     known = _base_first(tokenizers_of(tokenizers))
     return _read_in_units(models, known, common_units(known), **limits)
 
@@ -202,7 +204,15 @@ def _as_bytes(name: str, model: PreTrainedModel, tokenizer: Any) -> SpelledModel
 
 def _alphabet(units: CommonUnits, tokenizer: Any, model: PreTrainedModel | None) -> UnitAlphabet:
     """The ids of the base, whose model a logits processor does not have: it then is as wide as its tokenizer says."""
-    ends = [] if model is None else end_tokens(model.generation_config)
-    ends = ends or [i for i in [tokenizer.eos_token_id] if i is not None]
     wide = max(tokenizer.get_vocab().values()) + 1 if model is None else width(model)
-    return UnitAlphabet(units, tokenizer, ends, wide)
+    return UnitAlphabet(units, tokenizer, ends_of(model, tokenizer), wide)
+
+
+def _check_views(vocabulary: str, models: Mapping[str, PreTrainedModel]) -> None:
+    """Raise if a member is a view of other ids than those of this vocabulary."""
+    for name, model in models.items():
+        if isinstance(model, SpelledModel) and not (vocabulary == "bytes" and isinstance(model, ByteLevelModel)):
+            raise ValueError(
+                f"The member {name!r} is a {type(model).__name__}, a view, and `vocabulary={vocabulary!r}` makes views of members: give "
+                f"`model.model`, what it is a view of. If all members are such views, leave out `vocabulary`."
+            )

@@ -156,6 +156,21 @@ def test_through_both_entries() -> None:
         )
 
 
+@pytest.mark.parametrize("vocabulary", ["tokens", "bytes"])
+def test_a_view_of_units_is_not_read_as_something_else(vocabulary: str) -> None:
+    """In units it would be a view of a view; in bytes its units would be taken for them."""
+    models, cutters = models_of(SOME), cutters_of(SOME)
+    given = {**models, "tuned": members(SOME)["tuned"]}
+    for make in (
+        lambda: EFTForCausalLM.from_models(**given, tokenizers=cutters, vocabulary=vocabulary),
+        lambda: EFTLogitsProcessor(given["tuned"], given["reference"], tokenizers=cutters, vocabulary=vocabulary),
+    ):
+        with pytest.raises(ValueError, match=r"member 'tuned' is a TokenLevelModel.*give `model\.model`"):
+            make()
+    with pytest.raises(ValueError, match="TokenLevelModel"):
+        read_in_units(given, cutters)
+
+
 @pytest.mark.parametrize("pair", [WHOLE, SOME])
 def test_coefficients_by_row_and_other_recipes(pair: str) -> None:
     model = combined(pair)
