@@ -64,7 +64,7 @@ def tokens_of(better: Mapping[str, float], tokenizer: Any, models: Mapping[str, 
     logs: dict[str, list[torch.Tensor]] = {name: [] for name in models}
     labels, weights = [], []
     for start in range(0, len(texts), _BATCH):
-        pairs = [text.split("\0") for text in texts[start : start + _BATCH]]
+        pairs = [text.split("\0", 1) for text in texts[start : start + _BATCH]]
         inputs = tokenizer(
             [prompt + reply + tokenizer.eos_token for prompt, reply in pairs], return_tensors="pt", padding=True,
             return_token_type_ids=False,

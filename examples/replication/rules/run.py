@@ -2,6 +2,7 @@
 Rules for the strength at every token, on the replication's worlds: which of them is worth it.
 
     python examples/replication/rules/run.py            # five seeds: trains what is missing, chooses, asks
+    python examples/replication/rules/run.py --processes 2    # the same numbers, seeds side by side
     python examples/replication/rules/run.py --quick    # seconds: sees that everything runs, and says nothing else
 
 Options of rules, constants and truncations are chosen on the validation people of the first seed, and so is the rule that is recommended;
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -52,14 +55,45 @@ def kept(path: Path, make: Any) -> Any:
     return json.loads(path.read_text())
 
 
-def choices(work: Path, rows: Sequence[Row], first: Seed) -> dict[str, Any]:
+def named(rows: Sequence[str]) -> list[Row]:
+    return [row for row in ROWS if row.name in rows]
+
+
+def train(work: Path, effort: Effort, rows: Sequence[str], seed: int) -> None:
+    """Train what the rows need of a seed and is not there."""
+    models = Seed(work, seed, effort)
+    for row in named(rows):
+        models.train(row)
+
+
+def validated(work: Path, effort: Effort, row: str) -> dict[str, Any]:
+    """Every option of every family on the validation people of the first seed."""
+    [which], first = named([row]), Seed(work, FIRST, effort)
+    gates = trained_gates(work / "gates", which, first)
+    return dict(kept(work / "validation" / f"{row}.json", partial(validate, which, first, gates)))
+
+
+def measured(work: Path, effort: Effort, stage: str, names: Sequence[str], seed: int) -> None:
+    """Ask the test people of a seed what was chosen, or follow frontiers there."""
+    chosen, models = json.loads((work / "chosen.json").read_text()), Seed(work, seed, effort)
+    is_test = stage == "test"
+    for job in named(names) if is_test else [each for each in FRONTIERS if each.name in names]:
+        asked = frozen(work / "gates", job, chosen) if is_test else chosen[RECOMMENDED]
+        make = partial(ask if is_test else Frontier.measure, job, models, asked)
+        kept(work / stage / f"seed-{seed}" / f"{job.name}.json", make)
+
+
+def side_by_side(processes: int, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Do jobs, so many at a time, each on one thread: what one finds does not depend on the others."""
+    if processes == 1:
+        return [job() for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return [each.result() for each in [pool.submit(job) for job in jobs]]
+
+
+def choices(rows: Sequence[Row], found: dict[str, Any]) -> dict[str, Any]:
     """What the validation people of the first seed chose: by row the option of every family and the best rule, and what is recommended."""
-    found, rows = {}, [row for row in ROWS if row.name in {each.like for each in rows}]
-    for row in rows:
-        gates = trained_gates(work / "gates", row, first)
-        found[row.name] = kept(
-            work / "validation" / f"{row.name}.json", lambda row=row, gates=gates: validate(row, first, gates)
-        )
     ordinary = {row.name: found[row.name]["validation"] for row in rows if row.is_ordinary}
     which = {
         name: dict(zip(("family", "option"), recommended(ordinary, kind), strict=True))
@@ -76,6 +110,7 @@ def choices(work: Path, rows: Sequence[Row], first: Seed) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, next to no training")
+    parser.add_argument("--processes", type=int, default=1, help="how many jobs at a time, on one thread each")
     parser.add_argument("--seeds", type=int, help="how many; 5, or 1 with --quick")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=STAGES, help="all if left out")
     parser.add_argument("--rows", nargs="*", help="names of rows, or of frontiers; all if left out")
@@ -84,22 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # one thread beats two for models this small
     effort = QUICK if args.quick else Effort()
     work = args.work or HERE / "trained" / ("quick" if args.quick else "results")
-    seeds = [Seed(work, seed, effort) for seed in range(args.seeds or (1 if args.quick else 5))]
+    seeds = range(args.seeds or (1 if args.quick else 5))
     rows = [row for row in ROWS if args.rows is None or row.name in args.rows]
+    names = [row.name for row in rows]
     if "train" in args.stages:
-        for seed in seeds:
-            for row in rows:
-                seed.train(row)
+        side_by_side(args.processes, [partial(train, work, effort, names, seed) for seed in seeds])
     if "choose" in args.stages:
-        chosen = choices(work, rows, seeds[FIRST])
+        alike = [row for row in ROWS if row.name in {each.like for each in rows}]
+        found = side_by_side(args.processes, [partial(validated, work, effort, row.name) for row in alike])
+        chosen = choices(alike, dict(zip((row.name for row in alike), found, strict=True)))
         (work / "chosen.json").write_text(json.dumps(chosen, indent=1, ensure_ascii=False) + "\n")
-    frontiers = [each for each in FRONTIERS if args.rows is None or each.name in args.rows]
-    for stage, jobs, make in (("test", rows, ask), ("frontiers", frontiers, Frontier.measure)):
-        for seed in seeds if stage in args.stages else ():
-            chosen = json.loads((work / "chosen.json").read_text())
-            for job in jobs:
-                asked = frozen(work / "gates", job, chosen) if stage == "test" else chosen[RECOMMENDED]
-                kept(work / stage / f"seed-{seed.seed}" / f"{job.name}.json", partial(make, job, seed, asked))
+    frontiers = [each.name for each in FRONTIERS if args.rows is None or each.name in args.rows]
+    for stage, those in (("test", names), ("frontiers", frontiers)):
+        if stage in args.stages:
+            side_by_side(args.processes, [partial(measured, work, effort, stage, those, seed) for seed in seeds])
 
 
 if __name__ == "__main__":
