@@ -45,7 +45,7 @@ def fingerprint() -> str:
     digest = hashlib.sha256(f"{transformers.__version__} {torch.__version__}".encode())
     own = [
         Path(__file__).with_name(f"architecture_{part}.py")
-        for part in ("models", "checks", "sight", "sight_models", "pictures")
+        for part in ("models", "checks", "sight", "sight_models", "pictures", "form", "tiles")
     ]
     for path in sorted(Path(hf_eft.__file__).parent.rglob("*.py")) + own:
         digest.update(path.read_bytes())
