@@ -128,6 +128,10 @@ SET_ASIDE = {
 }
 
 
+# By type, why one cannot be made or shown a picture here, in place of the error that it ends in.
+WHY_NOT: dict[str, str] = {}
+
+
 def _ruled(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or value == 0:
         return value
@@ -178,9 +182,9 @@ def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def config_of(model_type: str) -> PreTrainedConfig:
-    """A configuration of a few thousand weights."""
-    own = OVERRIDES.get(model_type, {})
+def config_of(model_type: str, more: dict[str, Any] | None = None) -> PreTrainedConfig:
+    """A configuration of a few thousand weights; what is more than the overrides of its type goes over these."""
+    own = {**OVERRIDES.get(model_type, {}), **(more or {})}
     default = AutoConfig.for_model(model_type, **own.get("_first", {}))
     fields = _merged(_fields(default), {name: value for name, value in own.items() if name != "_first"})
     if "is_decoder" in fields:

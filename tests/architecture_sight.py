@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, Wrong, _told_apart, verdict
-from architecture_models import PAD, VOCAB
+from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, WRAPPER, Wrong, _told_apart, verdict
+from architecture_models import PAD, VOCAB, WHY_NOT
 from architecture_pictures import NoPicture, candidates, placeholder
 from architecture_sight_models import build
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -147,14 +147,32 @@ def _scores(oracle: Oracle, row: int, prompt: torch.Tensor, text: torch.Tensor, 
     return total.log_softmax(-1) if ruled else total
 
 
+def _refused_whatever_it_sees(base: Any, tuned: Any, reference: Any) -> list[dict[str, str]]:
+    """What is found of a kind that both leaves refuse as members, so that no picture is needed; empty of any other."""
+    made = {
+        WRAPPER: verdict(lambda: EFTForCausalLM.from_models(base, tuned=tuned, reference=reference) and None),
+        ADD_ON: verdict(lambda: EFTLogitsProcessor(tuned, reference) and None),
+    }
+    if {found["result"] for found in made.values()} != {"refused"}:
+        return []
+    return [
+        {"place": "formula", "leaf": leaf, "strategy": strategy, **found}
+        for leaf, found in made.items()
+        for strategy in STRATEGIES
+        if leaf == WRAPPER or strategy not in WRAPPER_ONLY
+    ]
+
+
 def hold_type(name: str, note: Callable[[dict[str, Any]], Any] = lambda found: None) -> dict[str, Any]:
     """Every strategy of a type in both leaves: base, tuned and reference of the type, all of which see the picture."""
     models = [build(name.removesuffix(SUFFIX), seed) for seed in (1, 2, 3)]
     results: dict[str, Any] = {"class": type(models[0]).__name__, "held": []}
+    if held := _refused_whatever_it_sees(*models):
+        return {**results, "held": held}
     try:
         shown, count = picture(models[0])
     except NoPicture as error:
-        return {"unmade": f"no picture is known for it: {error}"}
+        return {"unmade": WHY_NOT.get(name, f"no picture is known for it: {error}")}
     base, tuned, reference = models
     oracle = Oracle([(1, base), (1, tuned), (-1, reference)], shown)
     for leaf in LEAVES:

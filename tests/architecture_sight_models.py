@@ -43,7 +43,8 @@ def build(model_type: str, seed: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
-        config = config_of(model_type)
-        fields = _merged(_fitted(config.to_dict()), OVERRIDES.get(model_type, {}))
+        own = OVERRIDES.get(model_type, {})
+        config = config_of(model_type, own)
+        fields = _merged(_fitted(config.to_dict()), {name: value for name, value in own.items() if name != "_first"})
         model = made(type(config)(**fields)).eval().float()
     return spread(model, seed)
