@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import architecture_forms
 import torch
 
 #: By type, pictures in a form that no names of a model tell: `(model, generator)` to what its `forward` takes.
-FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tensor]]]] = {}
+FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tensor]]]] = {**architecture_forms.FORMS}
 
 
 class NoPicture(Exception):

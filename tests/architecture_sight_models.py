@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import architecture_forms
 import torch
 import transformers
 from architecture_models import _merged, config_of, spread
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 #: What a type's configuration needs beyond what its fields' names say, laid over the shrunk one; sub-configurations by field.
-OVERRIDES: dict[str, dict[str, Any]] = {}
+OVERRIDES: dict[str, dict[str, Any]] = {**architecture_forms.MODELS}
 
 # What fields of these names are, so that pictures have a few patches.
 _FITTED: dict[str, Any] = {
