@@ -13,6 +13,10 @@ _CODES, _FIRST_CODE = 16, 64  # of a codebook of pictures, and the first of the 
 _CONVOLUTIONS = {
     "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 32], "depths": [1, 1], "layer_type": "basic", "hidden_size": 32,
 }  # fmt: skip
+_TRANSFORMER = {
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 16, "patch_size": 4, "model_args": {"embed_dim": 32}, "global_pool": None,
+}  # fmt: skip
 #: By type, what its configuration needs, as in `architecture_sight_models.OVERRIDES`.
 MODELS: dict[str, dict[str, Any]] = {
     "apertus1p5": {
@@ -82,22 +86,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "text_config": {"logits_mup_width_multiplier": 1.0}, "vision_config": {"text_hidden_size": 32},
         "audio_config": {"text_hidden_size": 32},
     },
+    "kimi_k25": {"projection_hidden_size": 32},
     "molmo2": {
         "text_config": {"num_hidden_layers": 2, "additional_vocab_size": 8, "rope_scaling_layers": None},
         "vision_config": {"image_size": [16, 16], "num_position_embeddings": 16, "num_key_value_heads": 4},
         "adapter_config": {"vision_feature_layer": [1, 0], "text_hidden_size": 32, "num_key_value_heads": 4},
         "image_patch_id": 95, "image_start_token_id": 94, "image_end_token_id": 93,
     },
-    "muse_glimmer": {"projector_hidden_size": 64},
+    "muse_glimmer": {"out_hidden_size": 128, "projector_hidden_size": 64},
     "muse_spark": {
-        "projector_hidden_size": 64, "text_config": {"moe_hidden_size": 32},
+        "out_hidden_size": 128, "projector_hidden_size": 64, "text_config": {"moe_hidden_size": 32},
         "audio_config": {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]},
     },
     "nemotron_h_omni": {
         "image_token_id": 95, "projector_hidden_size": 64, "vision_hidden_size": 32, "text_config": {"time_step_min": 1e-9},
         "vision_config": {"patch_dim": 48, "video_patch_dim": 96, "max_img_size": 64},
     },
-    "perception_lm": {"vision_config": {"model_type": "clip_vision_model", "model_args": {"embed_dim": 32}}},
+    "perception_lm": {"vision_config": _TRANSFORMER},
     "step3p7": {
         "text_config": {
             "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5, "num_sliding_attention_heads": 4,
@@ -131,6 +136,16 @@ def gridded(model: Any, generator: torch.Generator) -> Iterator[Shown]:
     yield {"pixel_values": torch.rand(16, 48, generator=generator), "image_grid_hw": torch.tensor([[4, 4]])}
 
 
+def patched(model: Any, generator: torch.Generator) -> Iterator[Shown]:
+    """A picture in patches, whose rows and columns are kept."""
+    yield {"pixel_values": torch.rand(16, 3, 4, 4, generator=generator), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+
+
+def tiled(model: Any, generator: torch.Generator) -> Iterator[Shown]:
+    """A picture of one tile."""
+    yield {"pixel_values": torch.rand(1, 1, 3, 16, 16, generator=generator)}
+
+
 def doubled(model: Any, generator: torch.Generator) -> Iterator[Shown]:
     """A picture in patches, each of them twice, as a film of two frames would be."""
     yield {"pixel_values": torch.rand(16, 96, generator=generator), "image_grid_thw": torch.tensor([[1, 4, 4]])}
@@ -142,7 +157,9 @@ FORMS = {
     "emu3": sized,
     "inkling2": squares,
     "inkling2_loop": squares,
+    "kimi_k25": patched,
     "muse_glimmer": doubled,
     "muse_spark": doubled,
     "nemotron_h_omni": gridded,
+    "perception_lm": tiled,
 }

@@ -150,6 +150,16 @@ def test_a_model_that_goes_on_with_another_cache_is_refused(monkeypatch: pytest.
         model.generate(**prompts("one"), max_new_tokens=3)
 
 
+@pytest.mark.parametrize("leaf", ["wrapper", "add-on"])
+def test_a_model_that_does_not_write_one_token_after_another_is_refused(leaf: str) -> None:
+    base, blocks, reference = shared("llama", 0), architecture_sight.build("diffusion_gemma", 1), shared("llama", 2)
+    with pytest.raises(ValueError, match=r"'tuned' \(DiffusionGemmaForBlockDiffusion\) is not run by the `generate` of transformers"):
+        if leaf == "wrapper":
+            EFTForCausalLM.from_models(base, blocks, reference)
+        else:
+            EFTLogitsProcessor(blocks, reference)
+
+
 def counted(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[tuple[int, ...]]:
     forward, seen = type(model).forward, []
 
