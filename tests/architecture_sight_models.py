@@ -6,13 +6,14 @@ import warnings
 from typing import Any
 
 import architecture_forms
+import architecture_tiles
 import torch
 import transformers
 from architecture_models import _merged, config_of, spread
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 #: What a type's configuration needs beyond what its fields' names say, laid over the shrunk one; sub-configurations by field.
-OVERRIDES: dict[str, dict[str, Any]] = {**architecture_forms.MODELS}
+OVERRIDES: dict[str, dict[str, Any]] = {**architecture_forms.MODELS, **architecture_tiles.MODELS}
 
 # What fields of these names are, so that pictures have a few patches.
 _FITTED: dict[str, Any] = {
