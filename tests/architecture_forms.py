@@ -1,4 +1,4 @@
-"""Pictures in the form that their types' processors make: those that become tokens of a codebook, and those laid out in a way of their own."""
+"""Pictures in the form that processors make: those that become tokens of a codebook, and those laid out in a way of their type."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from architecture_form import Form, placeholder
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _CODES, _FIRST_CODE = 16, 64  # of a codebook of pictures, and the first of the tokens that stand for them
+Shown = dict[str, torch.Tensor]
+
 # A tower of transformers in the place of one that needs the package timm.
 _CONVOLUTIONS = {
     "model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 32], "depths": [1, 1], "layer_type": "basic", "hidden_size": 32,
@@ -65,7 +68,6 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
     "fast_vlm": {"vision_config": {**_CONVOLUTIONS, "model_args": None, "global_pool": None}},
-    "gemma3n": {},
     "granite4_vision": {
         "vision_config": {"hidden_size": 64}, "downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]],
         "spatial_target_layers": [0, 1, 0, 1],
@@ -111,8 +113,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-Shown = dict[str, torch.Tensor]
-
 
 def sized(model: Any, generator: torch.Generator) -> Iterator[Shown]:
     """A picture with its size beside it, which a codebook turns into tokens."""
@@ -129,6 +129,41 @@ def squares(model: Any, generator: torch.Generator) -> Iterator[Shown]:
     vision = model.config.vision_config
     side = vision.patch_size * vision.spatial_merge_size
     yield {"pixel_values": torch.rand(4, side, side, 3, generator=generator), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+
+
+def layered(model: Any, generator: torch.Generator) -> Iterator[Form]:
+    """A picture in two tiles beside a small one of the whole, whose features go to several layers: 4, and 2 rows of 4 with an end."""
+    shown = {"pixel_values": torch.rand(1, 3, 3, 16, 16, generator=generator), "image_sizes": torch.tensor([[16, 32]])}
+    yield Form(shown, (placeholder(model),) * (4 + 2 * (4 + 1)))
+
+
+def framed(model: Any, generator: torch.Generator) -> Iterator[Form]:
+    """Four patches of two frames, channels last."""
+    yield Form({"pixel_values": torch.rand(4, 2, 4, 4, 3, generator=generator)}, (placeholder(model),) * 4)
+
+
+class Pooled(Form):
+    """A picture whose patches are pooled by their places among those of all rows."""
+
+    def of_rows(self, rows: int) -> dict[str, torch.Tensor]:
+        shown, patches = super().of_rows(rows), self.shown["pixel_values"].shape[:-1].numel()
+        places = self.shown["image_token_pooling"]
+        return {**shown, "image_token_pooling": torch.cat([places + row * patches for row in range(rows)])}
+
+
+def pooled(model: Any, generator: torch.Generator) -> Iterator[Form]:
+    """A small picture of the whole and one part of it, four patches to a token."""
+    places = torch.arange(32).view(2, 2, 2, 2, 2).transpose(2, 3).reshape(8, 4)
+    shown = {
+        "pixel_values": torch.rand(2, 16, 48, generator=generator), "image_token_pooling": places,
+        "image_grids": torch.tensor([[2, 2, 2, 2]]), "image_num_crops": torch.tensor([2]),
+    }  # fmt: skip
+    yield Pooled(shown)
+
+
+def square(model: Any, generator: torch.Generator) -> Iterator[Shown]:
+    """A picture of sixteen patches."""
+    yield {"pixel_values": torch.rand(1, 3, 16, 16, generator=generator)}
 
 
 def gridded(model: Any, generator: torch.Generator) -> Iterator[Shown]:
@@ -155,9 +190,13 @@ FORMS = {
     "apertus1p5": sized,
     "chameleon": small,
     "emu3": sized,
+    "gemma3n": square,
+    "granite4_vision": layered,
     "inkling2": squares,
     "inkling2_loop": squares,
+    "inkling_mm_model": framed,
     "kimi_k25": patched,
+    "molmo2": pooled,
     "muse_glimmer": doubled,
     "muse_spark": doubled,
     "nemotron_h_omni": gridded,

@@ -129,7 +129,9 @@ class Oracle:
             values[ruled] = -torch.inf
             got = step.double().clone()
             got[ruled] = -torch.inf
-            off = float((got.log_softmax(-1) - values.log_softmax(-1)).nan_to_num(0.0).abs().max())
+            # What a model rules out, by -inf or by the lowest number that there is, is ruled out.
+            both = (each.log_softmax(-1).clamp(min=-1e30) for each in (got, values))
+            off = float((next(both) - next(both)).abs().max())
             if not off <= TOLERANCE:
                 raise Wrong(f"log-probs off by {off:.2g} after {n} tokens")
 
