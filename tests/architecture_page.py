@@ -162,7 +162,7 @@ def pictures(seen: list[dict[str, Any]], notes: Notes) -> list[str]:
         for each in made
     ]
     exact = sum({held["result"] for held in each["held"]} == {"exact"} for each in made)
-    unmade = [f"- `{each['type'].removesuffix(SUFFIX)}`: {each['unmade'][:160]}" for each in seen if "unmade" in each]
+    unmade = [f"- `{each['type'].removesuffix(SUFFIX)}`: {each['unmade'][:400]}" for each in seen if "unmade" in each]
     return [
         SEEING.format(types=len(seen), made=len(made), exact=exact, wrong=counts["wrong"], foreign=counts["foreign"]),
         f"| type | {' | '.join(SEEN)} |\n|{'---|' * (len(SEEN) + 1)}\n" + "\n".join(rows) + "\n",
@@ -194,7 +194,7 @@ def page(found: list[dict[str, Any]]) -> str:
     parts += pictures(seen, notes)
     parts.append("## Refusals\n\n" + "\n".join(f"{number}. {text}." for text, number in notes.numbers.items()) + "\n")
     parts.append("## Set aside\n\n" + "\n".join(f"- `{name}`: {text}" for name, text in SET_ASIDE.items()) + "\n")
-    unmade = [f"- `{each['type']}`: {each['unmade'][:200]}" for each in found if "unmade" in each]
+    unmade = [f"- `{each['type']}`: {each['unmade'][:400]}" for each in found if "unmade" in each]
     if unmade:
         parts.append("## Not made\n\n" + "\n".join(unmade) + "\n")
     return "\n".join(parts)

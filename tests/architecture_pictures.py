@@ -7,13 +7,17 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import architecture_forms
 import architecture_tiles
 import torch
 from architecture_form import Form
 from architecture_form import attribute as _attribute
 
 #: By type, pictures in a form that no names of a model tell: `(model, generator)` to what its `forward` takes, or to a [`Form`].
-FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tensor] | Form]]] = {**architecture_tiles.FORMS}
+FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tensor] | Form]]] = {
+    **architecture_forms.FORMS,
+    **architecture_tiles.FORMS,
+}
 
 
 def candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor] | Form]:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, Wrong, _told_apart, verdict
+from architecture_checks import ADD_ON, LEAVES, NEW, TOLERANCE, WRAPPER, Wrong, _told_apart, verdict
 from architecture_form import Form, NoPicture, placeholder
-from architecture_models import PAD, VOCAB
+from architecture_models import PAD, VOCAB, WHY_NOT
 from architecture_pictures import candidates
 from architecture_sight_models import build
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -129,7 +129,9 @@ class Oracle:
             values[ruled] = -torch.inf
             got = step.double().clone()
             got[ruled] = -torch.inf
-            off = float((got.log_softmax(-1) - values.log_softmax(-1)).nan_to_num(0.0).abs().max())
+            # What a model rules out, by -inf or by the lowest number that there is, is ruled out.
+            both = (each.log_softmax(-1).clamp(min=-1e30) for each in (got, values))
+            off = float((next(both) - next(both)).abs().max())
             if not off <= TOLERANCE:
                 raise Wrong(f"log-probs off by {off:.2g} after {n} tokens")
 
@@ -164,14 +166,32 @@ def _scores(oracle: Oracle, row: int, prompt: torch.Tensor, text: torch.Tensor, 
     return total.log_softmax(-1) if ruled else total
 
 
+def _refused_whatever_it_sees(base: Any, tuned: Any, reference: Any) -> list[dict[str, str]]:
+    """What is found of a kind that both leaves refuse as members, so that no picture is needed; empty of any other."""
+    made = {
+        WRAPPER: verdict(lambda: EFTForCausalLM.from_models(base, tuned=tuned, reference=reference) and None),
+        ADD_ON: verdict(lambda: EFTLogitsProcessor(tuned, reference) and None),
+    }
+    if {found["result"] for found in made.values()} != {"refused"}:
+        return []
+    return [
+        {"place": "formula", "leaf": leaf, "strategy": strategy, **found}
+        for leaf, found in made.items()
+        for strategy in STRATEGIES
+        if leaf == WRAPPER or strategy not in WRAPPER_ONLY
+    ]
+
+
 def hold_type(name: str, note: Callable[[dict[str, Any]], Any] = lambda found: None) -> dict[str, Any]:
     """Every strategy of a type in both leaves: base, tuned and reference of the type, all of which see the picture."""
     models = [build(name.removesuffix(SUFFIX), seed) for seed in (1, 2, 3)]
     results: dict[str, Any] = {"class": type(models[0]).__name__, "held": []}
+    if held := _refused_whatever_it_sees(*models):
+        return {**results, "held": held}
     try:
         form = picture(models[0])
     except NoPicture as error:
-        return {"unmade": f"no picture is known for it: {error}"}
+        return {"unmade": WHY_NOT.get(name, f"no picture is known for it: {error}")}
     base, tuned, reference = models
     oracle = Oracle([(1, base), (1, tuned), (-1, reference)], form)
     for leaf in LEAVES:

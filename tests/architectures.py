@@ -30,7 +30,7 @@ import architecture_sight
 import torch
 import transformers
 from architecture_checks import hold_type
-from architecture_models import TYPES
+from architecture_models import TYPES, WHY_NOT
 
 import hf_eft
 
@@ -43,11 +43,8 @@ BYTES = 4 << 30  # what a type may add to what is loaded already
 def fingerprint() -> str:
     """Of everything that a result depends on."""
     digest = hashlib.sha256(f"{transformers.__version__} {torch.__version__}".encode())
-    own = [
-        Path(__file__).with_name(f"architecture_{part}.py")
-        for part in ("models", "checks", "sight", "sight_models", "pictures", "form", "tiles")
-    ]
-    for path in sorted(Path(hf_eft.__file__).parent.rglob("*.py")) + own:
+    parts = set(Path(__file__).parent.glob("architecture_*.py")) - {Path(architecture_page.__file__)}
+    for path in sorted(Path(hf_eft.__file__).parent.rglob("*.py")) + sorted(parts):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -80,7 +77,8 @@ def start(model_type: str, mark: str) -> int:
             hold = architecture_sight.hold_type if model_type.endswith(architecture_sight.SUFFIX) else hold_type
             found = hold(model_type, note=lambda found: write(model_type, found))
         except Exception as error:  # the model cannot be made
-            found = {"unmade": f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]}
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
+            found = {"unmade": WHY_NOT.get(model_type, said)}
         write(model_type, {**found, "mark": mark, "seconds": round(time.monotonic() - begun, 1)})
         status = 0
     finally:

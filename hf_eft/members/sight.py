@@ -107,8 +107,10 @@ class Sight:
             input_ids.to(self.member.device), next_sequence_length=fresh, is_first_iteration=first,
             use_cache=use_cache, **{CACHE: cache}, **kwargs,
         )  # fmt: skip
-        # (Where the model makes positions itself, it is told none: those of the others would not be its own.)
-        kept = {name: value for name, value in prepared.items() if name not in (CACHE, "use_cache") and value is not None}
+        # (Where the model makes positions itself, it is told none: those of the others would not be its own. Which logits are made is
+        # for who asks.)
+        ours = (CACHE, "use_cache", "logits_to_keep")
+        kept = {name: value for name, value in prepared.items() if name not in ours and value is not None}
         return {"attention_mask": None, _POSITIONS: None, **kept}
 
     def next_positions(self, rows: int) -> torch.Tensor | None:

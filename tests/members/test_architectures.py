@@ -57,6 +57,7 @@ def test_a_kind_is_exact_or_refused(model_type: str) -> None:
 
 # With a picture, by type, what the wrapper refuses; the rest is exact.
 SEEING: dict[str, set[str]] = {
+    "inkling_mm_model": {"static cache"},  # asks for the logits of all tokens, where it prepares what it reads
     "janus": set(architecture_sight.STRATEGIES),  # a `generate` of its own, which drops logits processors
     "lfm3_vl": set(),  # casts no pixels
     "paligemma": {"static cache"},  # reads its prompt in both directions
@@ -67,8 +68,10 @@ SEEING: dict[str, set[str]] = {
 @pytest.mark.parametrize("model_type", SEEING)
 def test_a_kind_that_sees_is_exact_or_refused(model_type: str) -> None:
     found = architecture_sight.hold_type(f"{model_type}{architecture_sight.SUFFIX}")
-    assert {held["strategy"] for held in found["held"] if held["result"] == "refused"} == SEEING[model_type]
-    assert {held["result"] for held in found["held"]} <= {"exact", "refused"}
+    refused = {held["strategy"] for held in found["held"] if held["result"] == "refused"}
+    assert refused == SEEING[model_type]
+    assert {held["result"] for held in found["held"] if held["strategy"] not in refused} <= {"exact"}
+    assert {held["result"] for held in found["held"]} <= {"exact", "refused", "theirs"}
 
 
 @pytest.mark.nightly
@@ -148,6 +151,16 @@ def test_a_model_that_goes_on_with_another_cache_is_refused(monkeypatch: pytest.
         ValueError, match=r"'base' \(BltForCausalLM\) was given a .* and went on with another cache, EncoderDecoderCache"
     ):
         model.generate(**prompts("one"), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("leaf", ["wrapper", "add-on"])
+def test_a_model_that_does_not_write_one_token_after_another_is_refused(leaf: str) -> None:
+    base, blocks, reference = shared("llama", 0), architecture_sight.build("diffusion_gemma", 1), shared("llama", 2)
+    with pytest.raises(ValueError, match=r"'tuned' \(DiffusionGemmaForBlockDiffusion\) is not run by the `generate` of transformers"):
+        if leaf == "wrapper":
+            EFTForCausalLM.from_models(base, blocks, reference)
+        else:
+            EFTLogitsProcessor(blocks, reference)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[tuple[int, ...]]:
