@@ -131,6 +131,8 @@ SET_ASIDE = {
     "nemotron_h": "the time step is cut off below `time_step_min` where tokens are read one by one, and not where a prompt is read: a "
     "difference of about 0.001 in log-probs. Held without the cut.",
     "perception_lm": f"{_TOWER}a CLIP of transformers.",
+    "unlimited_ocr": "its cache forgets what it wrote before its window (128 tokens), which its mask of a whole text still shows. Held with a "
+    "window longer than the texts.",
     "zamba2": "as `nemotron_h`, and behind padding, where the cut moves states, a few hundredths.",
 }
 
