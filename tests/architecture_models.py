@@ -135,12 +135,6 @@ SET_ASIDE = {
 }
 
 
-# By type, why one cannot be made or shown a picture here, in place of the error that it ends in.
-WHY_NOT: dict[str, str] = {
-    "mistral4+picture": "it is a model of text alone, held above: transformers lists it here for a model of images whose text it writes.",
-}
-
-
 def _ruled(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or value == 0:
         return value
