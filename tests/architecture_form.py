@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,12 +45,14 @@ class Form:
         block (`tuple[int, ...]`, *optional*): The tokens that hold its place; as many placeholders as the model makes of it if `None`.
         told (`Callable`, *optional*): Of ids, `(rows, length)`, and the length of the prompt among them, what goes with every token.
         ruled (`tuple[int, ...]`, *optional*): Tokens that may not be written; the placeholder if `None`.
+        side_by_side (`dict[str, int]`): By name, the axis along which those of several rows are put together, if it is not the first.
     """
 
     shown: dict[str, torch.Tensor]
     block: tuple[int, ...] | None = None
     told: Callable[[torch.Tensor, int], dict[str, torch.Tensor]] | None = None
     ruled: tuple[int, ...] | None = None
+    side_by_side: dict[str, int] = field(default_factory=dict)
 
     def of_row(self, row: int) -> Form:
         """That of another row: another picture in the same place."""
@@ -63,4 +65,4 @@ class Form:
     def of_rows(self, rows: int) -> dict[str, torch.Tensor]:
         """What is given for so many rows."""
         each = [self.of_row(row).shown for row in range(rows)]
-        return {name: torch.cat([shown[name] for shown in each]) for name in self.shown}
+        return {name: torch.cat([shown[name] for shown in each], dim=self.side_by_side.get(name, 0)) for name in self.shown}

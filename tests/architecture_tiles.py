@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from architecture_form import Form, attribute, placeholder
-from architecture_models import HEADS, INNER, KV_HEADS, VOCAB, WIDTH
+from architecture_models import HEAD, HEADS, INNER, KV_HEADS, VOCAB, WIDTH
 
 _DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 _GEMMA4_VISION = {
@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [0]}},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_DEFAULT, "mrope_section": [1, 1, 2]}}},
     "gemma4": {"vision_config": _GEMMA4_VISION, "text_config": {"use_bidirectional_attention": "vision"}},
-    "gemma4_unified": {"vision_config": _GEMMA4_UNIFIED_VISION},
+    "gemma4_unified": {"vision_config": _GEMMA4_UNIFIED_VISION, "text_config": {"per_layer_config": {"1": {"head_dim": HEAD}}}},
     "glm4v_moe": {"text_config": {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}}},
     "llama4": {
         "vision_config": {
@@ -94,7 +94,7 @@ def llama4(model: Any, generator: torch.Generator) -> Iterator[Form]:
 
 
 def minicpmv(model: Any, generator: torch.Generator) -> Iterator[Form]:
-    """Patches in a strip, and the number of them in each direction."""
+    """Patches of all pictures in one strip, and how many there are in each direction."""
     patch = model.config.vision_config.patch_size
     rows, columns = 4, 8
     share = 16 if model.config.downsample_mode == "16x" else 4
@@ -102,7 +102,7 @@ def minicpmv(model: Any, generator: torch.Generator) -> Iterator[Form]:
         "pixel_values": _pixels(generator, 1, 3, patch, patch * rows * columns),
         "target_sizes": torch.tensor([[rows, columns]]),
     }
-    yield Form(shown, _placed(model, rows * columns // share))
+    yield Form(shown, _placed(model, rows * columns // share), side_by_side={"pixel_values": -1})
 
 
 def unlimited_ocr(model: Any, generator: torch.Generator) -> Iterator[Form]:
