@@ -130,6 +130,7 @@ SET_ASIDE = {
     "the texts.",
     "nemotron_h": "the time step is cut off below `time_step_min` where tokens are read one by one, and not where a prompt is read: a "
     "difference of about 0.001 in log-probs. Held without the cut.",
+    "nemotron_h_omni": "as `nemotron_h`.",
     "perception_lm": f"{_TOWER}a CLIP of transformers.",
     "zamba2": "as `nemotron_h`, and behind padding, where the cut moves states, a few hundredths.",
 }

@@ -35,7 +35,9 @@ WRAPPER_ONLY = {"member drafts"}
 def picture(model: Any) -> Form:
     """A picture that a model takes, and how many tokens hold its place."""
     takes, errors = inspect.signature(model.forward).parameters, []
-    if not any("pixel" in name or "patches" in name for name in takes):  # a model of text alone: what becomes of a picture is seen
+    if not any(
+        "pixel" in name or "patches" in name for name in takes
+    ):  # a model of text alone: what becomes of a picture is seen
         return Form({"pixel_values": torch.rand(1, 3, 16, 16)}, (), lambda ids, prompt: {}, ())
     for candidate in candidates(model, torch.Generator().manual_seed(3)):
         form = candidate if isinstance(candidate, Form) else Form(candidate)
