@@ -130,16 +130,11 @@ SET_ASIDE = {
     "the texts.",
     "nemotron_h": "the time step is cut off below `time_step_min` where tokens are read one by one, and not where a prompt is read: a "
     "difference of about 0.001 in log-probs. Held without the cut.",
+    "nemotron_h_omni": "as `nemotron_h`.",
     "perception_lm": f"{_TOWER}a CLIP of transformers.",
     "unlimited_ocr": "its cache forgets what it wrote before its window (128 tokens), which its mask of a whole text still shows. Held with a "
     "window longer than the texts.",
     "zamba2": "as `nemotron_h`, and behind padding, where the cut moves states, a few hundredths.",
-}
-
-
-# By type, why one cannot be made or shown a picture here, in place of the error that it ends in.
-WHY_NOT: dict[str, str] = {
-    "mistral4+picture": "it is a model of text alone, held above: transformers lists it here for a model of images whose text it writes.",
 }
 
 

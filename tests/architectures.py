@@ -30,7 +30,7 @@ import architecture_sight
 import torch
 import transformers
 from architecture_checks import hold_type
-from architecture_models import TYPES, WHY_NOT
+from architecture_models import TYPES
 
 import hf_eft
 
@@ -77,8 +77,7 @@ def start(model_type: str, mark: str) -> int:
             hold = architecture_sight.hold_type if model_type.endswith(architecture_sight.SUFFIX) else hold_type
             found = hold(model_type, note=lambda found: write(model_type, found))
         except Exception as error:  # the model cannot be made
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
-            found = {"unmade": WHY_NOT.get(model_type, said)}
+            found = {"unmade": f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]}
         write(model_type, {**found, "mark": mark, "seconds": round(time.monotonic() - begun, 1)})
         status = 0
     finally:

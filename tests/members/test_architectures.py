@@ -156,7 +156,9 @@ def test_a_model_that_goes_on_with_another_cache_is_refused(monkeypatch: pytest.
 @pytest.mark.parametrize("leaf", ["wrapper", "add-on"])
 def test_a_model_that_does_not_write_one_token_after_another_is_refused(leaf: str) -> None:
     base, blocks, reference = shared("llama", 0), architecture_sight.build("diffusion_gemma", 1), shared("llama", 2)
-    with pytest.raises(ValueError, match=r"'tuned' \(DiffusionGemmaForBlockDiffusion\) is not run by the `generate` of transformers"):
+    with pytest.raises(
+        ValueError, match=r"'tuned' \(DiffusionGemmaForBlockDiffusion\) is not run by the `generate` of transformers"
+    ):
         if leaf == "wrapper":
             EFTForCausalLM.from_models(base, blocks, reference)
         else:
@@ -264,6 +266,18 @@ def test_what_is_wrong_is_called_wrong() -> None:
     for strategy in ("greedy", "left padding", "beams", "sampling", "prompt lookup"):
         assert verdict(lambda: hold(tuned.generate, oracle, strategy, [], None)) == {"result": "exact"}  # noqa: B023
         assert verdict(lambda: hold(other.generate, oracle, strategy, [], None))["result"] == "wrong"  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "given, found", [(-torch.inf, "exact"), (torch.finfo(torch.float32).min, "exact"), (0.0, "wrong"), (torch.nan, "wrong")]
+)
+def test_what_is_ruled_out_in_any_way_is_ruled_out_beside_a_picture(
+    monkeypatch: pytest.MonkeyPatch, given: float, found: str
+) -> None:
+    ruled = torch.tensor([[0.5, 0.25, torch.finfo(torch.float32).min]], dtype=torch.double)
+    monkeypatch.setattr(architecture_sight.Oracle, "values", lambda *_: ruled.clone())
+    oracle, got = architecture_sight.Oracle([], None), torch.tensor([0.5, 0.25, given])  # type: ignore[arg-type]
+    assert verdict(lambda: oracle.check(0, torch.tensor([1]), torch.tensor([2]), [got], []))["result"] == found
 
 
 def test_an_error_is_a_refusal_only_if_this_package_raises_it_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
