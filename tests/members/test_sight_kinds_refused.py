@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import architecture_sight
 import pytest
+from architecture_models import build
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
@@ -32,5 +33,20 @@ def test_rows_of_a_cache_that_keeps_the_prompt_apart_are_not_moved() -> None:
     base, tuned, reference = (architecture_sight.build("unlimited_ocr", seed) for seed in (1, 2, 3))
     model = EFTForCausalLM.from_models(base, tuned, reference)
     inputs = architecture_sight.prompts(base, [2, 5], architecture_sight.picture(base))
-    with pytest.raises(ValueError, match=r"reads? the text alone: its states are in a cache that keeps the prompt apart\. Speculate"):
+    with pytest.raises(
+        ValueError, match=r"reads? the text alone: its states are in a cache that keeps the prompt apart\. Speculate"
+    ):
         model.generate(**inputs, assistant_model=tuned, num_assistant_tokens=3, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("leaf", ["wrapper", "add-on"])
+def test_pictures_that_are_encoded_all_in_one_are_not_shown_to_several_rows(leaf: str) -> None:
+    base, tuned, reference = (architecture_sight.build("fuyu", seed) for seed in (1, 2, 3))
+    inputs = architecture_sight.prompts(base, [3], architecture_sight.picture(base))
+    told = r"\(FuyuForCausalLM\) encodes its pictures with the prompt, or all in one"
+    with pytest.raises(ValueError, match=told):
+        if leaf == "wrapper":
+            EFTForCausalLM.from_models(base, tuned, reference).generate(**inputs, num_beams=2, max_new_tokens=3)
+        else:
+            seen = EFTLogitsProcessor(tuned, reference, member_inputs=dict.fromkeys(("tuned", "reference"), inputs))
+            build("llama", 9).generate(inputs["input_ids"][:, :3], logits_processor=[seen], num_beams=2, max_new_tokens=3)
