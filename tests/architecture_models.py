@@ -132,8 +132,8 @@ SET_ASIDE = {
     "difference of about 0.001 in log-probs. Held without the cut.",
     "nemotron_h_omni": "as `nemotron_h`.",
     "perception_lm": f"{_TOWER}a CLIP of transformers.",
-    "unlimited_ocr": "its cache forgets what it wrote before its window (128 tokens), which its mask of a whole text still shows. Held with a "
-    "window longer than the texts.",
+    "unlimited_ocr": "its cache forgets what it wrote before its window (128 tokens), which its mask of a whole text still shows. Held "
+    "with a window longer than the texts.",
     "zamba2": "as `nemotron_h`, and behind padding, where the cut moves states, a few hundredths.",
 }
 

@@ -63,8 +63,8 @@ class Sight:
             kwargs = self._model._maybe_prepare_encoder_kwargs_for_generation(ids, kwargs, "input_ids", None)
         if expand > 1 and not _told_apart(kwargs.get("mm_encoder_outputs")):
             raise ValueError(
-                f"{_who(member)} encodes its pictures with the prompt, or all in one, and which of them belong to which prompt is not known "
-                "here: decode without beams and with one returned sequence."
+                f"{_who(member)} encodes its pictures with the prompt, or all in one, and which of them belong to which prompt is not "
+                "known here: decode without beams and with one returned sequence."
             )
         _, kwargs = self._model._expand_inputs_for_generation(expand_size=expand, input_ids=ids, **kwargs)
         self._kwargs: dict[str, Any] = kwargs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import architecture_sight
 import pytest
+import torch
 from architecture_models import build
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -48,5 +49,9 @@ def test_pictures_that_are_encoded_all_in_one_are_not_shown_to_several_rows(leaf
         if leaf == "wrapper":
             EFTForCausalLM.from_models(base, tuned, reference).generate(**inputs, num_beams=2, max_new_tokens=3)
         else:
-            seen = EFTLogitsProcessor(tuned, reference, member_inputs=dict.fromkeys(("tuned", "reference"), inputs))
-            build("llama", 9).generate(inputs["input_ids"][:, :3], logits_processor=[seen], num_beams=2, max_new_tokens=3)
+            mask = torch.ones(1, 3, dtype=torch.long)
+            add_on = EFTLogitsProcessor(
+                tuned, reference, attention_mask=mask, member_inputs=dict.fromkeys(("tuned", "reference"), inputs)
+            )
+            prompt = {"input_ids": inputs["input_ids"][:, :3], "attention_mask": mask}
+            build("llama", 9).generate(**prompt, logits_processor=[add_on], num_beams=2, max_new_tokens=3)
