@@ -126,12 +126,16 @@ _TOWER = "its pictures are read by a network of the package timm, in whose place
 SET_ASIDE = {
     "fast_vlm": f"{_TOWER}a ResNet of transformers.",
     "gemma3n": f"{_TOWER}a convolution.",
+    "llama4": "its `forward` asks what its text model makes for `image_outputs`, which it has not, and ends in an error with a picture and "
+    "without. With that field added, all that is not refused is exact.",
     "moshi": "its cache forgets what is older than its window (3,000 tokens), which its mask still shows. Held with a window longer than "
     "the texts.",
     "nemotron_h": "the time step is cut off below `time_step_min` where tokens are read one by one, and not where a prompt is read: a "
     "difference of about 0.001 in log-probs. Held without the cut.",
     "nemotron_h_omni": "as `nemotron_h`.",
     "perception_lm": f"{_TOWER}a CLIP of transformers.",
+    "unlimited_ocr": "its cache forgets what it wrote before its window (128 tokens), which its mask of a whole text still shows. Held "
+    "with a window longer than the texts.",
     "zamba2": "as `nemotron_h`, and behind padding, where the cut moves states, a few hundredths.",
 }
 

@@ -49,4 +49,8 @@ def build(model_type: str, seed: int) -> Any:
         config = config_of(model_type, own)
         fields = _merged(_fitted(config.to_dict()), {name: value for name, value in own.items() if name != "_first"})
         model = made(type(config)(**fields)).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1 and not parameter.any():
+                parameter.fill_(1.0)  # a gate that is shut lets no picture through
     return spread(model, seed)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from architecture_form import Form, attribute, placeholder
-from architecture_models import HEAD, HEADS, INNER, KV_HEADS, VOCAB, WIDTH
+from architecture_models import HEAD, HEADS, INNER, KV_HEADS, POSITIONS, VOCAB, WIDTH
 
+_LOOK = VOCAB - 1  # the token that says where a picture is
 _DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 _GEMMA4_VISION = {
     "model_type": "gemma4_vision", "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": 1,
@@ -28,6 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma4": {"vision_config": _GEMMA4_VISION, "text_config": {"use_bidirectional_attention": "vision"}},
     "gemma4_unified": {"vision_config": _GEMMA4_UNIFIED_VISION, "text_config": {"per_layer_config": {"1": {"head_dim": HEAD}}}},
     "glm4v_moe": {"text_config": {"rope_parameters": {**_DEFAULT, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}}},
+    "idefics": {"alpha_initializer": "ones"},
     "llama4": {
         "vision_config": {
             "intermediate_size": 4 * WIDTH, "projector_input_dim": WIDTH, "projector_output_dim": WIDTH, "vision_output_dim": WIDTH,
@@ -36,7 +38,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "minicpmv4_6": {"insert_layer_id": 0, "image_token_id": VOCAB - 1},
     "minicpmv4_7": {"insert_layer_id": 0, "image_token_id": VOCAB - 1},
     "minicpm_ocr": {"insert_layer_id": 0, "image_token_id": VOCAB - 1},
-    "unlimited_ocr": {"vision_config": {"sam_config": {"downsample_channels": [16, WIDTH]}}},
+    "mllama": {
+        "vision_config": {"intermediate_layers_indices": [0], "vision_output_dim": 2 * WIDTH},
+        "text_config": {"cross_attention_layers": [1]},
+    },
+    "unlimited_ocr": {
+        "vision_config": {"sam_config": {"downsample_channels": [16, WIDTH]}}, "text_config": {"sliding_window": POSITIONS},
+    },
     "vipllava": {"vision_feature_layers": [-1, -2]},
 }  # fmt: skip
 
@@ -88,6 +96,22 @@ def granite_docling(model: Any, generator: torch.Generator) -> Iterator[Form]:
     )
 
 
+def idefics(model: Any, generator: torch.Generator) -> Iterator[Form]:
+    """Read by tokens that attend to it: the one that says where it is, and those behind."""
+    size = model.config.vision_config.image_size
+    shown = {"pixel_values": _pixels(generator, 1, 1, 3, size, size)}
+
+    def told(ids: torch.Tensor, prompt: int) -> dict[str, torch.Tensor]:
+        return {"image_attention_mask": _behind(ids)[..., None]}
+
+    yield Form(shown, (_LOOK,), told, ruled=(_LOOK,))
+
+
+def _behind(ids: torch.Tensor) -> torch.Tensor:
+    """1 at the token that says where a picture is, and behind it."""
+    return ((ids == _LOOK).long().cumsum(-1) > 0).long()
+
+
 def llama4(model: Any, generator: torch.Generator) -> Iterator[Form]:
     """Two tiles, of which four patches each become a token."""
     yield Form({"pixel_values": _pixels(generator, 2, 3, 16, 16)}, _placed(model, 8))
@@ -103,6 +127,19 @@ def minicpmv(model: Any, generator: torch.Generator) -> Iterator[Form]:
         "target_sizes": torch.tensor([[rows, columns]]),
     }
     yield Form(shown, _placed(model, rows * columns // share), side_by_side={"pixel_values": -1})
+
+
+def mllama(model: Any, generator: torch.Generator) -> Iterator[Form]:
+    """Two tiles side by side, read by tokens that attend to them: the one that says where they are, and those behind."""
+    size, tiles = model.config.vision_config.image_size, model.config.vision_config.max_num_tiles
+    seen = (torch.arange(tiles) < 2).long()
+    pixels = _pixels(generator, 1, 1, tiles, 3, size, size) * seen[:, None, None, None]
+    shown = {"pixel_values": pixels, "aspect_ratio_ids": torch.tensor([[2]]), "aspect_ratio_mask": seen[None, None]}
+
+    def told(ids: torch.Tensor, prompt: int) -> dict[str, torch.Tensor]:
+        return {"cross_attention_mask": _behind(ids)[..., None, None] * seen}
+
+    yield Form(shown, (_LOOK,), told)
 
 
 def unlimited_ocr(model: Any, generator: torch.Generator) -> Iterator[Form]:
@@ -130,10 +167,12 @@ FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tenso
     "gemma4_unified": gemma4_unified,
     "git": git,
     "granite_docling": granite_docling,
+    "idefics": idefics,
     "llama4": llama4,
     "minicpmv4_6": minicpmv,
     "minicpmv4_7": minicpmv,
     "minicpm_ocr": minicpmv,
+    "mllama": mllama,
     "unlimited_ocr": unlimited_ocr,
     "video_llama_3": video_llama_3,
     "vipllava": vipllava,

@@ -61,10 +61,10 @@ class Sight:
             kwargs[_POSITIONS] = self._model._prepare_position_ids_for_generation(ids, {**kwargs, "attention_mask": mask})
         if ahead:
             kwargs = self._model._maybe_prepare_encoder_kwargs_for_generation(ids, kwargs, "input_ids", None)
-        if expand > 1 and "mm_encoder_outputs" not in kwargs:
+        if expand > 1 and not _told_apart(kwargs.get("mm_encoder_outputs")):
             raise ValueError(
-                f"{_who(member)} encodes its pictures with the prompt, and which of them belong to which prompt is not known here: decode "
-                "without beams and with one returned sequence."
+                f"{_who(member)} encodes its pictures with the prompt, or all in one, and which of them belong to which prompt is not "
+                "known here: decode without beams and with one returned sequence."
             )
         _, kwargs = self._model._expand_inputs_for_generation(expand_size=expand, input_ids=ids, **kwargs)
         self._kwargs: dict[str, Any] = kwargs
@@ -282,6 +282,13 @@ def _check(member: Member, given: Mapping[str, Any]) -> None:
 
 def _who(member: Member) -> str:
     return f"The member {member.name!r} ({type(member.model).__name__})"
+
+
+def _told_apart(encoded: Mapping[str, Any] | None) -> bool:
+    """Whether `generate` knows of encoded pictures and films which of them belong to which prompt: it counts the features of each."""
+    return encoded is not None and all(
+        getattr(each, "pooler_output", None) is not None for each in encoded.values() if each is not None
+    )
 
 
 def _readable(model: PreTrainedModel, pixels: Any) -> Any:

@@ -20,6 +20,7 @@ from architecture_checks import STRATEGIES, Oracle, hold, hold_type, verdict
 from architecture_models import OVERRIDES, TYPES, build
 from families import prompts, shared
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 from hf_eft.members import trial
@@ -72,6 +73,16 @@ def test_a_kind_that_sees_is_exact_or_refused(model_type: str) -> None:
     assert refused == SEEING[model_type]
     assert {held["result"] for held in found["held"] if held["strategy"] not in refused} <= {"exact"}
     assert {held["result"] for held in found["held"]} <= {"exact", "refused", "theirs"}
+
+
+def test_llama4_is_exact_but_for_a_field_that_it_asks_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MoeCausalLMOutputWithPast, "image_outputs", None, raising=False)
+    found = architecture_sight.hold_type(f"llama4{architecture_sight.SUFFIX}")
+    results = {(held["leaf"], held["strategy"]): held["result"] for held in found["held"]}
+    assert {place for place, result in results.items() if result != "exact"} == {
+        (leaf, strategy) for leaf in ("wrapper", "add-on") for strategy in ("beams", "sampling")
+    }
+    assert {result for (leaf, _), result in results.items() if leaf == "wrapper"} == {"exact", "refused"}
 
 
 @pytest.mark.nightly
