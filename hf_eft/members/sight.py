@@ -284,7 +284,7 @@ def _who(member: Member) -> str:
     return f"The member {member.name!r} ({type(member.model).__name__})"
 
 
-def _told_apart(encoded: Mapping[str, Any] | None) -> bool:
+def _told_apart(encoded: Any) -> bool:
     """Whether `generate` knows of encoded pictures and films which of them belong to which prompt: it counts the features of each."""
     return encoded is not None and all(
         getattr(each, "pooler_output", None) is not None for each in encoded.values() if each is not None
