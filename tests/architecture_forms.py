@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from architecture_form import Form, placeholder
+from architecture_models import PAD
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _CODES, _FIRST_CODE = 16, 64  # of a codebook of pictures, and the first of the tokens that stand for them
@@ -20,6 +21,8 @@ _TRANSFORMER = {
     "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "image_size": 16, "patch_size": 4, "model_args": {"embed_dim": 32}, "global_pool": None,
 }  # fmt: skip
+# The token before a picture, which is counted by it: checkpoints name it, and the configuration has no field for it.
+_END, _BEGIN = 93, 94
 #: By type, what its configuration needs, as in `architecture_sight_models.OVERRIDES`.
 MODELS: dict[str, dict[str, Any]] = {
     "apertus1p5": {
@@ -105,6 +108,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision_config": {"patch_dim": 48, "video_patch_dim": 96, "max_img_size": 64},
     },
     "perception_lm": {"vision_config": _TRANSFORMER},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": _BEGIN, "video_token_index": 97, "audio_token_index": 98},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": _BEGIN, "video_token_id": 97, "audio_token_id": 98},
     "step3p7": {
         "text_config": {
             "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5, "num_sliding_attention_heads": 4,
@@ -161,6 +166,16 @@ def pooled(model: Any, generator: torch.Generator) -> Iterator[Form]:
     yield Pooled(shown)
 
 
+def begun(model: Any, generator: torch.Generator) -> Iterator[Form]:
+    """A picture in patches, each of them twice, between a token that begins it and one that ends it."""
+    for shown in doubled(model, generator):
+        place = placeholder(model)
+        # (Without a mask it counts positions as those of a text.)
+        yield Form(
+            shown, (_BEGIN, *[place] * 4, _END), lambda ids, prompt: {"attention_mask": (ids != PAD).long()}, (place, _BEGIN)
+        )
+
+
 def square(model: Any, generator: torch.Generator) -> Iterator[Shown]:
     """A picture of sixteen patches."""
     yield {"pixel_values": torch.rand(1, 3, 16, 16, generator=generator)}
@@ -201,4 +216,6 @@ FORMS = {
     "muse_spark": doubled,
     "nemotron_h_omni": gridded,
     "perception_lm": tiled,
+    "qwen2_5_omni_thinker": begun,
+    "qwen3_omni_moe_thinker": begun,
 }

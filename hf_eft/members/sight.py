@@ -61,7 +61,7 @@ class Sight:
             kwargs[_POSITIONS] = self._model._prepare_position_ids_for_generation(ids, {**kwargs, "attention_mask": mask})
         if ahead:
             kwargs = self._model._maybe_prepare_encoder_kwargs_for_generation(ids, kwargs, "input_ids", None)
-        if expand > 1 and not _told_apart(kwargs.get("mm_encoder_outputs")):
+        if expand > 1 and not _told_apart(self._model, kwargs.get("mm_encoder_outputs")):
             raise ValueError(
                 f"{_who(member)} encodes its pictures with the prompt, or all in one, and which of them belong to which prompt is not "
                 "known here: decode without beams and with one returned sequence."
@@ -284,11 +284,16 @@ def _who(member: Member) -> str:
     return f"The member {member.name!r} ({type(member.model).__name__})"
 
 
-def _told_apart(encoded: Any) -> bool:
-    """Whether `generate` knows of encoded pictures and films which of them belong to which prompt: it counts the features of each."""
-    return encoded is not None and all(
-        getattr(each, "pooler_output", None) is not None for each in encoded.values() if each is not None
-    )
+def _told_apart(model: PreTrainedModel, encoded: Any) -> bool:
+    """Whether a model knows of encoded pictures and films which of them belong to which prompt: `generate` counts the features of each."""
+    if encoded is None:
+        return False
+    expand = "_expand_multimodal_outputs"
+    if getattr(type(model), expand, None) is not getattr(
+        GenerationMixin, expand, None
+    ):  # it has other features, and counts them
+        return True
+    return all(getattr(each, "pooler_output", None) is not None for each in encoded.values() if each is not None)
 
 
 def _readable(model: PreTrainedModel, pixels: Any) -> Any:
