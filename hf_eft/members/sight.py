@@ -288,10 +288,8 @@ def _told_apart(model: PreTrainedModel, encoded: Any) -> bool:
     """Whether a model knows of encoded pictures and films which of them belong to which prompt: `generate` counts the features of each."""
     if encoded is None:
         return False
-    expand = "_expand_multimodal_outputs"
-    if getattr(type(model), expand, None) is not getattr(
-        GenerationMixin, expand, None
-    ):  # it has other features, and counts them
+    own, usual = (getattr(kind, "_expand_multimodal_outputs", None) for kind in (type(model), GenerationMixin))
+    if own is not usual:  # it has other features, and counts them
         return True
     return all(getattr(each, "pooler_output", None) is not None for each in encoded.values() if each is not None)
 
