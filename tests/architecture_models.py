@@ -6,6 +6,7 @@ import re
 import warnings
 from typing import Any
 
+import architecture_tower  # noqa: F401  # so that Gemma 3n can be made
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
@@ -93,6 +94,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2},
     "falcon_h1": {"mamba_d_ssm": 2 * WIDTH},
+    "gemma3n": {"text_config": {"activation_sparsity_pattern": [0.0, 0.0]}, "vision_soft_tokens_per_image": 16},
     "gemma3n_text": {"intermediate_size": INNER, "activation_sparsity_pattern": [0.0, 0.0]},
     "gemma4_assistant": {"_first": {"text_config": _GEMMA4_ASSISTANT}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": None},
@@ -118,12 +120,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds": False},
 }  # fmt: skip
 
-# Where transformers' own `generate` leaves the model's forward over the whole text, and only a setting of the model makes them one.
+# Where transformers' own `generate` leaves the model's forward over the whole text, and only a setting of the model makes them one; and
+# where a part of a model is of another package.
+_TOWER = "its pictures are read by a network of the package timm, in whose place stands "
 SET_ASIDE = {
+    "fast_vlm": f"{_TOWER}a ResNet of transformers.",
+    "gemma3n": f"{_TOWER}a convolution.",
+    "llama4": "its `forward` asks what its text model makes for `image_outputs`, which it has not, and ends in an error with a picture and "
+    "without. With that field added, all that is not refused is exact.",
     "moshi": "its cache forgets what is older than its window (3,000 tokens), which its mask still shows. Held with a window longer than "
     "the texts.",
     "nemotron_h": "the time step is cut off below `time_step_min` where tokens are read one by one, and not where a prompt is read: a "
     "difference of about 0.001 in log-probs. Held without the cut.",
+    "nemotron_h_omni": "as `nemotron_h`.",
+    "perception_lm": f"{_TOWER}a CLIP of transformers.",
+    "unlimited_ocr": "its cache forgets what it wrote before its window (128 tokens), which its mask of a whole text still shows. Held "
+    "with a window longer than the texts.",
     "zamba2": "as `nemotron_h`, and behind padding, where the cut moves states, a few hundredths.",
 }
 
@@ -178,9 +190,9 @@ def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def config_of(model_type: str) -> PreTrainedConfig:
-    """A configuration of a few thousand weights."""
-    own = OVERRIDES.get(model_type, {})
+def config_of(model_type: str, more: dict[str, Any] | None = None) -> PreTrainedConfig:
+    """A configuration of a few thousand weights; what is more than the overrides of its type goes over these."""
+    own = {**OVERRIDES.get(model_type, {}), **(more or {})}
     default = AutoConfig.for_model(model_type, **own.get("_first", {}))
     fields = _merged(_fields(default), {name: value for name, value in own.items() if name != "_first"})
     if "is_decoder" in fields:

@@ -44,9 +44,9 @@ and continuous batching are the wrapper's only. A number stands for a refusal, b
 SEEING = """## With a picture
 
 Every type that transformers maps to a model of images and text, made tiny, as base, tuned and reference member
-([members that see](vision.md)): rows with a picture of their own, against the formula from whole texts with the picture. A picture is
-made by what the configuration and the arguments are called; types for which none is known are below. **{fails}**: the model's own
-`generate` ends in the same error, or shows other scores than the model has.
+([members that see](vision.md)): rows with a picture of their own, against the formula from whole texts with the picture. A picture has
+the form that the processor of its type makes. A type that is refused as a member, as encoder-decoders are, is refused whatever it sees.
+**{fails}**: the model's own `generate` ends in the same error, or shows other scores than the model has.
 
 | | |
 |---|---|
@@ -162,11 +162,11 @@ def pictures(seen: list[dict[str, Any]], notes: Notes) -> list[str]:
         for each in made
     ]
     exact = sum({held["result"] for held in each["held"]} == {"exact"} for each in made)
-    unmade = [f"- `{each['type'].removesuffix(SUFFIX)}`: {each['unmade'][:160]}" for each in seen if "unmade" in each]
+    unmade = [f"- `{each['type'].removesuffix(SUFFIX)}`: {each['unmade'][:400]}" for each in seen if "unmade" in each]
     return [
         SEEING.format(types=len(seen), made=len(made), exact=exact, wrong=counts["wrong"], foreign=counts["foreign"]),
         f"| type | {' | '.join(SEEN)} |\n|{'---|' * (len(SEEN) + 1)}\n" + "\n".join(rows) + "\n",
-        "### Not held with a picture\n\n" + "\n".join(unmade) + "\n",
+        *(["### Not held with a picture\n\n" + "\n".join(unmade) + "\n"] if unmade else []),
     ]
 
 
@@ -194,7 +194,7 @@ def page(found: list[dict[str, Any]]) -> str:
     parts += pictures(seen, notes)
     parts.append("## Refusals\n\n" + "\n".join(f"{number}. {text}." for text, number in notes.numbers.items()) + "\n")
     parts.append("## Set aside\n\n" + "\n".join(f"- `{name}`: {text}" for name, text in SET_ASIDE.items()) + "\n")
-    unmade = [f"- `{each['type']}`: {each['unmade'][:200]}" for each in found if "unmade" in each]
+    unmade = [f"- `{each['type']}`: {each['unmade'][:400]}" for each in found if "unmade" in each]
     if unmade:
         parts.append("## Not made\n\n" + "\n".join(unmade) + "\n")
     return "\n".join(parts)

@@ -7,26 +7,20 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import architecture_forms
+import architecture_tiles
 import torch
+from architecture_form import Form
+from architecture_form import attribute as _attribute
 
-#: By type, pictures in a form that no names of a model tell: `(model, generator)` to what its `forward` takes.
-FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tensor]]]] = {}
-
-
-class NoPicture(Exception):
-    """No picture is known that the type takes."""
-
-
-def _attribute(config: Any, *names: str) -> Any:
-    """The first of these that a configuration has; a pair becomes its first."""
-    for name in names:
-        value = getattr(config, name, None)
-        if value is not None:
-            return value[0] if isinstance(value, (list, tuple)) else value
-    return None
+#: By type, pictures in a form that no names of a model tell: `(model, generator)` to what its `forward` takes, or to a [`Form`].
+FORMS: dict[str, Callable[[Any, torch.Generator], Iterator[dict[str, torch.Tensor] | Form]]] = {
+    **architecture_forms.FORMS,
+    **architecture_tiles.FORMS,
+}
 
 
-def candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
+def candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor] | Form]:
     """Pictures in the forms that processors make, as far as a model's names say which."""
     if own := FORMS.get(model.config.model_type):
         yield from own(model, generator)
@@ -61,10 +55,3 @@ def candidates(model: Any, generator: torch.Generator) -> Iterator[dict[str, tor
     for tiles, known in itertools.product(((), (1,), (3,)), (sizes, {}) if sizes else ({},)):
         yield {"pixel_values": pixels(1, *tiles, channels, size, size), **known}
     yield {"pixel_values": pixels(1, channels, size, size), "high_res_pixel_values": pixels(1, channels, 1024, 1024)}
-
-
-def placeholder(model: Any) -> int:
-    token = _attribute(model.config, "image_token_id", "image_token_index")
-    if token is None:
-        raise NoPicture("its configuration names no placeholder")
-    return int(token)

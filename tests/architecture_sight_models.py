@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import architecture_forms
+import architecture_tiles
 import torch
 import transformers
 from architecture_models import _merged, config_of, spread
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 #: What a type's configuration needs beyond what its fields' names say, laid over the shrunk one; sub-configurations by field.
-OVERRIDES: dict[str, dict[str, Any]] = {}
+OVERRIDES: dict[str, dict[str, Any]] = {**architecture_forms.MODELS, **architecture_tiles.MODELS}
 
 # What fields of these names are, so that pictures have a few patches.
 _FITTED: dict[str, Any] = {
@@ -43,7 +45,12 @@ def build(model_type: str, seed: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
-        config = config_of(model_type)
-        fields = _merged(_fitted(config.to_dict()), OVERRIDES.get(model_type, {}))
+        own = OVERRIDES.get(model_type, {})
+        config = config_of(model_type, own)
+        fields = _merged(_fitted(config.to_dict()), {name: value for name, value in own.items() if name != "_first"})
         model = made(type(config)(**fields)).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1 and not parameter.any():
+                parameter.fill_(1.0)  # a gate that is shut lets no picture through
     return spread(model, seed)

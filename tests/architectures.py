@@ -43,11 +43,8 @@ BYTES = 4 << 30  # what a type may add to what is loaded already
 def fingerprint() -> str:
     """Of everything that a result depends on."""
     digest = hashlib.sha256(f"{transformers.__version__} {torch.__version__}".encode())
-    own = [
-        Path(__file__).with_name(f"architecture_{part}.py")
-        for part in ("models", "checks", "sight", "sight_models", "pictures")
-    ]
-    for path in sorted(Path(hf_eft.__file__).parent.rglob("*.py")) + own:
+    parts = set(Path(__file__).parent.glob("architecture_*.py")) - {Path(architecture_page.__file__)}
+    for path in sorted(Path(hf_eft.__file__).parent.rglob("*.py")) + sorted(parts):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

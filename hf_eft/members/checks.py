@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from .cache import EFTCache
@@ -77,6 +77,11 @@ def check_model(name: str, model: Any) -> None:
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise ValueError(
             f"The member {name!r} ({type(model).__name__}) has no language modeling head. Load it with `AutoModelForCausalLM`."
+        )
+    if not isinstance(model, GenerationMixin):
+        raise ValueError(
+            f"The member {name!r} ({type(model).__name__}) is not run by the `generate` of transformers, which writes one token after "
+            "another, but by one of its own (of blocks of tokens at once, say). Give a causal language model."
         )
     if cache_argument(inspect.signature(model.forward).parameters) is None:
         raise ValueError(

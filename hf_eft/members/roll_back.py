@@ -143,12 +143,23 @@ def _as_wide(states: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(states, (width - states.shape[-1], 0))
 
 
+# What layers of some models keep beside keys and values, in which rows cannot be moved, and what such a cache is.
+_BESIDE = {
+    "indexer_keys": "a cache with an index of keys (sparse attention)",
+    "prefill_keys": "a cache that keeps the prompt apart",
+}
+
+
+def why_not_moved(layer: Any) -> str | None:
+    """What kind of cache a layer is of in which rows cannot be moved; `None` if they can."""
+    return next((kind for name, kind in _BESIDE.items() if hasattr(layer, name)), None)
+
+
 def shift_rows(layer: Any, shift: torch.Tensor) -> None:
     """Move each row's states to the right by its shift. What falls in on the left is padding, or older than a window."""
-    if hasattr(layer, "indexer_keys"):
+    if (kind := why_not_moved(layer)) is not None:
         raise ValueError(
-            "Rows that keep different numbers of drafted tokens cannot be brought into line in a cache with an index of keys (sparse "
-            "attention). Speculate with one row at a time."
+            f"Rows that keep different numbers of drafted tokens cannot be brought into line in {kind}. Speculate with one row at a time."
         )
     if isinstance(layer, LinearAttentionCacheLayerMixin) and not is_recurrent(layer):
         for i, states in layer.conv_states.items():

@@ -61,10 +61,10 @@ class Sight:
             kwargs[_POSITIONS] = self._model._prepare_position_ids_for_generation(ids, {**kwargs, "attention_mask": mask})
         if ahead:
             kwargs = self._model._maybe_prepare_encoder_kwargs_for_generation(ids, kwargs, "input_ids", None)
-        if expand > 1 and "mm_encoder_outputs" not in kwargs:
+        if expand > 1 and not _told_apart(self._model, kwargs.get("mm_encoder_outputs")):
             raise ValueError(
-                f"{_who(member)} encodes its pictures with the prompt, and which of them belong to which prompt is not known here: decode "
-                "without beams and with one returned sequence."
+                f"{_who(member)} encodes its pictures with the prompt, or all in one, and which of them belong to which prompt is not "
+                "known here: decode without beams and with one returned sequence."
             )
         _, kwargs = self._model._expand_inputs_for_generation(expand_size=expand, input_ids=ids, **kwargs)
         self._kwargs: dict[str, Any] = kwargs
@@ -107,8 +107,10 @@ class Sight:
             input_ids.to(self.member.device), next_sequence_length=fresh, is_first_iteration=first,
             use_cache=use_cache, **{CACHE: cache}, **kwargs,
         )  # fmt: skip
-        # (Where the model makes positions itself, it is told none: those of the others would not be its own.)
-        kept = {name: value for name, value in prepared.items() if name not in (CACHE, "use_cache") and value is not None}
+        # (Where the model makes positions itself, it is told none: those of the others would not be its own. Which logits are made is
+        # for who asks.)
+        ours = (CACHE, "use_cache", "logits_to_keep")
+        kept = {name: value for name, value in prepared.items() if name not in ours and value is not None}
         return {"attention_mask": None, _POSITIONS: None, **kept}
 
     def next_positions(self, rows: int) -> torch.Tensor | None:
@@ -280,6 +282,16 @@ def _check(member: Member, given: Mapping[str, Any]) -> None:
 
 def _who(member: Member) -> str:
     return f"The member {member.name!r} ({type(member.model).__name__})"
+
+
+def _told_apart(model: PreTrainedModel, encoded: Any) -> bool:
+    """Whether a model knows of encoded pictures and films which of them belong to which prompt: `generate` counts the features of each."""
+    if encoded is None:
+        return False
+    own, usual = (getattr(kind, "_expand_multimodal_outputs", None) for kind in (type(model), GenerationMixin))
+    if own is not usual:  # it has other features, and counts them
+        return True
+    return all(getattr(each, "pooler_output", None) is not None for each in encoded.values() if each is not None)
 
 
 def _readable(model: PreTrainedModel, pixels: Any) -> Any:

@@ -21,6 +21,7 @@ from .cache import EFTCache
 from .devices import ran_out_of_memory
 from .ragged import make_ragged, make_whole, masks_of, places_of, why_not
 from .releases import cache_argument
+from .roll_back import why_not_moved
 
 # Tokens: read in one piece, then one by one, behind that much padding. No multiples of the blocks of four or more that some
 # models sum up.
@@ -184,7 +185,10 @@ def _try(model: Any, device: torch.device) -> dict[str, str | None]:
     reading = (pieces, growing()) if in_order else (whole, None)
     found["padding"] = _difference(model, alone, lambda: _read(model, ids, _PADDING, *reading))
     if in_order:
-        found["moving"] = _difference(model, alone, lambda: _read_moved(model, ids))
+        kind = next(filter(None, map(why_not_moved, growing().layers)), None)
+        found["moving"] = (
+            _difference(model, alone, lambda: _read_moved(model, ids)) if kind is None else f"its states are in {kind}"
+        )
     return found
 
 

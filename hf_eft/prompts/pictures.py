@@ -16,7 +16,7 @@ KINDS = "mm_token_type_ids"  # 0 for text
 DESCRIBING = ("token_type_ids", KINDS, "moe_mm_token_type_ids")
 # How processors of transformers call what they make of pictures and films: pixels, and what says how these are cut and laid out.
 _SEEN = re.compile(
-    r"pixel|image|video|vision|patch|frame|tile|grid|crop|spatial_shapes|aspect_ratio|target_sizes|second_per_grid"
+    r"pixel|image|video|vision|patch|frame|tile|grid|crop|spatial_shapes|aspect_ratio|target_sizes|second_per_grid|cross_attention_mask"
 )
 _PIXELS = re.compile(r"pixel_values|image_patches")
 # Made by one model's encoder: another's would make something else of the same picture.

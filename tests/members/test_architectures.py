@@ -20,6 +20,7 @@ from architecture_checks import STRATEGIES, Oracle, hold, hold_type, verdict
 from architecture_models import OVERRIDES, TYPES, build
 from families import prompts, shared
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
 from hf_eft.members import trial
@@ -57,6 +58,8 @@ def test_a_kind_is_exact_or_refused(model_type: str) -> None:
 
 # With a picture, by type, what the wrapper refuses; the rest is exact.
 SEEING: dict[str, set[str]] = {
+    "granite4_vision": set(),  # has no features for the embeddings, but for several layers, and tells them apart itself
+    "inkling_mm_model": {"static cache"},  # asks for the logits of all tokens, where it prepares what it reads
     "janus": set(architecture_sight.STRATEGIES),  # a `generate` of its own, which drops logits processors
     "lfm3_vl": set(),  # casts no pixels
     "paligemma": {"static cache"},  # reads its prompt in both directions
@@ -64,11 +67,25 @@ SEEING: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("model_type", SEEING)
+@pytest.mark.parametrize(
+    "model_type", [name for name in SEEING if f"{name}{architecture_sight.SUFFIX}" in architecture_sight.TYPES]
+)
 def test_a_kind_that_sees_is_exact_or_refused(model_type: str) -> None:
     found = architecture_sight.hold_type(f"{model_type}{architecture_sight.SUFFIX}")
-    assert {held["strategy"] for held in found["held"] if held["result"] == "refused"} == SEEING[model_type]
-    assert {held["result"] for held in found["held"]} <= {"exact", "refused"}
+    refused = {held["strategy"] for held in found["held"] if held["result"] == "refused"}
+    assert refused == SEEING[model_type]
+    assert {held["result"] for held in found["held"] if held["strategy"] not in refused} <= {"exact"}
+    assert {held["result"] for held in found["held"]} <= {"exact", "refused", "theirs"}
+
+
+def test_llama4_is_exact_but_for_a_field_that_it_asks_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MoeCausalLMOutputWithPast, "image_outputs", None, raising=False)
+    found = architecture_sight.hold_type(f"llama4{architecture_sight.SUFFIX}")
+    results = {(held["leaf"], held["strategy"]): held["result"] for held in found["held"]}
+    assert {place for place, result in results.items() if result != "exact"} == {
+        (leaf, strategy) for leaf in ("wrapper", "add-on") for strategy in ("beams", "sampling")
+    }
+    assert {result for (leaf, _), result in results.items() if leaf == "wrapper"} == {"exact", "refused"}
 
 
 @pytest.mark.nightly
@@ -148,6 +165,19 @@ def test_a_model_that_goes_on_with_another_cache_is_refused(monkeypatch: pytest.
         ValueError, match=r"'base' \(BltForCausalLM\) was given a .* and went on with another cache, EncoderDecoderCache"
     ):
         model.generate(**prompts("one"), max_new_tokens=3)
+
+
+@pytest.mark.skipif("diffusion_gemma+picture" not in architecture_sight.TYPES, reason="not a type of this transformers")
+@pytest.mark.parametrize("leaf", ["wrapper", "add-on"])
+def test_a_model_that_does_not_write_one_token_after_another_is_refused(leaf: str) -> None:
+    base, blocks, reference = shared("llama", 0), architecture_sight.build("diffusion_gemma", 1), shared("llama", 2)
+    with pytest.raises(
+        ValueError, match=r"'tuned' \(DiffusionGemmaForBlockDiffusion\) is not run by the `generate` of transformers"
+    ):
+        if leaf == "wrapper":
+            EFTForCausalLM.from_models(base, blocks, reference)
+        else:
+            EFTLogitsProcessor(blocks, reference)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[tuple[int, ...]]:
@@ -251,6 +281,18 @@ def test_what_is_wrong_is_called_wrong() -> None:
     for strategy in ("greedy", "left padding", "beams", "sampling", "prompt lookup"):
         assert verdict(lambda: hold(tuned.generate, oracle, strategy, [], None)) == {"result": "exact"}  # noqa: B023
         assert verdict(lambda: hold(other.generate, oracle, strategy, [], None))["result"] == "wrong"  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "given, found", [(-torch.inf, "exact"), (torch.finfo(torch.float32).min, "exact"), (0.0, "wrong"), (torch.nan, "wrong")]
+)
+def test_what_is_ruled_out_in_any_way_is_ruled_out_beside_a_picture(
+    monkeypatch: pytest.MonkeyPatch, given: float, found: str
+) -> None:
+    ruled = torch.tensor([[0.5, 0.25, torch.finfo(torch.float32).min]], dtype=torch.double)
+    monkeypatch.setattr(architecture_sight.Oracle, "values", lambda *_: ruled.clone())
+    oracle, got = architecture_sight.Oracle([], None), torch.tensor([0.5, 0.25, given])  # type: ignore[arg-type]
+    assert verdict(lambda: oracle.check(0, torch.tensor([1]), torch.tensor([2]), [got], []))["result"] == found
 
 
 def test_an_error_is_a_refusal_only_if_this_package_raises_it_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:

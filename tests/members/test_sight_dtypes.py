@@ -19,7 +19,7 @@ def three(family: str, dtypes: tuple[torch.dtype, ...]) -> tuple[list[Any], dict
     """Members of these dtypes, and a prompt with a picture in float32."""
     if family == "lfm3_vl":
         models = [architecture_sight.build(family, seed) for seed in (1, 2, 3)]
-        inputs = architecture_sight.prompts(models[0], [3], *architecture_sight.picture(models[0]))
+        inputs = architecture_sight.prompts(models[0], [3], architecture_sight.picture(models[0]))
     else:
         models, inputs = [seeing(family, seed) for seed in (1, 2, 3)], shown(family, (1,), (3,)).inputs
     return [copy.deepcopy(each).to(dtype) for each, dtype in zip(models, dtypes, strict=True)], inputs

@@ -3,7 +3,7 @@ Rules for the strength at every token, on the replication's worlds: which of the
 
     python examples/replication/rules/run.py            # five seeds: trains what is missing, chooses, asks
     python examples/replication/rules/run.py --processes 2    # the same numbers, seeds side by side
-    python examples/replication/rules/run.py --quick    # seconds: sees that everything runs, and says nothing else
+    python examples/replication/rules/run.py --quick    # minutes: sees that everything runs, and says nothing else
 
 Options of rules, constants and truncations are chosen on the validation people of the first seed, and so is the rule that is recommended;
 all are then frozen, and the test people of all seeds are asked once. Nothing is done twice: there is a file for every seed and row in the
