@@ -33,6 +33,7 @@ from hf_eft.units import common_units
 
 _NEW = 96
 _BATCH = 24
+_DEEP = 4
 _SHARED = 0.6  # of the tokenizer's merges
 
 
@@ -55,9 +56,27 @@ def cut_down(tokenizer: Any, keep: Any) -> Any:
     return smaller
 
 
-def variants() -> dict[str, tuple[EFTForCausalLM, Any]]:
-    """By name, the family with these tokenizers, and what prompts are written with."""
-    base, tuned, reference, whole = tiny.load()
+def deeper(model: Any, times: int) -> Any:
+    """A model that says the same at so many times the cost: behind each of its layers are others that add nothing."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers *= times
+    made = type(model)(config).to(model.dtype).eval()
+    for i, layer in enumerate(made.model.layers):
+        layer.load_state_dict(model.model.layers[i // times].state_dict())
+        if i % times:
+            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                torch.nn.init.zeros_(weight)
+    for name in ("embed_tokens", "norm"):
+        getattr(made.model, name).load_state_dict(getattr(model.model, name).state_dict())
+    made.lm_head.load_state_dict(model.lm_head.state_dict())
+    made.generation_config = model.generation_config
+    return made
+
+
+def variants(times: int = 1) -> dict[str, tuple[EFTForCausalLM, Any]]:
+    """By name, the family with these tokenizers and so many times its layers, and what prompts are written with."""
+    *members, whole = tiny.load()
+    base, tuned, reference = [deeper(member, times) if times > 1 else member for member in members]
     few = cut_down(whole, lambda share, rank: share < _SHARED)
     even = cut_down(whole, lambda share, rank: share < _SHARED or rank % 2 == 0)
     odd = cut_down(whole, lambda share, rank: share < _SHARED or rank % 2 == 1)
@@ -103,17 +122,20 @@ def by_bytes() -> EFTForCausalLM:
     )
 
 
-def times(questions: Sequence[tiny.Question], rounds: int) -> dict[str, Any]:
+def times(questions: Sequence[tiny.Question], rounds: int, deep: int = 1) -> dict[str, Any]:
     """Time per token, as a ratio to one shared tokenizer in the same round. What bytes write is counted in tokens of that tokenizer."""
-    made, spelled, speaker = variants(), by_bytes(), ByteTokenizer()
+    made, spelled, speaker = variants(deep), by_bytes() if deep == 1 else None, ByteTokenizer()
     few = made["one shared tokenizer"][1]
-    ratios: dict[str, list[float]] = {name: [] for name in [*made, "bytes"]}
+    ratios: dict[str, list[float]] = {name: [] for name in [*made, *(["bytes"] if spelled else [])]}
     for _ in range(rounds + 1):  # the first warms up
         seconds = {name: timed(model, cutter, questions)[0] for name, (model, cutter) in made.items()}
-        step, texts = timed(spelled, speaker, questions)
-        ends = 1  # the end of a text is written too
-        written = sum(len(text.encode()) + ends for text in texts), sum(len(few(text)["input_ids"]) + ends for text in texts)
-        seconds["bytes"] = step * written[0] / written[1]
+        if spelled is not None:
+            step, texts = timed(spelled, speaker, questions)
+            ends = 1  # the end of a text is written too
+            written = [
+                sum(len(text.encode()) + ends for text in texts), sum(len(few(text)["input_ids"]) + ends for text in texts),
+            ]  # fmt: skip
+            seconds["bytes"] = step * written[0] / written[1]
         for name, value in seconds.items():
             ratios[name].append(value / seconds["one shared tokenizer"])
     return {
@@ -193,6 +215,8 @@ def main() -> None:
     questions = random.Random(2).sample(tiny.questions(), args.questions)
     about = {"machine": machine(), "date": date.today().isoformat()}
     by_rows = {f"rows: {rows}": times(questions[:rows], args.rounds) for rows in (1, args.compared)}
+    for rows in (1, args.compared):
+        by_rows[f"rows: {rows}, {_DEEP} times the layers"] = times(questions[:rows], args.rounds // _DEEP, _DEEP)
     found = {"time per token, one shared tokenizer is 1": {**about, "rounds": args.rounds, **by_rows}}
     if args.only_times:
         args.output.write_text(json.dumps(json.loads(args.output.read_text()) | found, indent=1) + "\n")
