@@ -51,8 +51,10 @@ the form that the processor of its type makes. A type that is refused as a membe
 | | |
 |---|---|
 | types | {types} |
-| held with a picture | {made} |
 | exact in everything | {exact} |
+| exact in some, refused or failing alone in others | {some} |
+| exact in nothing: refused, or failing alone | {none} |
+| not made (below) | {unmade} |
 | results that are wrong | {wrong} |
 | results that are another library's error | {foreign} |
 """.replace("{fails}", FAILS)
@@ -161,10 +163,20 @@ def pictures(seen: list[dict[str, Any]], notes: Notes) -> list[str]:
         f"| `{each['type'].removesuffix(SUFFIX)}` | " + " | ".join(notes.cell(each, strategy) for strategy in SEEN) + " |"
         for each in made
     ]
-    exact = sum({held["result"] for held in each["held"]} == {"exact"} for each in made)
+    found = [{held["result"] for held in each["held"]} for each in made]
+    exact = sum(each == {"exact"} for each in found)
+    some = sum("exact" in each for each in found) - exact
     unmade = [f"- `{each['type'].removesuffix(SUFFIX)}`: {each['unmade'][:400]}" for each in seen if "unmade" in each]
     return [
-        SEEING.format(types=len(seen), made=len(made), exact=exact, wrong=counts["wrong"], foreign=counts["foreign"]),
+        SEEING.format(
+            types=len(seen),
+            exact=exact,
+            some=some,
+            none=len(made) - exact - some,
+            unmade=counts["not made"],
+            wrong=counts["wrong"],
+            foreign=counts["foreign"],
+        ),
         f"| type | {' | '.join(SEEN)} |\n|{'---|' * (len(SEEN) + 1)}\n" + "\n".join(rows) + "\n",
         *(["### Not held with a picture\n\n" + "\n".join(unmade) + "\n"] if unmade else []),
     ]

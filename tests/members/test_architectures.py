@@ -339,7 +339,10 @@ def test_the_committed_page_has_every_type_and_nothing_wrong() -> None:
         of_pictures = [each for each in sections if each.startswith("With a picture")]
         text, seen = (
             set(re.findall(r"^(?:\||-) `([^`]+)`", "".join(part), flags=re.M))
-            for part in ([each for each in sections if each not in of_pictures], of_pictures)
+            for part in (
+                [each for each in sections if each not in of_pictures and not each.startswith("Set aside")],
+                of_pictures,
+            )
         )
         assert text == set(TYPES)
         assert {f"{name}{architecture_sight.SUFFIX}" for name in seen} == set(architecture_sight.TYPES)
