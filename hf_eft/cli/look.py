@@ -20,6 +20,13 @@ def check(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or Hub id.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Folder or Hub id.")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="Folder or Hub id.")],
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            help="For members with different tokenizers, how they are to be combined: tokens, bytes or auto.",
+            metavar="tokens|bytes|auto",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Do these models go together? Looks at configurations and tokenizers; loads no weights. Exits with 1 if something is refused."""
@@ -27,9 +34,12 @@ def check(
 
     from ..hub.compatibility import check_members
     from ..programs.report import findings_table
+    from ..units.members import VOCABULARIES
 
+    if vocabulary not in (None, *VOCABULARIES):
+        raise typer.BadParameter(f"expected {', '.join(VOCABULARIES)}, got {vocabulary!r}", param_hint="--vocabulary")
     with notes.status("Reading configurations and tokenizers"):
-        findings = check_members({"base": base, "tuned": tuned, "reference": reference})
+        findings = check_members({"base": base, "tuned": tuned, "reference": reference}, vocabulary)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

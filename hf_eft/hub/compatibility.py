@@ -14,8 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from ..members.auto import auto_class
 from ..members.vocabulary import Vocabulary, end_tokens
 from ..units import choose
+from ..units.members import check_vocabulary
 
 Level = Literal["ok", "note", "refused"]
+_BY = {"tokens": "by tokens", "bytes": "byte by byte, at a cost"}
 _SHOWN = 5  # tokens that only some members know
 
 
@@ -37,16 +39,22 @@ class _Card:
     generation: Any
 
 
-def check_members(members: Mapping[str, str]) -> list[Finding]:
+def check_members(members: Mapping[str, str], vocabulary: str | None = None) -> list[Finding]:
     r"""
     Look at configurations and tokenizers of the members of a combination.
 
     Args:
         members (`Mapping[str, str]`): By member, in order, a folder or an id on the Hub. Nothing of it is executed.
+        vocabulary (`str`, *optional*):
+            `"tokens"`, `"bytes"` or `"auto"`, in which members with different tokenizers are to be combined. Without, they are refused.
 
     Returns:
         `list[Finding]`: Vocabularies, special tokens, chat templates, context lengths, dtypes, memory. What is `"refused"` is an error.
+
+    Raises:
+        `ValueError`: If there is no such vocabulary.
     """
+    check_vocabulary(vocabulary)
     findings: list[Finding] = []
     cards = {}
     for name, where in members.items():
@@ -58,7 +66,7 @@ def check_members(members: Mapping[str, str]) -> list[Finding]:
         findings += _model(name, where, cards[name])
     if len(cards) < len(members):
         return findings
-    findings += _vocabularies(cards)
+    findings += _vocabularies(cards, vocabulary)
     findings += _ends(cards)
     findings += _templates(cards)
     findings += _numbers(cards)
@@ -85,12 +93,14 @@ def _model(name: str, where: str, card: _Card) -> list[Finding]:
     return [Finding(name, "ok", f"{kind}, {_size(_parameters(card.config))} parameters")]
 
 
-def _vocabularies(cards: Mapping[str, _Card]) -> list[Finding]:
+def _vocabularies(cards: Mapping[str, _Card], vocabulary: str | None) -> list[Finding]:
     widths = {name: int(card.config.get_text_config(decoder=True).vocab_size) for name, card in cards.items()}
     tokenizers = {name: card.tokenizer for name, card in cards.items()}
     try:
         Vocabulary(widths, tokenizers)
     except ValueError as error:
+        if vocabulary is not None:
+            return [_combined(tokenizers, vocabulary)]
         return [Finding("vocabulary", "refused", str(error)), *_another(tokenizers)]
     found = [Finding("vocabulary", "ok", "every token has one id; " + _listed(widths, "rows in the embedding table"))]
     known = {name: set(tokenizer.get_vocab()) for name, tokenizer in tokenizers.items()}
@@ -109,13 +119,26 @@ def _vocabularies(cards: Mapping[str, _Card]) -> list[Finding]:
     return found
 
 
+def _combined(tokenizers: Mapping[str, Any], vocabulary: str) -> Finding:
+    """Whether members whose tokens differ can be combined in the vocabulary that is asked for, and what becomes of them."""
+    try:
+        choice = choose(tokenizers)
+    except ValueError as error:
+        return Finding("vocabulary", "refused", str(error))
+    if vocabulary == "tokens" and choice.units is None:
+        return Finding("vocabulary", "refused", f"members' tokenizers differ, and have no units in common: {choice.reason}")
+    taken = choice.vocabulary if vocabulary == "auto" else vocabulary
+    text = f"members' tokenizers differ, and are combined {_BY[str(taken)]}: {choice.reason}"
+    return Finding("vocabulary", "ok" if taken in (choice.vocabulary, "bytes") else "note", text)
+
+
 def _another(tokenizers: Mapping[str, Any]) -> list[Finding]:
     """How members whose tokens differ can be combined."""
     try:
         choice = choose(tokenizers)
     except ValueError as error:
         return [Finding("tokenizers", "refused", str(error))]
-    by = "by tokens" if choice.vocabulary == "tokens" else "byte by byte, at a cost"
+    by = _BY[str(choice.vocabulary)]
     text = (
         f"members' tokenizers differ; `from_models(..., tokenizers=..., vocabulary='auto')` combines them {by}: {choice.reason}"
     )

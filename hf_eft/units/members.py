@@ -27,6 +27,12 @@ from .speaker import unit_tokenizer
 VOCABULARIES = ("tokens", "bytes", "auto")
 
 
+def check_vocabulary(vocabulary: str | None) -> None:
+    """Raise a `ValueError` if members cannot be asked for in such a vocabulary."""
+    if vocabulary not in (None, *VOCABULARIES):
+        raise ValueError(f"`vocabulary` must be {', '.join(map(repr, VOCABULARIES))} or None, got {vocabulary!r}.")
+
+
 def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> tuple[str | None, CommonUnits | None]:
     r"""
     The vocabulary in which members are combined, and its units, if these were found on the way: `"auto"` is what
@@ -35,8 +41,7 @@ def chosen(vocabulary: str | None, tokenizers: Mapping[str, Any] | None) -> tupl
     Raises:
         `ValueError`: If there is no such vocabulary, or there are no tokenizers to choose by.
     """
-    if vocabulary is not None and vocabulary not in VOCABULARIES:
-        raise ValueError(f"`vocabulary` must be {', '.join(map(repr, VOCABULARIES))} or None, got {vocabulary!r}.")
+    check_vocabulary(vocabulary)
     if vocabulary != "auto":
         return vocabulary, None
     if not tokenizers:

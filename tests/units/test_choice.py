@@ -81,6 +81,27 @@ def test_what_is_chosen_and_why(name: str, tmp_path: Path) -> None:
     assert [finding.level for finding in told] == ["note"]
     assert told[0].text.endswith(by + choice.reason)
     assert [finding.subject for finding in findings if finding.level == "refused"] == ["vocabulary"], "said once"
+    for asked in ("auto", "tokens", "bytes"):
+        findings = check_members(folders, asked)
+        [found] = [finding for finding in findings if finding.subject == "vocabulary"]
+        if asked == "tokens" and choice.units is None:
+            assert found.level == "refused" and choice.reason in found.text
+            continue
+        taken = vocabulary if asked == "auto" else asked
+        level = "note" if (vocabulary, taken) == ("bytes", "tokens") else "ok"  # units may then differ between members
+        by = {"tokens": "are combined by tokens: ", "bytes": "are combined byte by byte, at a cost: "}[taken]
+        assert (found.level, found.text) == (level, "members' tokenizers differ, and " + by + choice.reason)
+        assert all(finding.level != "refused" for finding in findings)
+
+
+def test_the_command_goes_by_the_vocabulary() -> None:
+    places = [str(tiny.path(name)) for name in ("base", "second_tuned", "second_reference")]
+    assert CliRunner().invoke(app, ["check", *places]).exit_code == 1
+    done = CliRunner().invoke(app, ["check", *places, "--vocabulary", "auto", "--json"])
+    assert done.exit_code == 0 and "are combined byte by byte, at a cost" in done.output
+    assert CliRunner().invoke(app, ["check", *places, "--vocabulary", "letters"]).exit_code == 2
+    with pytest.raises(ValueError, match="`vocabulary` must be 'tokens', 'bytes', 'auto' or None, got 'letters'"):
+        check_members(dict(zip(("base", "tuned", "reference"), places, strict=True)), "letters")
 
 
 def test_the_command_says_so() -> None:
