@@ -68,7 +68,8 @@ def _seeded():
 @pytest.fixture(scope="module", autouse=True)
 def _shared_models_stay_as_they_are():
     yield
-    assert not changed(), "tests of this module change settings that all tests of a process share"
+    told = changed()
+    assert not told, f"tests of this module change settings that all tests of a process share: {told}"
 
 
 @pytest.fixture(scope="module")

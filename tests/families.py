@@ -129,9 +129,17 @@ def remember(name: str, model: Any) -> Any:
     return model
 
 
-def changed() -> list[str]:
-    """The shared models whose settings some test has changed."""
-    return [name for name, (model, settings) in SHARED.items() if vars(model.generation_config) != settings]
+def changed() -> dict[str, Any]:
+    """By shared model the settings that some test has changed, which are put back."""
+    found = {}
+    for name, (model, settings) in SHARED.items():
+        now = vars(model.generation_config)
+        if told := {key: now.get(key) for key in {*now, *settings} if now.get(key) != settings.get(key)}:
+            found[name] = told
+            model.generation_config = copy.deepcopy(model.generation_config)
+            vars(model.generation_config).clear()
+            vars(model.generation_config).update(copy.deepcopy(settings))
+    return found
 
 
 @functools.cache
