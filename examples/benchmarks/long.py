@@ -150,7 +150,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     drafts.plot([point["position"] / 1024 for point in result["drafts"]], kept, color=plots.colour("combined"))
     times.set(title="Time per token", ylabel="ms", ylim=(0, None))
     beside.set(title="Of it beside the members' forwards", ylabel="ms", ylim=(0, None))
-    memory.set(title="Memory beyond the caches", ylabel="MB")
+    memory.set(title="Memory beyond the caches", ylabel="MB since the start")
     drafts.set(title="Drafted tokens that were kept", ylabel="share", ylim=(0, 1))
     for panel in (times, beside, memory, drafts):
         panel.set_xlabel("position, thousands of tokens")
