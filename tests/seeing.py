@@ -121,7 +121,7 @@ def make(family: str, seed: int, **text: Any) -> Any:
 @functools.cache
 def seeing(family: str, seed: int) -> Any:
     """Like `make`, made once: for tests that leave the model as it is."""
-    return remember(f"{family} {seed}", make(family, seed))
+    return remember(f"{family} {seed}, which sees", make(family, seed))
 
 
 @dataclass

@@ -11,7 +11,7 @@ import typer
 from ..files import check_file, write
 from .app import FAILED, app, console, notes
 from .generate import Prompted, one_prompt
-from .models import Models
+from .models import Models, check_vocabulary
 from .options import with_groups
 
 
@@ -34,10 +34,8 @@ def check(
 
     from ..hub.compatibility import check_members
     from ..programs.report import findings_table
-    from ..units.members import VOCABULARIES
 
-    if vocabulary not in (None, *VOCABULARIES):
-        raise typer.BadParameter(f"expected {', '.join(VOCABULARIES)}, got {vocabulary!r}", param_hint="--vocabulary")
+    check_vocabulary(vocabulary)
     with notes.status("Reading configurations and tokenizers"):
         findings = check_members({"base": base, "tuned": tuned, "reference": reference}, vocabulary)
     if as_json:

@@ -163,8 +163,7 @@ class Models(Composition):
 
     def places(self) -> str | dict[str, str]:
         """The saved combination, or the members by name."""
-        if self.vocabulary not in (None, *VOCABULARIES):
-            raise typer.BadParameter(f"expected {', '.join(VOCABULARIES)}, got {self.vocabulary!r}", param_hint="--vocabulary")
+        check_vocabulary(self.vocabulary)
         if self.model is None:
             return self.members()
         if self.vocabulary is not None:
@@ -209,6 +208,12 @@ class Models(Composition):
         if isinstance(where, str) and (chosen := self.recipe_for(model.members, model.combination.phases)) is not None:
             model.combination = chosen
         return model, tokenizers
+
+
+def check_vocabulary(vocabulary: str | None) -> None:
+    """Refuse a `--vocabulary` that there is not."""
+    if vocabulary not in (None, *VOCABULARIES):
+        raise typer.BadParameter(f"expected {', '.join(VOCABULARIES)}, got {vocabulary!r}", param_hint="--vocabulary")
 
 
 def across(error: TokenizersDifferError) -> str:

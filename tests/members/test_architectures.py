@@ -75,7 +75,10 @@ def test_a_kind_that_sees_is_exact_or_refused(model_type: str) -> None:
     refused = {held["strategy"] for held in found["held"] if held["result"] == "refused"}
     assert refused == SEEING[model_type]
     assert {held["result"] for held in found["held"] if held["strategy"] not in refused} <= {"exact"}
-    assert {held["result"] for held in found["held"]} <= {"exact", "refused", "theirs"}
+    alone = (
+        {"theirs"} if model_type == "inkling_mm_model" else set()
+    )  # whose own `generate` ends in an error with a static cache
+    assert {held["result"] for held in found["held"]} <= {"exact", "refused"} | alone
 
 
 def test_llama4_is_exact_but_for_a_field_that_it_asks_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
