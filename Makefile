@@ -17,7 +17,8 @@ ORACLE = build/vllm-oracle/oracle.json
 VLLM_TEST = HF_EFT=$(abspath $(BIN))/hf-eft EFT_ORACLE=$(abspath $(dir $(ORACLE))) VLLM_CACHE_ROOT=$(abspath build/vllm-cache$(VLLM_VERSION:%=-%)) \
 	PYTHONSAFEPATH=1 $(VLLM)/bin/python -m pytest -q vllm_eft/tests
 # Each process has half of the tests, in their order, and takes of the other's when it is done: what the tests of a file share is made once.
-PYTEST = -m pytest -n 2 --dist worksteal -q
+# Of the dearest tests a share (`tests/sampled.py`); the nightly run has the others.
+PYTEST = -m pytest -n 2 --dist worksteal -q -p sampled
 
 .PHONY: demo dev test lint docs nightly mutations mutants floor rooms newest installed ray quantised real vllm vllm-nightly clean
 
@@ -28,7 +29,7 @@ demo: $(CLI)
 dev: $(DEV)
 
 test: $(DEV)
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) --ignore=tests/project/test_docs.py
 	PYTHONPATH=vllm_eft $(BIN)/python -m pytest -q vllm_eft/tests
 
 lint: $(DEV)
@@ -37,7 +38,9 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# The pages, and every block of code in them and in the docstrings.
 docs: $(DEV)
+	$(BIN)/python -m pytest -n 2 -q tests/project/test_docs.py
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 

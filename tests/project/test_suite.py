@@ -1,4 +1,4 @@
-"""What the suite promises of itself: a test that hangs ends, and `SEED` is every test's."""
+"""What the suite promises of itself: a test that hangs ends, `SEED` is every test's, and what one run leaves out another has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 HANGS = """
@@ -57,3 +60,20 @@ def test_the_seed_is_every_test_s(tmp_path: Path) -> None:
     drawn = first.split("|")[1:]
     assert len(drawn) == 3
     assert all(one != two for one, two in zip(drawn, other.split("|")[1:], strict=True))
+
+
+def test_every_test_of_which_a_share_is_run_is_there() -> None:
+    for test in sampled.SHARES:
+        file, name = test.split("::")
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), test
+
+
+def test_the_nightly_run_has_what_the_short_one_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampled, "SHARES", {"a/test_b.py::test_c": 3, "a/test_b.py::test_d": sampled.NIGHTLY})
+    rows = [f"tests/a/test_b.py::test_c[{number}]" for number in range(10)]
+    others = ["tests/a/test_b.py::test_d", "tests/a/test_b.py::test_e[0]", "tests/a/test_b.py::test_e[1]"]
+    back = sampled.held_back([*rows, *others])
+    assert len(back & set(rows)) == 6 and back - set(rows) == {"tests/a/test_b.py::test_d"}
+    assert back == sampled.held_back([*others, *reversed(rows)])
+    monkeypatch.setattr(sampled, "SEED", sampled.SEED + 1)
+    assert back != sampled.held_back([*rows, *others])
