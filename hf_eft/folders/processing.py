@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoProcessor
 from transformers.utils import logging
 
 from ..files.trust import check_code, read_json
@@ -63,7 +62,7 @@ def load_processing(
     for path in found:
         _check_description(name, path, trust_remote_code)
     try:
-        made = AutoProcessor.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
+        made = transformers.AutoProcessor.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
         if not is_processor(made):
             raise ValueError("it has no image processor")
     except Exception as error:  # what is in a file decides what is raised, and by which library
