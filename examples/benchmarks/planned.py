@@ -1,6 +1,6 @@
 """`hf-eft plan` beside what was measured: peak memory and the time of a token, of five combinations on this machine.
 
-    python examples/benchmarks/planned.py            # about 5 minutes on 2 CPU cores
+    python examples/benchmarks/planned.py            # 5 to 10 minutes on 2 CPU cores
 
 Each combination runs in two processes: one gives freed memory back at once, so that its peak is what was held; the other is timed. The
 plan is made of configurations alone, and of what this machine was measured to do. Writes `planned.json` beside this file.
