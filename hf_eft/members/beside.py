@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .devices import execution_device
+from .devices import execution_device, weights_device
 
 
 class Place(NamedTuple):
@@ -30,7 +30,7 @@ def place_of(model: Any) -> Place:
     """Where a model computes. Of what accelerate offloads, some weights are on `"meta"`, or its map says `"cpu"` or `"disk"`."""
     device = execution_device(model)
     mapped = {str(where) for where in getattr(model, "hf_device_map", {}).values()}
-    away = model.device.type == "meta" or "disk" in mapped or ("cpu" in mapped and device.type != "cpu")
+    away = weights_device(model).type == "meta" or "disk" in mapped or ("cpu" in mapped and device.type != "cpu")
     return Place(device, away)
 
 

@@ -6,6 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
+
+
+def weights_device(module: torch.nn.Module) -> torch.device:
+    """Where a module's first weight is, or where it says that it is. A step asks for it so often that a walk over all modules would count."""
+    if getattr(type(module), "device", None) is PreTrainedModel.device:
+        device: Any = _first(module)
+    else:
+        device = getattr(module, "device", None) or _first(module)
+    if device is None:
+        raise ValueError(f"Expected a model with weights, got a {type(module).__name__} that has none.")
+    return device
+
+
+def _first(module: torch.nn.Module) -> torch.device | None:
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter.device
+    for child in module._modules.values():
+        if child is not None and (found := _first(child)) is not None:
+            return found
+    return None
 
 
 def execution_device(module: torch.nn.Module) -> torch.device:
@@ -13,7 +35,7 @@ def execution_device(module: torch.nn.Module) -> torch.device:
     The device that a module wants its inputs on. Weights that accelerate has offloaded are on `"meta"` between two steps: its hooks know
     where they are brought to.
     """
-    device: Any = getattr(module, "device", None) or next(module.parameters()).device
+    device = weights_device(module)
     if device.type != "meta":
         return device
     for each in module.modules():
