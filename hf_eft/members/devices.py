@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def weights_device(module: torch.nn.Module) -> torch.device:
-    """Where a module's first weight is, or where it says that it is. A step asks for it so often that a walk over all modules would count."""
+    """Where a module's first weight is, or where it says that it is. A step asks so often that a walk over all modules would count."""
     if getattr(type(module), "device", None) is PreTrainedModel.device:
         device: Any = _first(module)
     else:
