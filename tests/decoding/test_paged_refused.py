@@ -28,6 +28,12 @@ def test_members_whose_states_are_not_paged_are_refused(family: str, reason: str
     refused(three(family), reason)
 
 
+def test_layers_that_attend_otherwise_are_refused() -> None:
+    tuned = build("llama", 2, model_type="llama4_text", layer_types=["chunked_attention", "full_attention"], attention_chunk_size=8)
+    assert not getattr(tuned, "_is_stateful", False)
+    refused(EFTForCausalLM.from_models(shared_base(), tuned, shared("llama", 3)), "'tuned'.*chunked_attention layers")
+
+
 def test_heads_of_several_sizes_are_refused() -> None:
     sizes = families.FAMILIES["llama"] | {
         "model_type": "gemma4_text", "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"],
