@@ -56,7 +56,6 @@ SHARES: dict[str, int] = {
     "decoding/test_threads.py::test_a_call_that_begins_in_another_and_ends_after_it_is_as_if_it_were_alone": 3,
     "evaluation/test_evaluation_use.py::test_lm_eval_is_imported_when_it_is_needed": NIGHTLY,
     "files/test_readers.py::test_what_is_read_is_clear_or_refused_clearly": 2,
-    "folders/test_attacks.py::test_the_attack_is_refused": 2,
     "folders/test_saving.py::test_the_folder_brings_it_back": 2,
     "folders/test_written.py::test_any_field_of_a_members_configuration": 4,
     "folders/test_written.py::test_any_field_of_the_configuration": 5,

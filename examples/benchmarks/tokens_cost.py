@@ -1,6 +1,7 @@
 """What combining members of different tokenizers costs by tokens, beside one shared tokenizer and bytes; and what it keeps.
 
-    python examples/benchmarks/tokens_cost.py            # 15 minutes on 2 CPU cores
+    python examples/benchmarks/tokens_cost.py                   # 15 minutes on 2 CPU cores
+    python examples/benchmarks/tokens_cost.py --only "second pair"    # one part again, the others as they are in the file
 
 The embedded family, whose tokenizer is cut down in three ways: one member's tokens are made of another's, or both have more than what they
 share. All write the same units. Processor time of a step, which writes a unit in every row, one variant after the other in every round; by
@@ -17,7 +18,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,23 @@ def second_pair(questions: Sequence[tiny.Question]) -> dict[str, Any]:
     }
 
 
+def all_times(questions: Sequence[tiny.Question], args: argparse.Namespace) -> dict[str, Any]:
+    """Of one row and of a batch, and of members with more layers."""
+    found: dict[str, Any] = {"rounds": args.rounds}
+    for rows in (1, args.compared):
+        found[f"rows: {rows}"] = times(questions[:rows], args.rounds)
+    for rows in (1, args.compared):
+        found[f"rows: {rows}, {_DEEP} times the layers"] = times(questions[:rows], args.rounds // _DEEP, _DEEP)
+    return found
+
+
+PARTS: dict[str, Callable[[Sequence[tiny.Question], argparse.Namespace], dict[str, Any]]] = {
+    "time per token, one shared tokenizer is 1": all_times,
+    "long": lambda questions, args: {"points": long(questions, args.long)},
+    "second pair": lambda questions, args: second_pair(questions),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compared", type=int, default=12, help="questions for the times, in one batch")
@@ -208,28 +226,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--long", type=int, default=2000, help="tokens of the long answer")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--only-times", action="store_true", help="measure the times again, and keep the rest of the file")
+    parser.add_argument("--only", choices=PARTS, help="measure this part again, and keep the rest of the file")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     questions = random.Random(2).sample(tiny.questions(), args.questions)
-    about = {"machine": machine(), "date": date.today().isoformat()}
-    by_rows = {f"rows: {rows}": times(questions[:rows], args.rounds) for rows in (1, args.compared)}
-    for rows in (1, args.compared):
-        by_rows[f"rows: {rows}, {_DEEP} times the layers"] = times(questions[:rows], args.rounds // _DEEP, _DEEP)
-    found = {"time per token, one shared tokenizer is 1": {**about, "rounds": args.rounds, **by_rows}}
-    if args.only_times:
-        args.output.write_text(json.dumps(json.loads(args.output.read_text()) | found, indent=1) + "\n")
-        return
-    results: Mapping[str, Any] = {
-        "command": "python examples/benchmarks/tokens_cost.py",
-        **about,
-        **found,
-        "long": long(questions, args.long),
-        "second pair": second_pair(questions),
-    }
-    print(json.dumps(results, indent=1))
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    results = json.loads(args.output.read_text()) if args.only else {}
+    for part in [args.only] if args.only else PARTS:
+        results[part] = {"machine": machine(), "date": date.today().isoformat(), **PARTS[part](questions, args)}
+        print(json.dumps(results[part], indent=1), flush=True)
+        args.output.write_text(json.dumps({"command": "python examples/benchmarks/tokens_cost.py", **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

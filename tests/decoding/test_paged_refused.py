@@ -29,7 +29,9 @@ def test_members_whose_states_are_not_paged_are_refused(family: str, reason: str
 
 
 def test_layers_that_attend_otherwise_are_refused() -> None:
-    tuned = build("llama", 2, model_type="llama4_text", layer_types=["chunked_attention", "full_attention"], attention_chunk_size=8)
+    tuned = build(
+        "llama", 2, model_type="llama4_text", layer_types=["chunked_attention", "full_attention"], attention_chunk_size=8
+    )
     assert not getattr(tuned, "_is_stateful", False)
     refused(EFTForCausalLM.from_models(shared_base(), tuned, shared("llama", 3)), "'tuned'.*chunked_attention layers")
 
