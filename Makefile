@@ -98,7 +98,7 @@ $(QUANTISED)/.dev: constraints.txt pyproject.toml
 
 # A real model of 135 million weights, which learns on the way: minutes. The package that has it asks for a runtime that nothing here needs.
 real: $(REAL)/.dev
-	$(REAL)/bin/python -m pytest -q -m nightly tests/models/test_real.py
+	$(REAL)/bin/python -m pytest -q -m nightly tests/models/test_real.py tests/models/test_real_tokenizer.py
 
 $(REAL)/.dev: constraints.txt pyproject.toml
 	$(PYTHON) tests/environment.py $(REAL) "$$(sed -n 's/^torch==//p' constraints.txt)"

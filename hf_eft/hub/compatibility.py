@@ -103,6 +103,10 @@ def _vocabularies(cards: Mapping[str, _Card], vocabulary: str | None) -> list[Fi
             return [_combined(tokenizers, vocabulary)]
         return [Finding("vocabulary", "refused", str(error)), *_another(tokenizers)]
     found = [Finding("vocabulary", "ok", "every token has one id; " + _listed(widths, "rows in the embedding table"))]
+    if choose(tokenizers).vocabulary is not None:  # texts are not cut alike
+        if vocabulary is not None:
+            return [_combined(tokenizers, vocabulary)]
+        found += _another(tokenizers)
     known = {name: set(tokenizer.get_vocab()) for name, tokenizer in tokenizers.items()}
     for name, tokens in known.items():
         others = [other for other in known if known[other] < tokens | known[other] and tokens - known[other]]

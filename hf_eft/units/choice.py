@@ -17,7 +17,9 @@ class Choice:
     What `vocabulary="auto"` takes.
 
     Attributes:
-        vocabulary (`str`, *optional*): `None` for members with one tokenizer, `"tokens"` where all members agree on units, else `"bytes"`.
+        vocabulary (`str`, *optional*):
+            `None` for members with one tokenizer, special tokens that only some know aside; `"tokens"` where all members agree on
+            units, else `"bytes"`.
         reason (`str`): Why, for a person.
         units (`CommonUnits`, *optional*): The units, where there are any; they need not be those of the choice.
     """
@@ -55,15 +57,15 @@ def choose(tokenizers: Mapping[str, Any]) -> Choice:
         raise ValueError(
             "Nothing can be chosen without tokenizers, got none: give each member's, `tokenizers={name: tokenizer, ...}`."
         )
-    try:
-        check_tokenizers(tokenizers)
-    except ValueError:
-        pass
-    else:
-        return Choice(None, f"{' and '.join(map(repr, tokenizers))} give every token one id")
+    one = _one_id_for_each(tokenizers)
+    same = Choice(None, f"{' and '.join(map(repr, tokenizers))} give every token one id")
+    if one and _know_alike(tokenizers):
+        return same
     try:
         views = views_of(tokenizers)
     except ValueError as error:
+        if one:
+            return same
         raise ValueError(
             f"The members' tokenizers differ, and they can be combined neither by tokens nor byte by byte. {error} Use members of one "
             "model family, or give `ByteLevelModel(..., token_bytes=...)` as a member."
@@ -71,5 +73,24 @@ def choose(tokenizers: Mapping[str, Any]) -> Choice:
     try:
         units = units_of(views)
     except ValueError as error:
-        return Choice("bytes", str(error))
+        return same if one else Choice("bytes", str(error))
+    if one and not units.exact:
+        return same
     return Choice("tokens" if units.exact else "bytes", units.reason, units)
+
+
+def _one_id_for_each(tokenizers: Mapping[str, Any]) -> bool:
+    try:
+        check_tokenizers(tokenizers)
+    except ValueError:
+        return False
+    return True
+
+
+def _know_alike(tokenizers: Mapping[str, Any]) -> bool:
+    """
+    Whether all know the same tokens of texts. If not, one cuts a prompt into tokens that another has never read, though no id is another's:
+    special tokens that only some know do not matter, as texts are not cut into them.
+    """
+    first, *others = (each.get_vocab().keys() - each.get_added_vocab().keys() for each in tokenizers.values())
+    return all(other == first for other in others)

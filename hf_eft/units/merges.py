@@ -15,6 +15,13 @@ from tokenizers import models
 from ..bytes.tokens import token_bytes
 
 _FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+# What `ByteLevel` splits texts by on its own (`tokenizers`, pre_tokenizers/byte_level.rs).
+_GPT2 = {
+    "type": "Split",
+    "pattern": {"Regex": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"},
+    "behavior": "Isolated",
+    "invert": False,
+}
 _OF_TEXTS = frozenset(bytes([byte]) for byte in range(0xF5) if byte not in (0xC0, 0xC1))  # bytes that occur in UTF-8
 
 Merge = tuple[bytes, bytes]
@@ -136,7 +143,10 @@ def steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
         return []
     if part["type"] == "Sequence":
         return [step for each in part[key] for step in steps(each, key)]
-    return [{name: value for name, value in part.items() if name != "trim_offsets"}]
+    step = {name: value for name, value in part.items() if name != "trim_offsets"}
+    if step.get("use_regex") and not step["add_prefix_space"]:
+        return [_GPT2, {**step, "use_regex": False}]  # as others write the same two steps
+    return [step]
 
 
 def _content(told: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pytest
 import trained_cutters as cutters
 from cutter_pairs import Pair, apart, contained, digits, same, shared
 from families import shared as model
-from tokenizers import decoders
+from tokenizers import decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -20,6 +20,7 @@ from hf_eft import tiny
 from hf_eft.bytes.tokens import ByteTokenizer
 from hf_eft.cli import app
 from hf_eft.hub.compatibility import check_members
+from hf_eft.members.vocabulary import check_tokenizers
 from hf_eft.units import choose
 
 
@@ -92,6 +93,49 @@ def test_what_is_chosen_and_why(name: str, tmp_path: Path) -> None:
         by = {"tokens": "are combined by tokens: ", "bytes": "are combined byte by byte, at a cost: "}[taken]
         assert (found.level, found.text) == (level, "members' tokenizers differ, and " + by + choice.reason)
         assert all(finding.level != "refused" for finding in findings)
+
+
+def test_members_that_cut_texts_into_tokens_not_all_know_are_combined_by_tokens(tmp_path: Path) -> None:
+    merges = cutters.merges_of(cutters.trained("gpt2", 500, 0))
+    pair = {"base": cutters.assembled("gpt2", merges), "tuned": cutters.assembled("gpt2", merges[:120])}
+    check_tokenizers(pair)  # no id is another token's
+    assert choose(pair).vocabulary == "tokens"
+    assert choose({**pair, "tuned": cutters.assembled("gpt2", merges, added=["<tool>"])}).vocabulary is None
+    for member, tokenizer in pair.items():
+        model("llama", 0).config.save_pretrained(tmp_path / member)
+        tokenizer.save_pretrained(tmp_path / member)
+        (tmp_path / member / "model.safetensors").touch()  # nothing reads it
+    folders = {member: str(tmp_path / member) for member in pair}
+    by_subject = {finding.subject: finding for finding in check_members(folders)}
+    assert by_subject["tokenizers"].level == "note" and "combines them by tokens" in by_subject["tokenizers"].text
+    [found] = [finding for finding in check_members(folders, "auto") if finding.subject == "vocabulary"]
+    assert found.level == "ok" and "are combined by tokens" in found.text
+
+
+def test_one_id_for_each_token_suffices_where_nothing_is_proved_of_units() -> None:
+    merges = cutters.merges_of(cutters.trained("gpt2", 500, 0))
+    pair = {"base": cutters.assembled("gpt2", merges), "tuned": cutters.assembled("gpt2", merges[:120], dropout=0.5)}
+    choice = choose(pair)
+    assert choice.vocabulary is None and choice.units is None and "one id" in choice.reason
+
+
+@pytest.mark.parametrize("space", [False, True])
+def test_the_pattern_of_gpt2_is_one_however_it_is_written(space: bool) -> None:
+    merges = cutters.merges_of(cutters.trained("gpt2", 500, 0))
+    written = pre_tokenizers.ByteLevel(add_prefix_space=space)  # its pattern is its own
+    pair = {
+        "base": cutters.assembled("gpt2", merges),
+        "tuned": cutters.assembled("gpt2", merges[:120], shuffled=1, pre_tokenizer=written),
+    }
+    pieces = [
+        [piece for piece, _ in each.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+        for each in pair.values()
+        for text in cutters.texts(0)
+    ]
+    alike = pieces[: len(pieces) // 2] == pieces[len(pieces) // 2 :]
+    assert alike is not space
+    choice = choose(pair)
+    assert choice.vocabulary == ("bytes" if space else "tokens"), choice.reason
 
 
 def test_the_command_goes_by_the_vocabulary() -> None:
