@@ -90,7 +90,9 @@ def _one_id_for_each(tokenizers: Mapping[str, Any]) -> bool:
 def _know_alike(tokenizers: Mapping[str, Any]) -> bool:
     """
     Whether all know the same tokens of texts. If not, one cuts a prompt into tokens that another has never read, though no id is another's:
-    special tokens that only some know do not matter, as texts are not cut into them.
+    added tokens that only some know do not matter, as texts are cut into them only where they are spelled out. (Those of mistral-common
+    list none.)
     """
-    first, *others = (each.get_vocab().keys() - each.get_added_vocab().keys() for each in tokenizers.values())
+    added = {str(token) for each in tokenizers.values() for token in getattr(each, "added_tokens_decoder", {}).values()}
+    first, *others = (each.get_vocab().keys() - added for each in tokenizers.values())
     return all(other == first for other in others)

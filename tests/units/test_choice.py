@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,13 @@ def test_members_that_cut_texts_into_tokens_not_all_know_are_combined_by_tokens(
     assert by_subject["tokenizers"].level == "note" and "combines them by tokens" in by_subject["tokenizers"].text
     [found] = [finding for finding in check_members(folders, "auto") if finding.subject == "vocabulary"]
     assert found.level == "ok" and "are combined by tokens" in found.text
+
+
+def test_tokenizers_that_list_no_added_tokens_are_compared_by_all() -> None:
+    """As mistral-common's do not."""
+    ids = {"a": 0, "b": 1}
+    pair: Any = {name: SimpleNamespace(get_vocab=lambda: ids) for name in ("base", "tuned")}
+    assert choose(pair).vocabulary is None
 
 
 def test_one_id_for_each_token_suffices_where_nothing_is_proved_of_units() -> None:
