@@ -75,5 +75,8 @@ def test_the_nightly_run_has_what_the_short_one_leaves_out(monkeypatch: pytest.M
     back = sampled.held_back([*rows, *others])
     assert len(back & set(rows)) == 6 and back - set(rows) == {"tests/a/test_b.py::test_d"}
     assert back == sampled.held_back([*others, *reversed(rows)])
-    monkeypatch.setattr(sampled, "SEED", sampled.SEED + 1)
-    assert back != sampled.held_back([*rows, *others])
+    drawn = set()
+    for seed in range(5):
+        monkeypatch.setattr(sampled, "SEED", seed)
+        drawn.add(frozenset(sampled.held_back([*rows, *others])))
+    assert len(drawn) > 1
