@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..members.auto import auto_class
 from ..members.vocabulary import Vocabulary, end_tokens
-from ..units import choose
+from ..units import Choice, choose
 from ..units.members import check_vocabulary
 
 Level = Literal["ok", "note", "refused"]
@@ -99,14 +99,12 @@ def _vocabularies(cards: Mapping[str, _Card], vocabulary: str | None) -> list[Fi
     try:
         Vocabulary(widths, tokenizers)
     except ValueError as error:
-        if vocabulary is not None:
-            return [_combined(tokenizers, vocabulary)]
-        return [Finding("vocabulary", "refused", str(error)), *_another(tokenizers)]
+        return _differing(tokenizers, vocabulary, str(error))
     found = [Finding("vocabulary", "ok", "every token has one id; " + _listed(widths, "rows in the embedding table"))]
-    if choose(tokenizers).vocabulary is not None:  # texts are not cut alike
+    if (choice := choose(tokenizers)).vocabulary is not None:  # texts are not cut alike
         if vocabulary is not None:
-            return [_combined(tokenizers, vocabulary)]
-        found += _another(tokenizers)
+            return [_combined(choice, vocabulary)]
+        found.append(_another(choice))
     known = {name: set(tokenizer.get_vocab()) for name, tokenizer in tokenizers.items()}
     for name, tokens in known.items():
         others = [other for other in known if known[other] < tokens | known[other] and tokens - known[other]]
@@ -123,12 +121,18 @@ def _vocabularies(cards: Mapping[str, _Card], vocabulary: str | None) -> list[Fi
     return found
 
 
-def _combined(tokenizers: Mapping[str, Any], vocabulary: str) -> Finding:
-    """Whether members whose tokens differ can be combined in the vocabulary that is asked for, and what becomes of them."""
+def _differing(tokenizers: Mapping[str, Any], vocabulary: str | None, problem: str) -> list[Finding]:
+    """Of members some of whose tokens have several ids: whether and how they can be combined."""
+    refused = [Finding("vocabulary", "refused", problem)] if vocabulary is None else []
     try:
         choice = choose(tokenizers)
     except ValueError as error:
-        return Finding("vocabulary", "refused", str(error))
+        return [*refused, Finding("tokenizers" if refused else "vocabulary", "refused", str(error))]
+    return [*refused, _another(choice) if vocabulary is None else _combined(choice, vocabulary)]
+
+
+def _combined(choice: Choice, vocabulary: str) -> Finding:
+    """Whether members whose tokens differ can be combined in the vocabulary that is asked for, and what becomes of them."""
     if vocabulary == "tokens" and choice.units is None:
         return Finding("vocabulary", "refused", f"members' tokenizers differ, and have no units in common: {choice.reason}")
     taken = choice.vocabulary if vocabulary == "auto" else vocabulary
@@ -136,17 +140,13 @@ def _combined(tokenizers: Mapping[str, Any], vocabulary: str) -> Finding:
     return Finding("vocabulary", "ok" if taken in (choice.vocabulary, "bytes") else "note", text)
 
 
-def _another(tokenizers: Mapping[str, Any]) -> list[Finding]:
+def _another(choice: Choice) -> Finding:
     """How members whose tokens differ can be combined."""
-    try:
-        choice = choose(tokenizers)
-    except ValueError as error:
-        return [Finding("tokenizers", "refused", str(error))]
     by = _BY[str(choice.vocabulary)]
     text = (
         f"members' tokenizers differ; `from_models(..., tokenizers=..., vocabulary='auto')` combines them {by}: {choice.reason}"
     )
-    return [Finding("tokenizers", "note", text)]
+    return Finding("tokenizers", "note", text)
 
 
 def _ends(cards: Mapping[str, _Card]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..members.vocabulary import check_tokenizers
 from ..prompts.pictures import tokenizers_of
-from .common import CommonUnits, units_of, views_of
+from .common import CommonUnits, common_units, units_of, views_of
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,14 @@ def choose(tokenizers: Mapping[str, Any]) -> Choice:
         raise ValueError(
             "Nothing can be chosen without tokenizers, got none: give each member's, `tokenizers={name: tokenizer, ...}`."
         )
-    one = _one_id_for_each(tokenizers)
-    same = Choice(None, f"{' and '.join(map(repr, tokenizers))} give every token one id")
-    if one and _know_alike(tokenizers):
-        return same
+    if _one_id_for_each(tokenizers):
+        proved = None if _know_alike(tokenizers) else _proved_units(tokenizers)
+        if proved is not None:
+            return Choice("tokens", proved.reason, proved)
+        return Choice(None, f"{' and '.join(map(repr, tokenizers))} give every token one id")
     try:
         views = views_of(tokenizers)
     except ValueError as error:
-        if one:
-            return same
         raise ValueError(
             f"The members' tokenizers differ, and they can be combined neither by tokens nor byte by byte. {error} Use members of one "
             "model family, or give `ByteLevelModel(..., token_bytes=...)` as a member."
@@ -73,9 +72,7 @@ def choose(tokenizers: Mapping[str, Any]) -> Choice:
     try:
         units = units_of(views)
     except ValueError as error:
-        return same if one else Choice("bytes", str(error))
-    if one and not units.exact:
-        return same
+        return Choice("bytes", str(error))
     return Choice("tokens" if units.exact else "bytes", units.reason, units)
 
 
@@ -96,3 +93,11 @@ def _know_alike(tokenizers: Mapping[str, Any]) -> bool:
     added = {str(token) for each in tokenizers.values() for token in getattr(each, "added_tokens_decoder", {}).values()}
     first, *others = (each.get_vocab().keys() - added for each in tokenizers.values())
     return all(other == first for other in others)
+
+
+def _proved_units(tokenizers: Mapping[str, Any]) -> CommonUnits | None:
+    try:
+        units = common_units(tokenizers)
+    except ValueError:
+        return None
+    return units if units.exact else None

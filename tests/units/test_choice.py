@@ -61,6 +61,15 @@ PAIRS: dict[str, tuple[Callable[[], Pair], str | None, str]] = {
 }
 
 
+def saved(pair: Pair, folder: Path) -> dict[str, str]:
+    """Members with these tokenizers, as far as they are looked at: weights are not read."""
+    for member, tokenizer in pair.items():
+        model("llama", 0).config.save_pretrained(folder / member)
+        tokenizer.save_pretrained(folder / member)
+        (folder / member / "model.safetensors").touch()
+    return {member: str(folder / member) for member in pair}
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_is_chosen_and_why(name: str, tmp_path: Path) -> None:
     make, vocabulary, reason = PAIRS[name]
@@ -68,12 +77,7 @@ def test_what_is_chosen_and_why(name: str, tmp_path: Path) -> None:
     choice = choose(pair)
     assert choice.vocabulary == vocabulary
     assert reason in choice.reason
-    folders = {}
-    for member, tokenizer in pair.items():
-        folders[member] = str(tmp_path / member)
-        model("llama", 0).config.save_pretrained(folders[member])
-        tokenizer.save_pretrained(folders[member])
-        (tmp_path / member / "model.safetensors").touch()  # nothing reads it
+    folders = saved(pair, tmp_path)
     findings = check_members(folders)
     told = [finding for finding in findings if finding.subject == "tokenizers"]
     if vocabulary is None:
@@ -102,11 +106,7 @@ def test_members_that_cut_texts_into_tokens_not_all_know_are_combined_by_tokens(
     check_tokenizers(pair)  # no id is another token's
     assert choose(pair).vocabulary == "tokens"
     assert choose({**pair, "tuned": cutters.assembled("gpt2", merges, added=["<tool>"])}).vocabulary is None
-    for member, tokenizer in pair.items():
-        model("llama", 0).config.save_pretrained(tmp_path / member)
-        tokenizer.save_pretrained(tmp_path / member)
-        (tmp_path / member / "model.safetensors").touch()  # nothing reads it
-    folders = {member: str(tmp_path / member) for member in pair}
+    folders = saved(pair, tmp_path)
     by_subject = {finding.subject: finding for finding in check_members(folders)}
     assert by_subject["tokenizers"].level == "note" and "combines them by tokens" in by_subject["tokenizers"].text
     [found] = [finding for finding in check_members(folders, "auto") if finding.subject == "vocabulary"]
