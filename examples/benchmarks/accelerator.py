@@ -32,10 +32,10 @@ from hf_eft.members.releases import cache_of
 PROMPT = 64
 
 
-def on(device: torch.device, batch: int, backend: str) -> dict[str, Any]:
+def on(device: torch.device, batch: int, backend: str, mode: str = "reduce-overhead") -> dict[str, Any]:
     """Options of `generate` that compile."""
     # A batch of one is compiled for itself, all others together.
-    config = CompileConfig(dynamic=True if batch > 1 else None, backend=backend)
+    config = CompileConfig(dynamic=True if batch > 1 else None, backend=backend, mode=mode)
     if device.type == "cpu":
         config.mode = None
         config._compile_all_devices = True
@@ -55,15 +55,21 @@ class Timer:
         self._wait()
         return time.perf_counter() - start
 
-    def measure(self, systems: dict[str, Callable[[int], Any]]) -> dict[str, dict[str, Any]]:
-        """Milliseconds a step (of all rows) and of a whole call, by system: medians, and the quartiles of the first."""
-        warm: dict[str, float] = {}
-        for name, call in systems.items():
-            warm[name] = self.seconds(call, self.many)
-            print(f"  {name}: compiled in {warm[name]:.0f} s", flush=True)
-        for call in systems.values():  # static caches are as long as the longest so far, of whatever system of a model
+    def warm(self, systems: dict[str, Callable[[int], Any]]) -> dict[str, float]:
+        """Let all systems run until nothing is compiled any more; seconds of the first call, by system."""
+        found: dict[str, float] = {}
+        # A model's static cache is as long as the longest so far, of whatever system: the longest blocks, which come last, go first.
+        for name, call in reversed(systems.items()):
+            found[name] = self.seconds(call, self.many)
+            print(f"  {name}: compiled in {found[name]:.0f} s", flush=True)
+        for call in systems.values():
             self.seconds(call, self.many)
             self.seconds(call, self.few)
+        return found
+
+    def measure(self, systems: dict[str, Callable[[int], Any]]) -> dict[str, dict[str, Any]]:
+        """Milliseconds a step (of all rows) and of a whole call, by system: medians, and the range of the first."""
+        warm = self.warm(systems)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}
         for _ in range(self.repeats):
             for name, call in systems.items():
@@ -77,6 +83,7 @@ class Timer:
                 "whole call, ms": round(1000 * statistics.median(many for many, _ in pairs), 1),
                 "compiled in s": round(warm[name], 1),
             }
+            print(f"  {name}: {json.dumps(results[name])}", flush=True)
         return results
 
     def _wait(self) -> None:
@@ -85,38 +92,53 @@ class Timer:
 
 
 def batch_of(
-    members: dict[str, Any], follows: torch.Tensor, batch: int, blocks: list[int], timer: Timer, backend: str, parts: bool
+    members: dict[str, Any],
+    follows: torch.Tensor,
+    batch: int,
+    blocks: list[int],
+    timer: Timer,
+    options: dict[str, Any],
+    only: str,
 ) -> dict[str, Any]:
-    """The systems at one batch size."""
+    """The systems at one batch size whose names begin with `only`."""
     device, model = timer.device, EFTForCausalLM.from_models(**members)
-    options, prompt = on(device, batch, backend), text(follows, batch, PROMPT, 0.91)
+    prompt = text(follows, batch, PROMPT, 0.91)
     mask = torch.ones_like(prompt)
 
     def system(which: Any, **extra: Any) -> Callable[[int], Any]:
         return lambda tokens: which.generate(prompt, attention_mask=mask, max_new_tokens=tokens, **options, **extra)
 
     systems = {"large alone": system(members["base"])}
-    if parts:
+    if batch == 1:
         systems["small alone"] = system(members["reference"])
     systems["plain"] = system(model)
-    for block in blocks:
+    for block in sorted(blocks):
         systems[f"drafts of {block}"] = system(model, assistant_model=model.tuned, num_assistant_tokens=block)
+    systems = {name: call for name, call in systems.items() if name.startswith(only)}
     results: dict[str, Any] = timer.measure(systems)
-    for block in blocks:
-        systems[f"drafts of {block}"](timer.many)
+    for name in filter(_drafts, systems):
+        systems[name](timer.many)
         report = model.speculation
         accepted = sum(report.accepted) / max(1, sum(report.drafted))
-        results[f"drafts of {block}"] |= {
+        results[name] |= {
             "tokens a round": round(report.tokens_per_round / batch, 2),
             "kept of those looked at": round(accepted, 3),
-            "waits a round": waits(systems[f"drafts of {block}"], (timer.few, timer.many), model, device),
+            "waits a round": waits(systems[name], (timer.few, timer.many), model, device),
         }
-    results["peak over weights and caches"] = memory(
-        model, lambda: system(model, return_dict_in_generate=True)(timer.many), device
-    )
+    if "plain" in systems:
+        results["peak over weights and caches"] = memory(
+            model, lambda: system(model, return_dict_in_generate=True)(timer.many), device
+        )
     if device.type == "cuda":
-        results["profile"] = {name: profile(systems[name], timer.few) for name in ("plain", f"drafts of {blocks[-1]}")}
+        looked = [name for name in systems if name == "plain" or (_drafts(name) and name == [*systems][-1])]
+        results["profile"] = {
+            name: profile(systems[name], (timer.few // 4, timer.few)) for name in looked
+        }  # it takes long for many
     return results
+
+
+def _drafts(name: str) -> bool:
+    return name.startswith("drafts")
 
 
 def waits(call: Callable[[int], Any], tokens: tuple[int, int], model: Any, device: torch.device) -> float | None:
@@ -153,33 +175,39 @@ def memory(model: Any, call: Callable[[], Any], device: torch.device) -> float |
     return round((held + peak) / (held + caches), 3)
 
 
-def profile(call: Callable[[int], Any], tokens: int) -> dict[str, Any]:
-    """How much of a call the accelerator works, how many kernels it runs, and which take most of it."""
+def profile(call: Callable[[int], Any], tokens: tuple[int, int]) -> dict[str, Any]:
+    """What the accelerator does for a token, by a call of many less one of few: how long, in how many kernels, and which take most."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    with profiled(activities=[ProfilerActivity.CUDA]) as found:
-        start = time.perf_counter()
-        call(tokens)
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - start
-    kernels = [event for event in found.key_averages() if event.self_device_time_total > 0]
-    busy = sum(event.self_device_time_total for event in kernels) / 1e6
-    first = sorted(kernels, key=lambda event: -event.self_device_time_total)[:8]
+    found = []
+    for count in tokens:
+        with profiled(activities=[ProfilerActivity.CUDA]) as events:
+            call(count)
+            torch.cuda.synchronize()
+        found.append({event.key: (event.count, event.self_device_time_total / 1e3) for event in events.key_averages()})
+    (few, many), more = found, tokens[1] - tokens[0]
+    kernels = {
+        key: ((count - few.get(key, (0, 0))[0]) / more, (ms - few.get(key, (0, 0.0))[1]) / more)
+        for key, (count, ms) in many.items()
+        if ms > 0
+    }
+    busy = sum(ms for _, ms in kernels.values())
+    first = sorted(kernels, key=lambda key: -kernels[key][1])[:8]
     return {
-        "busy": round(busy / wall, 3),
-        "kernels": sum(event.count for event in kernels),
-        "most": {event.key[:80]: [event.count, round(event.self_device_time_total / 1e6 / busy, 3)] for event in first},
+        "busy, ms a token": round(busy, 3),
+        "kernels a token": round(sum(count for count, _ in kernels.values()), 1),
+        "most": {key[:80]: [round(kernels[key][0], 1), round(kernels[key][1] / busy, 3)] for key in first},
     }
 
 
-def adapter(members: dict[str, Any], follows: torch.Tensor, timer: Timer, backend: str) -> dict[str, Any]:
+def adapter(members: dict[str, Any], follows: torch.Tensor, timer: Timer, options: dict[str, Any]) -> dict[str, Any]:
     """The large model alone, and with an adapter on the small one."""
     from peft import LoraConfig, get_peft_model
 
     tuned = get_peft_model(members["reference"], LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False))
     model = EFTForCausalLM.from_models(members["base"], tuned=tuned)
-    prompt, options = text(follows, 1, PROMPT, 0.91), on(timer.device, 1, backend)
+    prompt = text(follows, 1, PROMPT, 0.91)
 
     def system(which: Any) -> Callable[[int], Any]:
         return lambda tokens: which.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, **options)
@@ -191,11 +219,11 @@ def table(results: dict[str, Any]) -> list[str]:
     """The goals' ratios."""
     lines = []
     for batch, found in results.items():
-        if not batch.startswith("batch"):
+        if not batch.startswith("batch") or not {"large alone", "plain"} <= set(found) or not any(map(_drafts, found)):
             continue
         alone = found["large alone"]["ms a step"]
         plain = found["plain"]["ms a step"]
-        best = min((each for each in found if each.startswith("drafts")), key=lambda each: found[each]["ms a step"])
+        best = min(filter(_drafts, found), key=lambda each: found[each]["ms a step"])
         drafts = found[best]["ms a step"]
         lines.append(
             f"{batch}: plain / large alone (time) {plain / alone:.2f}; {best}: / plain {plain / drafts:.2f}, / large alone "
@@ -218,6 +246,8 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=288)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--backend", default="inductor", help="of `torch.compile`")
+    parser.add_argument("--mode", default="reduce-overhead", help="of `torch.compile`, on an accelerator")
+    parser.add_argument("--only", default="", metavar="BEGINNING", help="systems whose names begin so")
     parser.add_argument("--adapter", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
@@ -233,12 +263,16 @@ def main() -> None:
         "machine": machine(), "date": date.today().isoformat(), "agreement": round(agreement, 3), "prompt": PROMPT,
         "tokens": [args.few, args.many],
     }  # fmt: skip
+
+    def options(batch: int) -> dict[str, Any]:
+        return on(device, batch, args.backend, args.mode)
+
     todo: list[tuple[str, Callable[[], Any]]] = [
-        (f"batch {n}", lambda n=n: batch_of(members, follows, n, args.blocks, timer, args.backend, parts=n == 1))
+        (f"batch {n}", lambda n=n: batch_of(members, follows, n, args.blocks, timer, options(n), args.only))
         for n in args.batches
     ]
     if args.adapter:
-        todo.insert(1, ("adapter", lambda: adapter(members, follows, timer, args.backend)))
+        todo.insert(1, ("adapter", lambda: adapter(members, follows, timer, options(1))))
     for name, run in todo:
         torch.compiler.reset()
         results[name] = run()

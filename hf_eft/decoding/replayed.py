@@ -55,15 +55,19 @@ class Replayed:
         self._recorded = like
         try:
             logits = self._logits(inputs)
-        except torch._dynamo.exc.TorchDynamoException:  # it is no single graph, and nothing of it has run
-            self._recorded = False
-            return self._compiled(**inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:  # it is no single graph, and nothing of it has run
+            said = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            return self._otherwise(f"A step could not be compiled as one graph: {said}", inputs)
         except NotRecorded as error:
-            logger.warning_once(f"{error}. Steps are compiled, and not replayed.")
-            self._recorded = False
-            return self._compiled(**inputs)
+            return self._otherwise(str(error), inputs)
         # What comes after may keep them, and the next step is written over them.
         return CausalLMOutputWithPast(logits=logits.clone(), **{CACHE: inputs[CACHE]})
+
+    def _otherwise(self, reason: str, inputs: Mapping[str, Any]) -> Any:
+        """A step, as are all that follow in this call, without a recording."""
+        logger.warning_once(f"{reason.rstrip('.')}. Steps are compiled, and not replayed.")
+        self._recorded = False
+        return self._compiled(**inputs)
 
     def _logits(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         cache, parts = inputs[CACHE], list(_parts(inputs))

@@ -164,7 +164,9 @@ def check_numbers(coefficients: torch.Tensor, names: Sequence[str], ruled: Colle
 def check_rows(tokens: torch.Tensor, cache: Cache | None) -> None:
     """Raise if a cache holds states of another number of rows than are read."""
     caches: list[Cache] = [] if cache is None else list(cache.members.values()) if isinstance(cache, EFTCache) else [cache]
-    rows = next((count for each in caches if (count := rows_of(each)) is not None), len(tokens))
+    # In plain steps: releases of torch before 2.13 cannot trace a value that is named within a generator.
+    known = [count for count in map(rows_of, caches) if count is not None]
+    rows = known[0] if known else len(tokens)
     if rows != len(tokens):
         raise ValueError(
             f"`cache` holds states of {rows} rows, but {len(tokens)} are read. Pass a cache of the same rows. (From a call "

@@ -44,7 +44,7 @@ def combine(
         `torch.Tensor` of shape `(batch, positions, vocab)`, of that dtype, in a new buffer: not normalised. Without a truncation it
         is the plain sum of the terms, so that a row's constant stays that of the members' logits.
     """
-    is_asked = said is None and bool(combination.rules)
+    is_asked = said is None and len(combination.rules) > 0
     by_name = _log_probs(logits, combination, dtype) if is_asked or combination.truncation is not None else {}
     said = _by_rule(by_name, combination) if said is None else said
     if combination.truncation is None:

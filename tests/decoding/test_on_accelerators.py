@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import adapted
 from families import prompts
 from random_cases import double, random_case
 from transformers import CompileConfig
 
 from hf_eft import EFTForCausalLM, EFTLogitsProcessor
+from hf_eft.decoding.speculative import graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
 
@@ -57,6 +59,21 @@ def test_random_cases_of_plain_decoding_replayed(number: int, options: dict[str,
         torch.manual_seed(number)
         answers.append(model.generate(**inputs, **given, **options, **how).tolist())
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("tuned", ["model", "adapter"])
+def test_every_plain_step_is_replayed(tuned: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens would be the same without."""
+    torch.compiler.reset()
+    small = [adapted("lora")[0]] if tuned == "adapter" else [double("gpt2", 1), double("gpt2", 2)]
+    model = EFTForCausalLM.from_models(double("llama", 0).to("cuda"), *(each.to("cuda") for each in small))
+    calls, run = [], graphs.Recorded.__call__
+    monkeypatch.setattr(graphs.Recorded, "__call__", lambda self, inputs: (calls.append(1), run(self, inputs))[1])
+    static = {"cache_implementation": "static", "compile_config": CompileConfig(backend=backend, mode=None)}
+    model.generate(**moved(dict(prompts("left")), "cuda"), max_new_tokens=12, **static)
+    assert len(calls) == 11
 
 
 def test_threads_record_at_one_time() -> None:

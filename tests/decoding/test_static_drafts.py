@@ -14,7 +14,7 @@ from random_cases import double, random_case
 from transformers import CompileConfig, StaticCache
 
 from hf_eft import EFTForCausalLM
-from hf_eft.decoding.speculative import scoring
+from hf_eft.decoding.speculative import graphs, scoring
 from hf_eft.members import trial
 from hf_eft.members.ragged import RaggedLayer, why_not
 from hf_eft.members.releases import cache_of
@@ -69,6 +69,18 @@ def test_a_call_is_compiled_once(drafter: str) -> None:
     assert graphs[0] == 2 and graphs[1:4] == [0, 0, 0] and graphs[4] <= 3, graphs
     assert model.speculation is not None and set(model.speculation.blocks) <= {0, 1, 2, 4, 8, 16}
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [("reduce-overhead", None), ("max-autotune", "max-autotune-no-cudagraphs"), ("default", "default"), (None, None)],
+)
+def test_a_mode_is_heeded_but_for_graphs_of_its_own(
+    asked: str | None, taken: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator, what is compiled is recorded by us."""
+    monkeypatch.setattr(graphs, "records_on", lambda device: True)
+    assert graphs.Graphs({"mode": asked, "dynamic": None}, torch.device("cpu")).options == {"mode": taken, "dynamic": None}
 
 
 def test_what_processors_say_is_not_compiled() -> None:

@@ -12,6 +12,9 @@ import torch
 # Each model, each set of members and each shape compiles the same few functions anew.
 _VERSIONS = 256
 
+# Modes that record graphs of their own, which wait for guards in Python at every step, and what each asks for besides.
+_RECORDING: dict[Any, str | None] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+
 _one_at_a_time = threading.Lock()  # recordings, of all threads
 
 
@@ -25,8 +28,8 @@ class Graphs:
     """
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
-        # What `mode` would record are graphs of its own, which wait for guards in Python at every step.
-        self.options = {**options, "mode": None} if records_on(device) else dict(options)
+        mode = options.get("mode")
+        self.options = {**options, "mode": _RECORDING.get(mode, mode)} if records_on(device) else dict(options)
         self.records, self._answers_anew = records_on(device), device.type == "cpu" and not records_on(device)
         self._recorded: dict[Hashable, Recorded] = {}
         self._compiled: dict[Hashable, Callable[..., Any]] = {}  # by what has run, which is compiled

@@ -149,7 +149,7 @@ class Scoring:
         return torch.stack([self.pick(scores[:, i], i) for i in range(scores.shape[1])], dim=1)  # (rows, positions)
 
     def _processed_each(self, logits: torch.Tensor, start: int) -> torch.Tensor:
-        if not self.processors:
+        if len(self.processors) == 0:  # in graphs, releases of torch before 2.13 take any list of a class of its own for full
             return logits
         return torch.stack([self.processed(logits[:, i], start + i) for i in range(logits.shape[1])], dim=1)
 
