@@ -24,6 +24,7 @@ TESTS: dict[str, str] = {
     "members/adapters/checks.py": "members/test_adapters.py::test_an_adapter_gives_what_full_models_give",
     "members/adapters/given.py": "members/test_adapters.py::test_an_adapter_gives_what_full_models_give",
     "members/adapters/joint.py": "members/test_adapters.py::test_an_adapter_gives_what_full_models_give",
+    "members/adapters/joint_static.py": "members/test_one_pass.py::test_one_pass_on_static_caches_is_one_graph",
     "members/adapters/stack.py": "members/test_adapters.py::test_an_adapter_gives_what_full_models_give",
     "members/adapters/views.py": "members/test_adapters.py::test_an_adapter_gives_what_full_models_give",
     "analysis/__init__.py": "analysis/test_analysis.py::test_records_are_sums_over_independent_forwards",

@@ -1,9 +1,10 @@
 """What an adapter costs as a member: time per step and memory, against two small models and against PEFT's mixed batches.
 
-    python examples/benchmarks/lora.py            # about 5 minutes on 2 CPU cores
+    python examples/benchmarks/lora.py            # about 10 minutes on 2 CPU cores
 
 A small model and a LoRA adapter on it, one decoding step of both: as one pass (what this library does), one after the other on the same
-weights, as two full models, and as one batch of PEFT's (`adapter_names`). The four are timed in turn. Writes `lora.json` and
+weights, as two full models, and as one batch of PEFT's (`adapter_names`). The four are timed in turn; on static caches, compiled, the first
+three. Writes `lora.json` and
 `lora.png` beside this file.
 """
 
@@ -23,9 +24,10 @@ from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from speed_family import VOCAB, llama
 from timing import in_turn, milliseconds, ratio
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from hf_eft.evaluation import plots
+from hf_eft.members.cache import EFTCache
 from hf_eft.members.members import Members
 from hf_eft.members.releases import CACHE
 
@@ -42,6 +44,26 @@ class Steps:
 
     def __call__(self) -> None:
         self.members.step(self.token, cache=self.cache, use_cache=True, logits_to_keep=1)
+
+
+class StaticSteps:
+    """The same on static caches, compiled."""
+
+    def __init__(self, members: Members, prompt: torch.Tensor, room: int) -> None:
+        config = members.models[members.main].config
+        self.members, self.token = members, prompt[:, -1:]
+        self.cache = EFTCache.attach(StaticCache(config=config, max_cache_len=room), members.distinct_models)
+        self.at = torch.tensor([[prompt.shape[1]]])
+        members.step(prompt, cache=self.cache, use_cache=True, logits_to_keep=1)
+        self.run = torch.compile(self.step, fullgraph=True)
+
+    def step(self, token: torch.Tensor, at: torch.Tensor) -> list[torch.Tensor]:
+        outputs = self.members.step(token, position_ids=at, cache=self.cache, use_cache=True, logits_to_keep=1)
+        return [output.logits for output in outputs.values()]
+
+    def __call__(self) -> None:
+        self.run(self.token, self.at)
+        self.at = self.at + 1
 
 
 class PeftSteps:
@@ -66,7 +88,9 @@ def weights(members: Members) -> int:
 
 
 @torch.no_grad()
-def measure(width: int, targets: str, batch: int, prompt_length: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
+def measure(
+    width: int, targets: str, batch: int, prompt_length: int, rounds: int, dtype: torch.dtype, static: bool = False
+) -> dict[str, Any]:
     small = llama(LAYERS, width).to(dtype)
     tuned, reference = copy.deepcopy(small), copy.deepcopy(small)
     adapter = get_peft_model(small, LoraConfig(r=8, target_modules=TARGETS[targets], init_lora_weights=False)).eval()
@@ -75,18 +99,18 @@ def measure(width: int, targets: str, batch: int, prompt_length: int, rounds: in
     one_by_one = Members({"tuned": adapter}, names)
     one_by_one.stacks = []
     ours, full = Members({"tuned": adapter}, names), Members({"tuned": tuned, "reference": reference})
-    times = in_turn(
-        {
-            "one pass": Steps(ours, prompt),
-            "one after the other": Steps(one_by_one, prompt),
-            "two full models": Steps(full, prompt),
-            "PEFT's mixed batch": PeftSteps(adapter, prompt),
-        },
-        rounds,
-    )
+    by_name = {"one pass": ours, "one after the other": one_by_one, "two full models": full}
+    if static:
+        torch.compiler.reset()
+        room = prompt_length + 2 * rounds + 16
+        systems: dict[str, Any] = {name: StaticSteps(each, prompt, room) for name, each in by_name.items()}
+    else:
+        systems = {name: Steps(each, prompt) for name, each in by_name.items()}
+        systems["PEFT's mixed batch"] = PeftSteps(adapter, prompt)
+    times = in_turn(systems, rounds)
     return {
         "width": width, "layers": LAYERS, "adapter on": targets, "dtype": str(dtype).removeprefix("torch."), "batch": batch,
-        "prompt": prompt_length, "ms": milliseconds(times),
+        "prompt": prompt_length, "static, compiled": static, "ms": milliseconds(times),
         "against two full models": {name: ratio(times, name, "two full models") for name in times},
         "weights / one small model": round(weights(ours) / weights(Members({"tuned": tuned})), 3),
     }  # fmt: skip
@@ -104,18 +128,22 @@ def draw(results: dict[str, Any], path: Path) -> None:
             "PEFT's mixed batch": plots.colour("reference"),
         }
         for i, (name, color) in enumerate(colours.items()):
-            found = [setting["against two full models"][name] for setting in settings]
+            rows = [row for row, setting in enumerate(settings) if name in setting["against two full models"]]
+            found = [settings[row]["against two full models"][name] for row in rows]
             values = [entry["median"] for entry in found]
             spread = [
                 [max(0.0, v - e["quartiles"][0]) for v, e in zip(values, found, strict=True)],
                 [max(0.0, e["quartiles"][1] - v) for v, e in zip(values, found, strict=True)],
             ]
-            places = [row + 0.27 * (i - 1) for row in range(len(settings))]
+            places = [row + 0.27 * (i - 1) for row in rows]
             axes.barh(places, values, 0.25, xerr=spread, color=color, label=name, ecolor="#555555")
         labels = [
-            f"{s['width']} wide, {s['dtype']}, {s['adapter on']}\nbatch {s['batch']}, prompt {s['prompt']}" for s in settings
+            f"{s['width']} wide, {s['dtype']}, {s['adapter on']}\nbatch {s['batch']}, prompt {s['prompt']}"
+            + (", static, compiled" if s["static, compiled"] else "")
+            for s in settings
         ]
         axes.set_yticks(range(len(settings)), labels)
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.axvline(1.0, color="black", linestyle=":")
         axes.set_xlabel("time per step / two full small models (median and quartiles)")
@@ -131,16 +159,23 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # what PEFT says while it makes an adapter
     results: dict[str, Any] = {
-        "machine": machine(), "date": date.today().isoformat(), "command": "python examples/benchmarks/lora.py", "settings": [],
+        "machine": machine(), "threads": torch.get_num_threads(), "date": date.today().isoformat(),
+        "command": "python examples/benchmarks/lora.py", "settings": [],
     }  # fmt: skip
     settings = [
-        (width, targets, batch, 16, torch.float32) for width in (512, 1024) for targets in TARGETS for batch in (1, 4, 16)
+        (width, targets, batch, 16, torch.float32, False)
+        for width in (512, 1024)
+        for targets in TARGETS
+        for batch in (1, 4, 16)
     ]
-    settings += [(512, "all linear layers", batch, 1024, torch.float32) for batch in (1, 4)]
-    settings += [(1024, "all linear layers", batch, 16, torch.bfloat16) for batch in (1, 4)]
-    for width, targets, batch, prompt, dtype in settings:
+    settings += [(512, "all linear layers", batch, 1024, torch.float32, False) for batch in (1, 4)]
+    settings += [(1024, "all linear layers", batch, 16, torch.bfloat16, False) for batch in (1, 4)]
+    settings += [
+        (width, targets, batch, 16, torch.float32, True) for width in (512, 1024) for targets in TARGETS for batch in (1, 4)
+    ]
+    for width, targets, batch, prompt, dtype, static in settings:
         torch.manual_seed(0)
-        results["settings"].append(measure(width, targets, batch, prompt, args.rounds, dtype))
+        results["settings"].append(measure(width, targets, batch, prompt, args.rounds, dtype, static))
         print(json.dumps(results["settings"][-1]), flush=True)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, args.output.with_suffix(".png"))

@@ -27,7 +27,7 @@ from .unread import Unread
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .adapters.joint import Joint
+    from .adapters.stack import AnyJoint, Stack
 
 
 class EFTCache(Cache):
@@ -45,7 +45,7 @@ class EFTCache(Cache):
     """
 
     main_member: str
-    joints: dict[tuple[str, ...], Joint]  # states of members that run as one batch, which their own are views of
+    joints: dict[tuple[str, ...], AnyJoint]  # states of members that run as one batch, which their own are views of
     sibling_caches: dict[str, Cache]
     broken: bool  # a change of it was cut off half way
     uneven: bool  # its rows ended at different tokens, and stand in line on the right
@@ -119,6 +119,22 @@ class EFTCache(Cache):
         """Have a member that was left out of a step read its tokens, `(rows, n)`, before those of the next step that asks it."""
         missed = self.unread.get(name)
         self.unread[name] = Unread(input_ids, position_ids) if missed is None else missed.followed_by(input_ids, position_ids)
+
+    def joint(self, stack: Stack) -> AnyJoint | None:
+        """The states of members that may run as one batch, made where there are none; `None` where there can be none."""
+        joint = self.joints.get(stack.names)
+        # A graph goes on where members began together, on static caches.
+        if joint is None and not torch.compiler.is_compiling() and (joint := stack.joint(self.members)) is not None:
+            self.joints[stack.names] = joint
+        return joint
+
+    def part(self, stack: Stack) -> None:
+        """Members that may run as one batch go on alone."""
+        if torch.compiler.is_compiling():  # on static caches, whose rows that are drafted for are brought into line at the end
+            return
+        joint = self.joints.get(stack.names)
+        if joint is not None and not joint.leave():
+            del self.joints[stack.names]
 
     def check_padding(self, masks: Mapping[str, torch.Tensor | None]) -> None:
         r"""
@@ -200,8 +216,9 @@ class EFTCache(Cache):
             make_even(cache)
         super().reset()
         self.seen_tokens = self.unsettled_tokens = 0
-        for of_a_text in (self.joints, self.positions, self.unread):
+        for of_a_text in (self.positions, self.unread):
             of_a_text.clear()
+        self.joints = {names: joint for names, joint in self.joints.items() if joint.reset()}
         self.padded = frozenset()
         for cache in self.sibling_caches.values():
             cache.reset()
@@ -214,6 +231,7 @@ class EFTCache(Cache):
         self._by_all("batch_select_indices", indices)
 
     def _by_all(self, change: str, how: Any) -> None:
+        self.joints = {names: joint for names, joint in self.joints.items() if joint.leave()}
         with together(self):
             getattr(super(), change)(how)
             for cache in self.sibling_caches.values():

@@ -12,7 +12,6 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from .adapters import resolve
-from .adapters.joint import Joint
 from .adapters.stack import Stack
 from .beside import Started, Work
 from .cache import EFTCache
@@ -26,7 +25,7 @@ from .vocabulary import Vocabulary, width
 # What only the main member is asked for: outputs of the others that nobody would see.
 _MAIN_ONLY = ("output_attentions", "output_hidden_states", "output_router_logits", "return_shared_kv_states")
 
-# Of the passes that members on adapters save by sharing one; measured, 0.54 to 1.01 of them (`examples/benchmarks/lora.py`).
+# Of the passes that members on adapters save by sharing one; measured, 0.47 to 1.01 of them (`examples/benchmarks/lora.py`).
 _SHARED_PASS = 0.75
 
 
@@ -246,14 +245,15 @@ class Members:
         caches = cache.members if cache is not None else {}
         works: list[Work] = []
         stacked: set[str] = set()
-        for stack in self.stacks if not torch.compiler.is_compiling() else ():  # graphs are for static caches, which have none
+        for stack in self.stacks:
             if asked.isdisjoint(stack.names):
                 continue
-            one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, attention_mask, given)
-            alike = len({each.count if (each := missed.get(name)) is not None else 0 for name in stack.names}) == 1
+            joint = cache.joint(stack) if cache is not None else None
+            one_pass = inputs_embeds is None and not any(extra.values()) and stack.fits(caches, joint, attention_mask, given)
+            alike = len({missed[name].count if name in missed else 0 for name in stack.names}) == 1
             if not one_pass or not alike or not asked.issuperset(stack.names):
                 if cache is not None:
-                    cache.joints.pop(stack.names, None)  # members that go on alone need no common states
+                    cache.part(stack)
                 continue
             stacked.update(stack.names)
             theirs = own.get(stack.names[0], {**common, "input_ids": input_ids})  # with what all of them have missed
@@ -261,7 +261,7 @@ class Members:
                 stack.forward,
                 **theirs,
                 caches=caches,
-                joint=cache.joints.setdefault(stack.names, Joint()) if cache is not None else None,
+                joint=joint,
                 use_cache=use_cache,
                 logits_to_keep=kept[stack.names[0]],
             )

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from adapted import PEFT_SAYS, adapted
-from families import shared
+from families import prompts, shared
 from torch import nn
+from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM
 from hf_eft.members.adapters.stack import _product
@@ -82,3 +83,57 @@ def test_members_on_accelerators_begin_before_those_on_the_cpu(monkeypatch: pyte
     monkeypatch.setattr(Member, "forward", lambda member, **given: begun.append(member.name))
     members.step(torch.tensor([[5]]))
     assert begun == ["tuned", "reference", "base"]
+
+
+def test_members_on_static_caches_go_on_in_one_pass() -> None:
+    eft, read = stacked(), []
+    expected = eft.generate(**prompts("left"), max_new_tokens=6)
+    models: dict[str, Any] = {**eft._members.distinct_models, "both": eft._members.stacks[0].member.model}
+    for name, model in models.items():
+        model.register_forward_pre_hook(lambda m, a, k, n=name: read.append(n), with_kwargs=True)
+    for _ in range(2):  # the second call has the cache of the first
+        read.clear()
+        assert torch.equal(eft.generate(**prompts("left"), max_new_tokens=6, cache_implementation="static"), expected)
+        assert read == ["both"] * 6
+
+
+@pytest.mark.parametrize("drafter", ["small combination", "reference"])
+def test_members_that_draft_on_static_caches_share_a_pass_if_they_read_the_same(drafter: str) -> None:
+    model = EFTForCausalLM.from_models(
+        shared("llama", 0), tuned=adapted()[0], alpha=0.5
+    )  # at 1 the reference has no say in drafts
+    expected, read = model.generate(**prompts("left"), max_new_tokens=12), []
+    both, alone = model._members.stacks[0].member.model, (model.tuned, model.reference)
+    for name, each in (("both", both), ("alone", alone[0]), ("alone", alone[1])):
+        each.register_forward_pre_hook(lambda m, a, k, n=name: read.append(n), with_kwargs=True)
+    assistant = model.small_combination if drafter == "small combination" else model.reference
+    for _ in range(2):  # in the first call each of them is tried
+        read.clear()
+        got = model.generate(
+            **prompts("left"),
+            max_new_tokens=12,
+            cache_implementation="static",
+            assistant_model=assistant,
+            num_assistant_tokens=3,
+        )
+        assert torch.equal(got, expected)
+    assert read[0] == "both" and set(read[1:]) == ({"both"} if drafter == "small combination" else {"alone"})
+
+
+def test_one_pass_on_static_caches_is_one_graph() -> None:
+    eft, products = stacked(), []
+    expected = eft.generate(**prompts("left"), max_new_tokens=6)
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        products.append(sum("linear" in str(node.target) for node in graph.graph.nodes if node.op == "call_function"))
+        return graph
+
+    config = CompileConfig(backend=backend, mode=None, fullgraph=True)
+    config._compile_all_devices = True
+    torch.compiler.reset()
+    for _ in range(2):
+        got = eft.generate(**prompts("left"), max_new_tokens=6, cache_implementation="static", compile_config=config)
+        assert torch.equal(got, expected)
+    trunk, low = eft.reference, [name for name, _ in eft.tuned.named_parameters() if ".lora_A." in name]
+    assert products == [sum(type(module) is nn.Linear for module in trunk.modules()) + 2 * len(low)]
+    torch.compiler.reset()

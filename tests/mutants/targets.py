@@ -27,7 +27,7 @@ ROOMS: dict[str, Room] = {
         "errors oracle caches padding recurrent roll_back unusual_members modalities vocabulary members_replaced"
         " members_by_name adapters adapters_given adapters_refused"
         " architectures features logits_process checks trial adapter_references members_cast parts recurrent_states"
-        " learnt tune_learnt one_pass static_drafts quantised_refused devices_at_once sight sight_refused replaced_forwards"
+        " learnt tune_learnt one_pass joint_static static_drafts quantised_refused devices_at_once sight sight_refused replaced_forwards"
         " sight_kinds_refused sight_widths sight_dtypes padding_of_own_prompts unread devices",
         140,
     ),

@@ -20,6 +20,8 @@ class Joint:
     that were changed in between (rolled back, reordered, extended alone) are put together anew.
     """
 
+    compiles = False  # whether a graph may go on from it
+
     def __init__(self) -> None:
         self.cache = DynamicCache()
         self._handed_out: list[dict[str, list[torch.Tensor]]] = []  # by layer
@@ -30,6 +32,18 @@ class Joint:
         if any(getattr(cache, "offloading", False) or len(cache.layers) != len(caches[0].layers) for cache in caches):
             return False
         return all(_alike(layers) for layers in zip(*(cache.layers for cache in caches), strict=True))
+
+    def holds(self, caches: Sequence[Cache]) -> bool:
+        """Whether it can go on from the caches: those that it does not hold are put together anew."""
+        return Joint.fits(caches)
+
+    def leave(self) -> bool:
+        """Some member goes on alone. Returns whether to keep this: such members need no common states."""
+        return False
+
+    def reset(self) -> bool:
+        """All members are empty. Returns whether to keep this."""
+        return False
 
     def gather(self, caches: Sequence[Cache]) -> None:
         """Take the caches' states."""

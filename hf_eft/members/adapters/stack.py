@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..quantised import looks_beside
 from .joint import Joint
+from .joint_static import StaticJoint
 from .views import Adapted, adapter_modules, replace, view_of, without_adapters
 
 # PEFT's layers that add `lora_B(lora_A(x)) * scaling` to what a linear layer returns, the quantised ones included.
 _LINEAR = ("Linear", "Linear4bit", "Linear8bitLt")
 _FEW_ROWS = 4
+
+AnyJoint = Joint | StaticJoint
 
 
 class StackedLinear(nn.Module):
@@ -73,31 +76,42 @@ class Stack:
     def __init__(self, names: tuple[str, ...], member: Any) -> None:
         self.names, self.member = names, member
 
-    def fits(self, caches: Mapping[str, Cache], mask: Any, own: Mapping[str, Any]) -> bool:
+    def fits(self, caches: Mapping[str, Cache], joint: AnyJoint | None, mask: Any, own: Mapping[str, Any]) -> bool:
         """Whether a step can be run as one pass. (The others are run one after the other, to the same effect.)"""
-        if self.member.model.training or isinstance(mask, Mapping) or any(name in own for name in self.names):
+        if self.member.model.training or any(name in own for name in self.names):
             return False
-        return not caches or Joint.fits([caches[name] for name in self.names])
+        # Masks by member are those of static caches, and graphs go on from these.
+        if (isinstance(mask, Mapping) or torch.compiler.is_compiling()) and (joint is None or not joint.compiles):
+            return False
+        return not caches or (joint is not None and joint.holds(self._mine(caches)))
+
+    def joint(self, caches: Mapping[str, Cache]) -> AnyJoint | None:
+        """The states of all of them as one batch, to be kept from step to step; `None` where there can be none."""
+        mine = self._mine(caches)
+        if not any(isinstance(cache, StaticCache) for cache in mine):
+            return Joint()
+        # Models that do not say that they read from static caches are tried on rows of their own.
+        return StaticJoint(mine) if self.member.model._can_compile_fullgraph and StaticJoint.fits(mine) else None
 
     def forward(
         self,
         *,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         position_ids: torch.Tensor | None,
         caches: Mapping[str, Cache],
-        joint: Joint | None,
+        joint: AnyJoint | None,
         use_cache: bool,
         logits_to_keep: int | torch.Tensor,
     ) -> dict[str, CausalLMOutputWithPast]:
         """One step of all of them; each one's output by name."""
-        mine = [caches[name] for name in self.names] if joint is not None else []
+        mine = self._mine(caches) if joint is not None else []
         if joint is not None:
             joint.gather(mine)
         outputs = self.member.forward(
             input_ids=self._tiled(input_ids),
             inputs_embeds=None,
-            attention_mask=self._tiled(attention_mask),
+            attention_mask=self._mask(attention_mask),
             position_ids=position_ids if position_ids is None or position_ids.shape[-2] == 1 else self._tiled(position_ids, -2),
             cache=joint.cache if joint is not None else None,
             use_cache=use_cache,
@@ -108,6 +122,16 @@ class Stack:
             joint.scatter(mine)
         parts = outputs.logits.chunk(len(self.names))
         return {name: CausalLMOutputWithPast(logits=part) for name, part in zip(self.names, parts, strict=True)}
+
+    def _mine(self, caches: Mapping[str, Cache]) -> list[Cache]:
+        return [caches[name] for name in self.names]
+
+    def _mask(self, mask: Any) -> Any:
+        """What all of them see: a mask of rows, or what was made of it for each, which is the same for all, maybe by kind of layer."""
+        if not isinstance(mask, Mapping):
+            return self._tiled(mask)
+        made = mask.get(self.names[0])
+        return {kind: self._tiled(each) for kind, each in made.items()} if isinstance(made, Mapping) else self._tiled(made)
 
     def _tiled(self, values: torch.Tensor | None, rows: int = 0) -> torch.Tensor | None:
         """Values as often as there are members, along the dimension of the rows."""
