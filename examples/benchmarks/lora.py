@@ -4,8 +4,7 @@
 
 A small model and a LoRA adapter on it, one decoding step of both: as one pass (what this library does), one after the other on the same
 weights, as two full models, and as one batch of PEFT's (`adapter_names`). The four are timed in turn; on static caches, compiled, the first
-three. Writes `lora.json` and
-`lora.png` beside this file.
+three. Writes `lora.json` and `lora.png` beside this file.
 """
 
 from __future__ import annotations
