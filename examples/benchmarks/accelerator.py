@@ -130,10 +130,8 @@ def batch_of(
             model, lambda: system(model, return_dict_in_generate=True)(timer.many), device
         )
     if device.type == "cuda":
-        looked = [name for name in systems if name == "plain" or (_drafts(name) and name == [*systems][-1])]
-        results["profile"] = {
-            name: profile(systems[name], (timer.few // 4, timer.few)) for name in looked
-        }  # it takes long for many
+        tokens = timer.few // 4, timer.few  # to profile many takes long
+        results["profile"] = {name: profile(systems[name], tokens) for name in {"plain", [*systems][-1]} & set(systems)}
     return results
 
 

@@ -16,15 +16,12 @@ class RaggedLayer(StaticLayer):
     ends: torch.Tensor  # (rows,): where each row's next token goes; one tensor for all layers of a member
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.write(places_of(self.ends, key_states.shape[-2]), key_states, value_states)
-        return self.keys, self.values
-
-    def write(self, places: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Put states at places, `(rows, n)`, of each row."""
         # Behind the last place nothing is kept: what is drafted there is dropped.
-        places, rows = places.clamp(max=self.max_cache_len - 1), torch.arange(len(places), device=places.device)[:, None]
+        places = places_of(self.ends, key_states.shape[-2]).clamp(max=self.max_cache_len - 1)
+        rows = torch.arange(len(self.ends), device=self.ends.device)[:, None]
         self.keys[rows, :, places] = key_states.transpose(1, 2)
         self.values[rows, :, places] = value_states.transpose(1, 2)
+        return self.keys, self.values
 
 
 def places_of(ends: torch.Tensor, count: int) -> torch.Tensor:
@@ -34,7 +31,7 @@ def places_of(ends: torch.Tensor, count: int) -> torch.Tensor:
 
 def is_ragged(cache: Cache) -> bool:
     """Whether the rows of a cache end at different tokens, so that it counts them by row."""
-    return bool(cache.layers) and isinstance(cache.layers[0], RaggedLayer)
+    return bool(cache.layers) and hasattr(cache.layers[0], "ends")
 
 
 def make_whole(cache: Cache, otherwise: int) -> None:

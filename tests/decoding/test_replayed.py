@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapted import adapted
+from adapted import PEFT_SAYS, adapted
 from families import PAD, prompts
 from random_cases import double, random_case
 from tape import static, taped
@@ -328,8 +328,7 @@ def test_members_on_an_adapter() -> None:
     assert counts.replayed == 7
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
-@pytest.mark.parametrize("kind", ["adapter", *sorted(RECIPES)])
+@pytest.mark.parametrize("kind", [pytest.param("adapter", marks=PEFT_SAYS), *sorted(RECIPES)])
 def test_a_step_is_one_graph_that_the_next_call_has_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By dynamo itself, without anything between two graphs, which is what is recorded; and never as it would be otherwise."""
     torch.compiler.reset()

@@ -16,6 +16,7 @@ from transformers import StaticCache
 from hf_eft import Combination, EFTForCausalLM
 from hf_eft.members.adapters.joint_static import StaticJoint
 from hf_eft.members.cache import EFTCache
+from hf_eft.members.ragged import is_ragged
 from hf_eft.members.releases import cache_of
 
 pytestmark = PEFT_SAYS
@@ -62,6 +63,8 @@ def test_states_are_views_of_one_store_where_one_pass_is_possible(kind: str) -> 
     assert (stores[1] == stores[2]) == (kind == "lora")
     lengths = [int(layer.cumulative_length) for each in cache_of(out).members.values() for layer in each.layers]
     assert len(set(lengths)) == 1
+    for joint in cache_of(out).joints.values():
+        assert int(joint.cache.get_seq_length()) == lengths[0] and not is_ragged(joint.cache)  # so its tokens are counted
 
 
 def test_a_cache_goes_on_in_later_calls_and_copies() -> None:

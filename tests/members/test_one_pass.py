@@ -8,8 +8,8 @@ import pytest
 import torch
 from adapted import PEFT_SAYS, adapted
 from families import prompts, shared
+from tape import static
 from torch import nn
-from transformers import CompileConfig
 
 from hf_eft import Combination, EFTForCausalLM
 from hf_eft.members.adapters.stack import _product
@@ -99,9 +99,8 @@ def test_members_on_static_caches_go_on_in_one_pass() -> None:
 
 @pytest.mark.parametrize("drafter", ["small combination", "reference"])
 def test_members_that_draft_on_static_caches_share_a_pass_if_they_read_the_same(drafter: str) -> None:
-    model = EFTForCausalLM.from_models(
-        shared("llama", 0), tuned=adapted()[0], alpha=0.5
-    )  # at 1 the reference has no say in drafts
+    # (At strength 1 the reference has no say in drafts.)
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=adapted()[0], alpha=0.5)
     expected, read = model.generate(**prompts("left"), max_new_tokens=12), []
     both, alone = model._members.stacks[0].member.model, (model.tuned, model.reference)
     for name, each in (("both", both), ("alone", alone[0]), ("alone", alone[1])):
@@ -128,11 +127,11 @@ def test_one_pass_on_static_caches_is_one_graph() -> None:
         products.append(sum("linear" in str(node.target) for node in graph.graph.nodes if node.op == "call_function"))
         return graph
 
-    config = CompileConfig(backend=backend, mode=None, fullgraph=True)
-    config._compile_all_devices = True
+    options = static()
+    options["compile_config"].backend, options["compile_config"].fullgraph = backend, True
     torch.compiler.reset()
     for _ in range(2):
-        got = eft.generate(**prompts("left"), max_new_tokens=6, cache_implementation="static", compile_config=config)
+        got = eft.generate(**prompts("left"), max_new_tokens=6, **options)
         assert torch.equal(got, expected)
     trunk, low = eft.reference, [name for name, _ in eft.tuned.named_parameters() if ".lora_A." in name]
     assert products == [sum(type(module) is nn.Linear for module in trunk.modules()) + 2 * len(low)]

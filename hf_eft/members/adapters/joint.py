@@ -26,16 +26,14 @@ class Joint:
         self.cache = DynamicCache()
         self._handed_out: list[dict[str, list[torch.Tensor]]] = []  # by layer
 
-    @staticmethod
-    def fits(caches: Sequence[Cache]) -> bool:
-        """Whether the caches hold attention states that grow, layer by layer of one kind and one length."""
+    def holds(self, caches: Sequence[Cache]) -> bool:
+        """
+        Whether it can go on from the caches: they hold attention states that grow, layer by layer of one kind and one length. (Those that
+        it does not have are put together anew.)
+        """
         if any(getattr(cache, "offloading", False) or len(cache.layers) != len(caches[0].layers) for cache in caches):
             return False
         return all(_alike(layers) for layers in zip(*(cache.layers for cache in caches), strict=True))
-
-    def holds(self, caches: Sequence[Cache]) -> bool:
-        """Whether it can go on from the caches: those that it does not hold are put together anew."""
-        return Joint.fits(caches)
 
     def leave(self) -> bool:
         """Some member goes on alone. Returns whether to keep this: such members need no common states."""

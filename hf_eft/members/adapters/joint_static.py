@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
-from ..ragged import RaggedLayer, places_of
+from ..ragged import RaggedLayer
 
 
 class StaticJoint:
@@ -64,7 +64,7 @@ class StaticJoint:
 
 
 class JointLayer(RaggedLayer):
-    """A layer of several members; it counts in theirs."""
+    """A layer of several members, which go on together or, as far as these do, each row where it ends; it counts in theirs."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
         super().__init__(parts[0].max_cache_len)
@@ -75,6 +75,7 @@ class JointLayer(RaggedLayer):
         super().lazy_initialization(key_states, value_states)
         for part, keys, values in zip(self.parts, *self._rows(key_states, value_states), strict=True):
             part.lazy_initialization(keys, values)
+        self.cumulative_length = self.parts[0].cumulative_length
         for part, keys, values in zip(self.parts, *self._rows(self.keys, self.values), strict=True):
             part.keys, part.values = keys, values
             self.views.append((keys, values))
@@ -82,22 +83,16 @@ class JointLayer(RaggedLayer):
                 torch._dynamo.mark_static_address(states)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        count, first = key_states.shape[-2], self.parts[0]
-        if isinstance(first, RaggedLayer):  # every row goes on where it ends, which its readers say
-            ends = torch.cat([first.ends] * len(self.parts))
-            self.write(places_of(ends, count), key_states, value_states)
-            return self.keys, self.values
-        places = torch.arange(count, device=key_states.device) + first.cumulative_length
-        for part in self.parts:
-            part.cumulative_length.add_(count)
-        self.keys.index_copy_(2, places, key_states)
-        self.values.index_copy_(2, places, value_states)
-        return self.keys, self.values
+        if isinstance(self.parts[0], RaggedLayer):
+            return super().update(key_states, value_states)
+        states = StaticLayer.update(self, key_states, value_states)  # counts in the first
+        for part in self.parts[1:]:
+            part.cumulative_length.add_(key_states.shape[-2])
+        return states
 
-    def get_seq_length(self) -> Any:
-        return self.parts[0].get_seq_length()
+    @property
+    def ends(self) -> torch.Tensor:  # type: ignore[override]  # there is none where the parts have none
+        return torch.cat([part.ends for part in self.parts])
 
     def holds(self, layers: Sequence[Any]) -> bool:
         """Whether these are its parts, with the states that they were given."""
