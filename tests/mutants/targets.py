@@ -38,7 +38,7 @@ ROOMS: dict[str, Room] = {
         " paged_refused paged_answers paged_limits"
         " automatic lookup noise given_to_members tokens_left speculative_request recipes vocabulary"
         " small_combination drafts static_drafts sharded devices_at_once pictures sight thinking thinking_drafts ruled"
-        " skipping skipping_refused films thinking_compiled replayed",
+        " skipping skipping_refused films thinking_compiled replayed speculative_ends",
         140,
     ),
     "spelled": Room(

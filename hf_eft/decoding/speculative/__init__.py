@@ -15,6 +15,7 @@ from ..tokens_left import SomethingLeft, refuse_marked
 from .ahead import Aside, Draft, works_beside
 from .clock import Clock
 from .drafting import Drafter
+from .ends import Ends
 from .reading import Reading
 from .schedule import Automatic, Fixed, Report
 from .scoring import Scoring, joined
@@ -55,7 +56,7 @@ class Speculation:
         self.drafters, self.schedule, self.scoring = drafters, schedule, scoring
         self.reading, self.cache = reading, reading.cache
         self.members, self.settings, self.rows = scoring.members, scoring.settings, scoring.rows
-        self.criteria, self.streamer = criteria, streamer
+        self.ends, self.streamer = Ends(criteria, self.rows), streamer
         # Processes that share a member must draft alike: then one clock is everybody's.
         shared = schedule.learns and any(is_sharded(member.model) for member in self.members.distinct.values())
         self._clock = lambda: Clock(self.rows.tokens.device, one_for_all=shared)
@@ -70,7 +71,7 @@ class Speculation:
     def run(self, first: torch.Tensor) -> None:
         """Decode until every row has ended; `first` are the target's logits for the first token, `(rows, vocab)`."""
         scores = self.scoring.processed(first, 0)
-        _, staying, _ = self._advance([0] * self.rows.count, self.scoring.pick(scores, 0), first[:, None], scores[:, None], [])
+        _, staying, _ = self._advance([0] * self.rows.count, self.scoring.pick(scores, 0), first[:, None], scores[:, None])
         while staying:
             with together(self.cache):  # members that draft are ahead of the others until these have looked
                 self._keep(staying)
@@ -95,11 +96,11 @@ class Speculation:
             looked = {**read, **self.reading.read(tokens, others, 0)}
         seen = block + bool(more)
         logits, scores = self.scoring.target(looked, 0, seen)  # (rows, seen, vocab)
-        agreed, following = self.scoring.compare(tokens[:, 1 : seen + 1], proposed, scores)
-        (kept,) = self.scoring.look(agreed)
-        kept = [n if i in self.open else -1 for i, n in enumerate(kept)]  # rows that have ended and stay get nothing
-        guessed = [n > block for n in kept]
-        kept = [min(n, block) for n in kept]
+        # Who did not draft is asked what it would have drafted.
+        asked = [each for each in self.drafters if each is not drafter or not block] if self.schedule.learns else []
+        would = self._would(asked, looked, scores[:, :block]) if block else []
+        agreed, following, ending, answers = self._verify(tokens[:, 1 : seen + 1], proposed, scores, block, would)
+        guessed, kept = [n > block for n in agreed], [min(n, block) for n in agreed]
         clock.lap()
 
         whole = [n == block and not more for n in kept]
@@ -112,13 +113,9 @@ class Speculation:
             logits, scores = torch.cat([logits, bonus_logits], dim=1), torch.cat([scores, bonus_scores], dim=1)
             bonus = self.scoring.pick(bonus_scores[:, 0], block)
             following = torch.where(sent(whole, bonus.device), bonus, following)
-        if any(guessed):
-            following = torch.where(sent(guessed, following.device), tokens[:, block + 1], following)
-        # Who did not draft is asked what it would have drafted.
-        asked = [each for each in self.drafters if each is not drafter or not block] if self.schedule.learns else []
-        would = [self.scoring.agreement(each, looked, scores[:, : max(1, block)]) for each in asked]
+            ending, would = None, [] if block else self._would(asked, looked, scores)
         going = len(self.open)
-        appended, staying, agreements = self._advance(kept, following, logits, scores, would)
+        appended, staying, more_answers = self._advance(kept, following, logits, scores, ending, would)
         if sum(guessed) == going == len(staying):
             self._ahead = draft.after(block + 1)
             tokens, drafter_read = tokens[:, : block + 1], block + 1  # it stays ahead of the others
@@ -126,10 +123,32 @@ class Speculation:
             drafter_read = len(draft.read) if more else block + bool(read_all or as_plain)
         self._bring_into_line(drafter, [n - 1 for n in appended], tokens, drafter_read, block + 1)
         clock.lap()
-        by_name = {each.name: values for each, values in zip(asked, agreements, strict=True)}
+        by_name = {each.name: values for each, values in zip(asked, answers or more_answers, strict=True)}
         self.report.ahead += draft.is_ahead
         self._account(draft, block, kept, self._agreed(block, kept, by_name), clock.seconds(), read_all)
         return staying
+
+    def _verify(
+        self, drafted: torch.Tensor, proposed: torch.Tensor, scores: torch.Tensor, block: int, asked: Sequence[torch.Tensor]
+    ) -> tuple[list[int], torch.Tensor, list[list[bool]] | None, list[Any]]:
+        """
+        Compare a block, and perhaps the token after it, `(rows, block or block + 1)`, with the target's scores for them. Returns how many
+        of them every row keeps; the token that follows, `(rows,)`, which is no answer yet where a row keeps a block that is all there is;
+        which of the tokens kept in the block, and whether that token, ends the row; and what was asked besides. All of it is one look.
+        """
+        agreed, following = self.scoring.compare(drafted, proposed, scores)
+        if not block:
+            return [0 if i in self.open else -1 for i in range(len(drafted))], following, None, []
+        if drafted.shape[1] > block:
+            following = torch.where(agreed > block, drafted[:, block], following)
+        ends = self.ends.by_token(torch.cat([drafted[:, :block], following[:, None]], dim=1))
+        counts, ends, *answers = self.scoring.look(agreed, ends, *asked)
+        counts = [n if i in self.open else -1 for i, n in enumerate(counts)]  # rows that have ended and stay get nothing
+        return counts, following, [[*row[: max(n, 0)], row[-1]] for n, row in zip(counts, ends, strict=True)], answers
+
+    def _would(self, asked: Sequence[Drafter], looked: Mapping[str, torch.Tensor], scores: torch.Tensor) -> list[torch.Tensor]:
+        """How each of these drafters would have agreed with the target's scores, `(rows, positions, vocab)`, had it drafted."""
+        return [self.scoring.agreement(each, looked, scores) for each in asked]
 
     # Drafting -----------------------------------------------------------------------------------------------------------
 
@@ -234,19 +253,23 @@ class Speculation:
         following: torch.Tensor,
         logits: torch.Tensor,
         scores: torch.Tensor,
-        asked: Sequence[torch.Tensor],
+        ending: list[list[bool]] | None = None,
+        asked: Sequence[torch.Tensor] = (),
     ) -> tuple[list[int], list[int], list[Any]]:
         """
         Append what was kept and the token that follows; end the rows that a criterion ends, at the token where it does. Returns how many
-        tokens every row got, the places of those that have not ended, and what was asked besides.
+        tokens every row got, the places of those that have not ended, and what was asked besides. `ending`, by row and token, is what
+        tokens alone say, if that is known.
         """
         self.rows.put(sent([max(n, 0) for n in kept], following.device), following)
-        appended = [n + 1 for n in kept]
-        stops = [self.rows.by_length(ahead + 1, lambda ids: self.criteria(ids, None)) for ahead in range(max(appended))]
-        stops, *answers = self.scoring.look(torch.stack(stops), *asked)
+        appended, answers = [n + 1 for n in kept], []
+        if ending is None or self.ends.see_texts:
+            ending, *answers = self.scoring.look(self.ends.behind(max(appended)), *asked)
         staying = list(self.open)
         for i in self.open:
-            if (end := next((n for n in range(1, appended[i] + 1) if stops[n - 1][i]), None)) is not None:
+            length = self.rows.lengths[self.rows.present[i]]
+            ends = (n for n in range(1, appended[i] + 1) if ending[i][n - 1] or self.ends.by_length(length + n))
+            if (end := next(ends, None)) is not None:
                 appended[i] = end
                 staying.remove(i)
         if any(isinstance(processor, SomethingLeft) for processor in self.scoring.processors):

@@ -30,8 +30,14 @@ class Rows:
 
     def put_all(self, values: torch.Tensor) -> None:
         """Write tokens, `(present, n)`, behind each present row."""
-        places = self._ends[:, None] + torch.arange(values.shape[1], device=values.device)
-        self.tokens[self._places[:, None], places] = values
+        self.tokens[self._behind(values.shape[1])] = values
+
+    def behind(self, count: int) -> torch.Tensor:
+        """The tokens that were put behind each present row, `(present, count)`."""
+        return self.tokens[self._behind(count)]
+
+    def _behind(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._places[:, None], self._ends[:, None] + torch.arange(count, device=self._ends.device)
 
     def last(self) -> torch.Tensor:
         """The token that no member has read yet, `(present, 1)`."""
