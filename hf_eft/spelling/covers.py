@@ -60,6 +60,10 @@ class Covers:
         layers = DynamicCache(config=model.config).layers
         return all(type(layer) is DynamicLayer for layer in layers) and reads_padding(model, self.member.device)
 
+    @functools.cached_property
+    def _weights(self) -> int:
+        return sum(weight.numel() for weight in self.member.model.parameters())
+
     @torch.no_grad()
     def read(
         self, after: Sequence[Context | None], tokens: Sequence[Sequence[int]], log_probs: Sequence[float]
@@ -104,7 +108,7 @@ class Covers:
         token, the one before and so on, `(rows, width)` each, and where the states are.
         """
         places = [None if context is None else context.place for context in after]
-        batch, rows, spans = together(places, self.member.model.config, self.pads)
+        batch, rows, spans = together(places, self.member.model.config, self.pads, self._weights)
         counts = [len(ids) for ids in tokens]
         read = np.zeros((batch.rows, max(counts)), dtype=np.int64)
         for row, ids in zip(rows, tokens, strict=True):

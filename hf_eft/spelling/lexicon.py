@@ -83,11 +83,7 @@ class Lexicon:
         of_one = (count == 1).repeat_interleave(count)
         self._one = torch.full((symbols + 1,), self._none)
         self._one[first[of_one]] = ids[of_one]
-        self._several = (
-            symbol[count > 1],
-            ids[~of_one],
-            torch.arange(int((count > 1).sum())).repeat_interleave(count[count > 1]),
-        )
+        self._several = symbol[count > 1], ids[~of_one], count[count > 1]
         if len(self._ends) == 1:
             self._one[-1] = self._ends[0]
 
@@ -116,9 +112,9 @@ class Lexicon:
         tokens, `(rows, width)`.
         """
         following = self.taken(tables, self._one)
-        symbols, ids, groups = self._several
+        symbols, ids, counts = self._several
         if len(symbols):
-            following[:, symbols] = grouped_log_sum(tables.index_select(1, ids).T, groups, len(symbols)).T
+            following[:, symbols] = grouped_log_sum(tables.index_select(1, ids), counts)
         if len(self._ends) > 1:
             following[:, -1] = tables.index_select(1, self._ends).logsumexp(-1)
         return following
@@ -129,9 +125,10 @@ def taken(log_probs: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(log_probs, (0, 1), value=-torch.inf).index_select(1, columns)
 
 
-def grouped_log_sum(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """The log of the sums of what values, `(n, ...)`, are the logs of, by group, `(n,)`: `(count, ...)`."""
-    where = groups.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-    top = values.new_full((count, *values.shape[1:]), -torch.inf).scatter_reduce_(0, where, values, "amax")
+def grouped_log_sum(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The log of the sums of what values, `(rows, n)`, are the logs of, of so many side by side, `(groups,)`: `(rows, groups)`."""
+    lengths = counts.expand(len(values), -1).contiguous()
+    top = torch.segment_reduce(values, "max", lengths=lengths, axis=1, unsafe=True)
     top.clamp_(min=_LEAST)  # where there is none, not the difference of two infinities
-    return torch.zeros_like(top).index_add_(0, groups, (values - top[groups]).exp()).log() + top
+    shares = values.sub(top.repeat_interleave(counts, dim=1, output_size=values.shape[1])).exp_()
+    return torch.segment_reduce(shares, "sum", lengths=lengths, axis=1, unsafe=True).log_().add_(top)

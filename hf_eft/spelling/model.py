@@ -201,7 +201,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         if (going := self._in_lane(ids, seen, cached, cache)) is not None:
             written, lane, tokens = going
             after = self._whole(lambda: lane.step(ids, tokens))
-            self._hold(cast(Cache, cache), ids.numpy(), np.zeros_like(ids.numpy()))
+            self._hold(cast(Cache, cache), ids, torch.zeros_like(ids))
             written.keys, written.seen = held(cast(Cache, cache)), seen
             return after
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
@@ -234,29 +234,31 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
 
     def _asked(self, ids: Any, seen: Any, cached: int, cache: Cache | None, positions: Sequence[int]) -> list[Asked]:
         """What every row asks for. What it read goes into the cache: the ids and, beside each, where the prompt ends."""
-        ids = ids * seen[:, cached:]  # (rows, new)
-        lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
+        ids, positions = ids * seen[:, cached:], list(positions)  # (rows, new)
         before: Written | None = self._written.value if cached and min(positions) == 0 else None
         if cache is not None and before is not None and before.goes_on(cache, seen[:, :cached]):
-            self._hold(cache, ids, np.zeros_like(ids))
+            self._hold(cache, torch.from_numpy(ids), torch.zeros(ids.shape, dtype=torch.long))
             written = before.longer(held(cache), seen, ids)
+            lengths = before.lengths + seen[:, cached:].cumsum(-1)
         else:
-            prompt = lengths[:, cached + min(positions), None] if min(positions) > 0 and self._as_tokens else lengths[:, :1] * 0
+            lengths = seen.cumsum(-1)  # (rows, cached + new): how many ids a row has read
+            first = lengths[:, cached + min(positions), None]
+            prompt = first if min(positions) > 0 and self._as_tokens else np.zeros_like(first)
             if cached == 0:
                 prompt = np.maximum(prompt, self._begun(ids, seen))
-            ends = prompt * seen[:, cached:]
+            ends, lengths = prompt * seen[:, cached:], lengths[:, cached:]
             if cache is not None:
-                ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in self._hold(cache, ids, ends))  # (rows, cached + new)
+                both = self._hold(cache, torch.from_numpy(ids), torch.from_numpy(ends))
+                ids, ends = (each[:, 0, :, 0].cpu().numpy() for each in both)  # (rows, cached + new)
             written = Written.of(None if cache is None else held(cache), seen, ids, ends)
         self._written.value = written
-        wanted = lengths[:, [cached + p for p in positions]].tolist()
+        wanted = lengths[:, positions].tolist()  # of (rows, new)
         return [Asked(*each) for each in zip(written.texts, written.boundaries, wanted, strict=True)]
 
-    def _hold(self, cache: Cache, ids: Any, ends: Any) -> Any:
-        """Put ids and, beside each, where the prompt ends into a cache; returns all that it holds."""
+    def _hold(self, cache: Cache, ids: torch.Tensor, ends: torch.Tensor) -> Any:
+        """Put ids and, beside each, where the prompt ends into a cache, `(rows, new)` both; returns all that it holds."""
         device = held(cache).device if cache.get_seq_length() else self.device
-        shape = (len(ids), 1, -1, 1)
-        return cache.update(*(torch.from_numpy(each).view(shape).to(device) for each in (ids, ends)), 0)
+        return cache.update(*(each[:, None, :, None].to(device) for each in (ids, ends)), 0)
 
     def _begun(self, ids: Any, seen: Any) -> Any:
         """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class _Going:
         """The next symbol to read, below 0 for a special id."""
         if not self.pending:
             self.at += 1
-            self.pending = list(alphabet.spelled(_ids(self.content[_WIDTH * (self.at - 1) : _WIDTH * self.at])[0]))
+            own = self.content[_WIDTH * (self.at - 1) : _WIDTH * self.at]
+            self.pending = list(alphabet.spelled(int.from_bytes(own, sys.byteorder, signed=True)))
         return self.pending.pop(0)
 
 

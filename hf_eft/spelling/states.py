@@ -29,6 +29,7 @@ _WHOLE = (
     LinearAttentionAndSlidingWindowAttentionLayer,
 )
 _SPARSE = 2  # how many columns a batch may have for each that its longest sequence has
+_MOVED = 20  # multiplications by a weight that take as long as moving a number of states to another batch and back
 
 Spans = tuple[tuple[int, int], ...]  # from column to column
 
@@ -51,6 +52,11 @@ class Batch:
     rows: int
     columns: int
 
+    @property
+    def held(self) -> int:
+        """How many numbers its layers hold that hold all tokens."""
+        return sum(layer.keys.numel() + layer.values.numel() for layer in self.cache.layers if type(layer) is DynamicLayer)
+
 
 @dataclass(eq=False, slots=True)
 class Place:
@@ -71,10 +77,11 @@ class Place:
         return replace(self, length=self.length - count, spans=(*self.spans[:-1], (start, end - count)))
 
 
-def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[Batch, list[int], list[Spans]]:
+def together(places: Sequence[Place | None], config: Any, pads: bool, weights: int) -> tuple[Batch, list[int], list[Spans]]:
     """
     A batch of sequences, or of empty ones, the row of each and its columns there: where they are, if they can go on there. Where all
-    layers hold all tokens (`pads`), that is wherever each has a row for itself.
+    layers hold all tokens (`pads`), that is wherever each has a row for itself, unless a model of so many `weights` would take longer to
+    read in vain in the other rows than it takes to move states.
     """
     known = [place for place in places if place is not None]
     if not known:
@@ -82,11 +89,13 @@ def together(places: Sequence[Place | None], config: Any, pads: bool) -> tuple[B
     batch, rows, spans = known[0].batch, [place.row for place in known], [place.spans for place in known]
     longest = max(place.length for place in known)
     if all(place.batch is batch for place in known):
-        alone = len(set(rows)) == len(rows) and 2 * len(rows) >= batch.rows
+        alone, dense = len(set(rows)) == len(rows), batch.columns <= _SPARSE * longest
+        others = batch.rows - len(rows)
+        few = others <= len(rows) or (dense and others * weights <= _MOVED * batch.held)
         whole = rows == list(range(batch.rows)) and all(own == ((0, batch.columns),) for own in spans)
-        if (pads and alone) or whole:
+        if (pads and alone and few) or whole:
             return batch, rows, spans
-        if pads and batch.columns <= _SPARSE * longest:  # columns of nobody stay where they are
+        if pads and dense:  # columns of nobody stay where they are
             cache = DynamicCache(config=config)
             cache.layers = [_changed(layer, lambda get, layer=layer: get(layer)[rows]) for layer in batch.cache.layers]
             return Batch(cache, len(known), batch.columns), list(range(len(known))), spans
@@ -162,9 +171,11 @@ def _full(groups: Sequence[_Group], i: int, count: int) -> DynamicLayer:
     made.lazy_initialization(layers[0].keys, layers[0].values)
     for name in _BY_NAME:
         parts = [getattr(layer, name)[group.rows, :, group.columns] for group, layer in zip(groups, layers, strict=True)]
-        whole = parts[0].new_empty((count, *parts[0].shape[1:]))  # (rows, columns, heads, size)
-        for group, part in zip(groups, parts, strict=True):
-            whole[group.at] = part
+        whole = parts[0]  # (rows, columns, heads, size)
+        if len(groups) > 1:
+            whole = whole.new_empty((count, *whole.shape[1:]))
+            for group, part in zip(groups, parts, strict=True):
+                whole[group.at] = part
         setattr(made, name, whole.transpose(1, 2))
     return made
 

@@ -92,7 +92,11 @@ def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, coun
     ]
     if behind is not None and ended:
         values = behind[[row for _, row, _ in ended]] + tables.new_tensor([weight for *_, weight in ended])[:, None]
-        dense = grouped_log_sum(values, torch.tensor([i for i, *_ in ended]), len(states))
+        texts = torch.tensor([i for i, *_ in ended])  # one after the other
+        if len(ended) > len({i for i, *_ in ended}):
+            texts, counts = texts.unique_consecutive(return_counts=True)
+            values = grouped_log_sum(values.T.contiguous(), counts).T
+        dense[texts] = values
     inside = [
         (i, context, node, context.log_prob - heaviest[i])
         for i, state in enumerate(states)
@@ -110,5 +114,6 @@ def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, coun
 def _add(flat: torch.Tensor, inside: Sequence[tuple[int, Context, Node, float]], count: int) -> None:
     """Add what follows covers whose token has not ended, in place: only the symbols that go on with tokens."""
     values = torch.cat([context.table[node.ids] + weight for _, context, node, weight in inside])
-    places, groups = torch.cat([i * count + node.next for i, _, node, _ in inside]).unique(return_inverse=True)
-    flat[places] = torch.logaddexp(flat[places], grouped_log_sum(values, groups, len(places)))
+    where, order = torch.cat([i * count + node.next for i, _, node, _ in inside]).sort()
+    places, counts = where.unique_consecutive(return_counts=True)
+    flat[places] = torch.logaddexp(flat[places], grouped_log_sum(values[None, order], counts)[0])

@@ -45,6 +45,11 @@ class Written:
         """Whether this is what a cache holds, seen as it was."""
         return cache is not None and held(cache) is self.keys and np.array_equal(seen, self.seen)
 
+    @property
+    def lengths(self) -> Any:
+        """How many ids each row has, `(rows, 1)`."""
+        return np.array([[len(text) // np.dtype(np.int32).itemsize] for text in self.texts])
+
     def longer(self, keys: torch.Tensor, seen: Any, ids: Any) -> Written:
         """The same with more ids behind it, `(rows, new)`, which are no prompt."""
         new = _texts(ids, seen[:, -ids.shape[1] :])

@@ -44,7 +44,7 @@ ROOMS: dict[str, Room] = {
     "spelled": Room(
         "spelling units",
         "bytes bytes_generate bytes_together bytes_tokens units_enumerated units_generate units_prompts units_recipes units_speaker lane"
-        " units_refused choice common_units digits shared_merges tokenizer_kinds",
+        " units_refused choice common_units digits shared_merges tokenizer_kinds states",
         80,
     ),
     "leaves": Room(
