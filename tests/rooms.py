@@ -225,6 +225,7 @@ TESTS: dict[str, str] = {
     "decoding/speculative/clock.py": "decoding/test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
     "decoding/speculative/coupling.py": "decoding/test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
     "decoding/speculative/drafting.py": "decoding/test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
+    "decoding/speculative/accounts.py": "decoding/test_speculative.py::test_random_cases_give_the_tokens_of_plain_decoding",
     "decoding/speculative/ends.py": "decoding/test_speculative_ends.py::test_criteria_see_the_texts_that_there_are",
     "decoding/speculative/graphs.py": "decoding/test_static_drafts.py::test_what_processors_say_is_not_compiled",
     "decoding/replayed.py": "decoding/test_replayed.py::test_a_step_is_one_graph_that_the_next_call_has_too",

@@ -313,7 +313,7 @@ class EFTGenerationMixin(
         speculation.run(outputs.logits[:, -1].to(torch.float32))
         if streamer is not None:
             streamer.end()
-        self._reports.value = speculation.report
+        self._reports.value = speculation.accounts.report
         return speculation.packed(generation_config)
 
     def get_compiled_call(self, compile_config: Any) -> Any:

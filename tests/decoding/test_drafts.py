@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +13,11 @@ from families import build, prompts, shared
 
 from hf_eft import EFTForCausalLM
 from hf_eft.decoding.reader import Reader
-from hf_eft.decoding.speculative import Speculation
+from hf_eft.decoding.speculative.accounts import Accounts
 from hf_eft.decoding.speculative.ahead import Draft
+from hf_eft.decoding.speculative.clock import Clock
 from hf_eft.decoding.speculative.coupling import Noise
 from hf_eft.decoding.speculative.rows import Rows
-from hf_eft.decoding.speculative.schedule import Report
 from hf_eft.decoding.speculative.scoring import Scoring
 from hf_eft.members.members import Members
 
@@ -36,23 +38,61 @@ def test_drafting_stops_where_no_row_is_sure(rows: str) -> None:
 def test_the_clock_s_seconds_are_the_drafters_or_the_others(costs: bool, read_all: bool) -> None:
     """Drafting, verifying, the drafter's last step, and the rest of a round: 1.5, 3.5, 0.5 and 2 seconds."""
     learnt: list[tuple[Any, ...]] = []
-    speculation = Speculation.__new__(Speculation)
-    speculation.report = Report()
-    speculation.schedule = SimpleNamespace(record=lambda *given: learnt.append(given))  # type: ignore[assignment]
+    schedule: Any = SimpleNamespace(learns=True, record=lambda *given: learnt.append(given))
     drafter: Any = SimpleNamespace(name="tuned", costs=costs)
-    draft = Draft(drafter, [])
-    speculation.drafters = [drafter]
-    speculation._account(draft, 3, [3, 1], [[1.0, 0.0]], [1.5, 3.5, 0.5, 2.0], read_all)
+    draft, accounts = Draft(drafter, []), Accounts([drafter], schedule)
+    accounts.add(draft, 3, [3, 1], {}, clock(1.5, 3.5, 0.5, 2.0), read_all)
     step = (1.5 + 0.5) / (4 if read_all else 3) if costs else 0.0
-    assert learnt == [(0, 3, [3, 1], [[1.0, 0.0]], step, 3.5 + 2.0)]
-    report = speculation.report
+    agreed = [[1.0, 1.0, 1.0, 1.0, 0.0]]
+    assert learnt == [(0, 3, [3, 1], agreed, step, 3.5 + 2.0)]
+    report = accounts.report
     assert (report.rounds, report.bonus_steps, report.drafting, report.verifying) == (1, int(read_all), 2.0, 5.5)
     assert (report.blocks, report.drafted, report.accepted) == ([3], [2, 2, 1], [2, 1, 1])
-    speculation._account(draft, 0, [0, 0], [[1.0, 0.0]], [0.0, 4.0, 0.0, 0.5], False)
+    accounts.add(draft, 0, [0, 0], {}, clock(0.0, 4.0, 0.0, 0.5), False)
     assert learnt[-1][-2:] == (0.0, 4.5)
     draft.is_ahead = True  # its time is that of the look before
-    speculation._account(draft, 3, [3, 1], [[1.0, 0.0]], [0.1, 3.5, 0.0, 2.0], False)
-    assert learnt[-1][-2:] == (0.0, 5.5)
+    accounts.add(draft, 3, [3, 1], {}, clock(0.1, 3.5, 0.0, 2.0), False)
+    assert learnt[-1][-2:] == (0.0, 5.5) and report.ahead == 1
+
+
+def clock(*seconds: float, waits: bool = False, asked: Any = None) -> Any:
+    return SimpleNamespace(waits=waits, seconds=lambda: [*seconds, *(asked() or () if asked else ())])
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_times_that_are_waited_for_are_asked_later(learns: bool) -> None:
+    """What does not go by times is told at once: the next block may depend on it."""
+    happened: list[str] = []
+    schedule: Any = SimpleNamespace(learns=learns, record=lambda *given: happened.append("record"))
+    drafter: Any = SimpleNamespace(name="tuned", costs=True)
+    accounts = Accounts([drafter], schedule)
+    slow = clock(1.0, 1.0, 1.0, 1.0, waits=True, asked=lambda: happened.append("waited"))
+    accounts.add(Draft(drafter, []), 3, [3], {}, slow, False)
+    assert happened == ([] if learns else ["record"]) and accounts.report.rounds == 1
+    accounts.settle()
+    accounts.settle()
+    assert happened == (["waited", "record"] if learns else ["record", "waited"])
+    assert accounts.report.drafting == accounts.report.verifying == 2.0
+
+
+@pytest.mark.parametrize("block", [None, 3])
+def test_nothing_waits_for_times_between_looks(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: they are asked directly behind a look, when all is over that they are of."""
+    happened: list[str] = []
+    look, seconds = Scoring.look, Clock.seconds
+    monkeypatch.setattr(Clock, "waits", True)
+    monkeypatch.setattr(Clock, "lap", lambda self: self._laps.append(time.perf_counter()))
+    monkeypatch.setattr(Clock, "_measured", lambda self: [b - a for a, b in zip(self._laps, self._laps[1:], strict=False)])
+    monkeypatch.setattr(Scoring, "look", lambda self, *values: happened.append("look") or look(self, *values))
+    monkeypatch.setattr(Clock, "seconds", lambda self: happened.append("times") or seconds(self))
+    model = EFTForCausalLM.from_models(shared("llama", 0), tuned=shared("llama", 1), reference=shared("llama", 2))
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None}
+    expected = model.generate(**prompts("left"), **options)
+    got = model.generate(**prompts("left"), **options, assistant_model=model.tuned, num_assistant_tokens=block)
+    report = model.speculation
+    assert torch.equal(got, expected) and report is not None and report.verifying > 0
+    assert happened.count("times") == report.rounds and happened[-1] == "times"  # the last round's, when all is over
+    assert all(before == "look" for before, each in pairwise(happened[:-1]) if each == "times")
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(1, 32), (12, 2), (16, 2), (40, 1)])

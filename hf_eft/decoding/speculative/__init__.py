@@ -12,12 +12,13 @@ from ...members.devices import is_sharded, sent
 from ...members.halfway import together
 from ...members.releases import CACHE
 from ..tokens_left import SomethingLeft, refuse_marked
+from .accounts import Accounts
 from .ahead import Aside, Draft, works_beside
 from .clock import Clock
 from .drafting import Drafter
 from .ends import Ends
 from .reading import Reading
-from .schedule import Automatic, Fixed, Report
+from .schedule import Automatic, Fixed
 from .scoring import Scoring, joined
 from .static import drafted, step
 
@@ -63,7 +64,7 @@ class Speculation:
         self._works_beside = {drafter: works_beside(drafter, reading) for drafter in drafters}
         self._aside = Aside(self.rows.tokens.device if any(self._works_beside.values()) else torch.device("cpu"))
         self._ahead: Draft | None = None  # what was drafted while the target looked, and holds
-        self.report = Report()
+        self.accounts = Accounts(self.drafters, schedule)
         self.open = list(range(self.rows.count))  # places, among the rows present, of those that have not ended
         self.scores: list[list[torch.Tensor]] | None = [[] for _ in self.rows.lengths] if keep_scores else None
         self.logits: list[list[torch.Tensor]] | None = [[] for _ in self.rows.lengths] if keep_logits else None
@@ -76,6 +77,7 @@ class Speculation:
             with together(self.cache):  # members that draft are ahead of the others until these have looked
                 self._keep(staying)
                 staying = self._round()
+        self.accounts.settle()
 
     def _round(self) -> list[int]:
         """Draft, verify, keep; returns the rows that have not ended, by their places among those present."""
@@ -124,8 +126,7 @@ class Speculation:
         self._bring_into_line(drafter, [n - 1 for n in appended], tokens, drafter_read, block + 1)
         clock.lap()
         by_name = {each.name: values for each, values in zip(asked, answers or more_answers, strict=True)}
-        self.report.ahead += draft.is_ahead
-        self._account(draft, block, kept, self._agreed(block, kept, by_name), clock.seconds(), read_all)
+        self.accounts.add(draft, block, kept, by_name, clock, read_all)
         return staying
 
     def _verify(
@@ -142,7 +143,7 @@ class Speculation:
         if drafted.shape[1] > block:
             following = torch.where(agreed > block, drafted[:, block], following)
         ends = self.ends.by_token(torch.cat([drafted[:, :block], following[:, None]], dim=1))
-        counts, ends, *answers = self.scoring.look(agreed, ends, *asked)
+        counts, ends, *answers = self._look(agreed, ends, *asked)
         counts = [n if i in self.open else -1 for i, n in enumerate(counts)]  # rows that have ended and stay get nothing
         return counts, following, [[*row[: max(n, 0)], row[-1]] for n, row in zip(counts, ends, strict=True)], answers
 
@@ -227,16 +228,6 @@ class Speculation:
             raise
         return {**begun(), **draft.logits(tokens.shape[1])}
 
-    def _agreed(self, block: int, kept: list[int], would: Mapping[str, list[list[float]]]) -> list[list[float]]:
-        """By drafter, how it agreed with the target at each position that was come to: of who did not draft, how it would have."""
-        if not self.schedule.learns:
-            return []
-        drafted = [float(i < n) for n in kept for i in range(min(n + 1, block))]
-        return [
-            [x for row, n in zip(would[each.name], kept, strict=True) for x in row[: n + 1]] if each.name in would else drafted
-            for each in self.drafters
-        ]
-
     # Common -------------------------------------------------------------------------------------------------------------
 
     def _bring_into_line(
@@ -264,7 +255,7 @@ class Speculation:
         self.rows.put(sent([max(n, 0) for n in kept], following.device), following)
         appended, answers = [n + 1 for n in kept], []
         if ending is None or self.ends.see_texts:
-            ending, *answers = self.scoring.look(self.ends.behind(max(appended)), *asked)
+            ending, *answers = self._look(self.ends.behind(max(appended)), *asked)
         staying = list(self.open)
         for i in self.open:
             length = self.rows.lengths[self.rows.present[i]]
@@ -282,7 +273,7 @@ class Speculation:
                 start = self.rows.lengths[row]
                 self.streamer.put(self.rows.tokens[row, start : start + appended[i]].cpu())
         self.rows.go_on(appended)
-        self.report.tokens += sum(appended)
+        self.accounts.report.tokens += sum(appended)
         return appended, staying, answers
 
     def _keep(self, staying: list[int]) -> None:
@@ -299,25 +290,11 @@ class Speculation:
             drafter.keep(places)
         self.open = list(range(len(staying)))
 
-    def _account(
-        self,
-        draft: Draft,
-        block: int,
-        kept: list[int],
-        agreed: list[list[float]],
-        seconds: Sequence[float],
-        read_all: bool,
-    ) -> None:
-        drafting, verifying, reading, ending = seconds
-        drafter = draft.drafter
-        self.report.count(drafter.name, block, kept, {each.name: a for each, a in zip(self.drafters, agreed, strict=False)})
-        self.report.bonus_steps += int(read_all)
-        self.report.drafting += drafting + reading
-        self.report.verifying += verifying + ending
-        steps = block + int(read_all)
-        one = (drafting + reading) / steps if steps and drafter.costs and not draft.is_ahead else 0.0
-        kept = [n for n in kept if n >= 0]
-        self.schedule.record(self.drafters.index(drafter), block, kept, agreed, one, verifying + ending)
+    def _look(self, *values: torch.Tensor) -> list[Any]:
+        """As `scoring.look`. What was before it is over then."""
+        found = self.scoring.look(*values)
+        self.accounts.settle()
+        return found
 
     def packed(self, generation_config: Any) -> Any:
         """What `generate` returns: rows padded on the right to one length, and everything that was asked for beside them."""

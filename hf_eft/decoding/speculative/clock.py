@@ -23,9 +23,14 @@ class Clock:
         self._laps: list[Any] = []
         self.lap()
 
+    @property
+    def waits(self) -> bool:
+        """Whether `seconds` waits until the device has come to the last place."""
+        return self._device.type != "cpu"
+
     def lap(self) -> None:
         """The program is here."""
-        if self._device.type == "cpu":
+        if not self.waits:
             self._laps.append(time.perf_counter())
             return
         event = torch.Event(self._device, enable_timing=True)
@@ -43,7 +48,7 @@ class Clock:
 
     def _measured(self) -> list[float]:
         pairs = zip(self._laps, self._laps[1:], strict=False)
-        if self._device.type == "cpu":
+        if not self.waits:
             return [end - start for start, end in pairs]
         self._laps[-1].synchronize()
         return [start.elapsed_time(end) / 1000 for start, end in pairs]
