@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers.cli.serving.utils import get_response_template
-
 from ..members.combined import Combined
 
 # Of JSON: one space at most between its parts, since a small model that may write any number of them writes nothing else.
@@ -18,6 +16,8 @@ _LINE = "\n"  # between the marks of a call and its JSON, as the families that w
 
 def response_format(model: Combined, tokenizer: Any) -> dict[str, Any] | None:
     """How calls and thoughts are written: the tokenizer's word, or else transformers' for the family of the first tuned member."""
+    from transformers.cli.serving.utils import get_response_template  # brings a web server
+
     tuned = model.combination.tuned_names or tuple(model.members)
     return get_response_template(tokenizer, model.members[tuned[0]])
 

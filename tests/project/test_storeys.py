@@ -46,3 +46,32 @@ def test_the_picture_is_of_this_code() -> None:
     finally:
         sys.path.pop(0)
     assert storeys.PICTURE.read_text() == storeys.drawn(), "draw it anew: python docs/pictures/storeys.py"
+
+
+_BEFORE = """
+import sys
+import transformers.generation, transformers.modeling_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+packages = lambda: {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)
+before = packages()
+"""
+_WITH_TYPER = {"annotated_doc", "click", "markdown_it", "mdurl", "pygments", "shellingham"}
+_AFTER = "print(*sorted(packages() - before))"
+
+
+@pytest.mark.parametrize(
+    ("imports", "brought"),
+    [
+        ("from hf_eft import EFTForCausalLM, EFTLogitsProcessor", []),
+        (
+            "import hf_eft.hub, hf_eft.analysis, hf_eft.evaluation, hf_eft.grammar, hf_eft.playground, hf_eft.training, hf_eft.tiny",
+            [],
+        ),
+        ("import hf_eft.cli", ["rich", "typer"]),
+    ],
+)
+def test_an_import_brings_nothing_of_an_extra(imports: str, brought: list[str]) -> None:
+    """Beside what transformers and torch bring: who does not use an extra does not wait for it, installed as it is here."""
+    done = subprocess.run([sys.executable, "-c", _BEFORE + imports + "\n" + _AFTER], capture_output=True, text=True, check=True)
+    found = {name for name in done.stdout.split() if not name.startswith("_")}
+    assert found - (_WITH_TYPER if brought else set()) == {"hf_eft", *brought}
