@@ -13,7 +13,7 @@ from .rows import Rows
 class Ends:
     r"""
     The stopping criteria of a call. transformers' own for a token and for a length can be asked before it is known which tokens are kept,
-    and the CPU knows lengths by itself. All others see texts: they are asked of those that there are, and of nothing that is rejected.
+    and the CPU knows lengths by itself. All others see texts: they are asked when it is known which tokens are kept.
 
     Args:
         criteria (`Iterable[StoppingCriteria]`): Those of the call.
