@@ -27,6 +27,7 @@ class Ends:
         self._lengths = [each for each in criteria if type(each) is MaxLengthCriteria]
         others = [each for each in criteria if type(each) not in (EosTokenCriteria, MaxLengthCriteria)]
         self._others = StoppingCriteriaList(others)
+        self._by_length: dict[int, bool] = {}  # every row comes to the same lengths
 
     @property
     def see_texts(self) -> bool:
@@ -42,8 +43,10 @@ class Ends:
 
     def by_length(self, length: int) -> bool:
         """Whether a row of so many tokens ends."""
-        ids = torch.zeros((), dtype=torch.long).expand(1, length)  # of the CPU, which is not waited for
-        return any(bool(each(ids, None)) for each in self._lengths)
+        if length not in self._by_length:
+            ids = torch.zeros((), dtype=torch.long).expand(1, length)  # of the CPU, which is not waited for
+            self._by_length[length] = any(bool(each(ids, None)) for each in self._lengths)
+        return self._by_length[length]
 
     def behind(self, count: int) -> torch.Tensor:
         """Whether each of the tokens that were put behind the rows ends its row, `(rows, count)`."""
