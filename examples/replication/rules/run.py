@@ -2,7 +2,7 @@
 Rules for the strength at every token, on the replication's worlds: which of them is worth it.
 
     python examples/replication/rules/run.py            # five seeds: trains what is missing, chooses, asks
-    python examples/replication/rules/run.py --processes 2    # the same numbers, seeds side by side
+    python examples/replication/rules/run.py --processes 2    # the same numbers, jobs side by side
     python examples/replication/rules/run.py --quick    # minutes: sees that everything runs, and says nothing else
 
 Options of rules, constants and truncations are chosen on the validation people of the first seed, and so is the rule that is recommended;
@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row for row in ROWS if args.rows is None or row.name in args.rows]
     names = [row.name for row in rows]
     if "train" in args.stages:
-        side_by_side(args.processes, [partial(train, work, effort, names, seed) for seed in seeds])
+        worlds = [[row.name for row in rows if row.sums is sums] for sums in (False, True)]  # each has models of its own
+        side_by_side(args.processes, [partial(train, work, effort, those, seed) for those in worlds for seed in seeds])
     if "choose" in args.stages:
         alike = [row for row in ROWS if row.name in {each.like for each in rows}]
         found = side_by_side(args.processes, [partial(validated, work, effort, row.name) for row in alike])
@@ -132,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frontiers = [each.name for each in FRONTIERS if args.rows is None or each.name in args.rows]
     for stage, those in (("test", names), ("frontiers", frontiers)):
         if stage in args.stages:
-            side_by_side(args.processes, [partial(measured, work, effort, stage, those, seed) for seed in seeds])
+            jobs = [partial(measured, work, effort, stage, [name], seed) for seed in seeds for name in those]
+            side_by_side(args.processes, jobs)
 
 
 if __name__ == "__main__":
