@@ -64,8 +64,8 @@ class Lane:
         self._log_probs = self._tables.new_tensor([[context.log_prob] for context in contexts], dtype=torch.float64)
         self._known = torch.ones(len(contexts), 1, dtype=torch.bool)
         self._all_known = True
-        self._nothing = taken(self._tables.new_zeros(1, covers.lexicon.symbols + 1), columns)
-        self._placed = masked(self._batch, range(len(contexts)), self._spans, [1] * len(contexts))
+        self._rows = list(range(len(contexts)))
+        self._placed = masked(self._batch, self._rows, self._spans, [1] * len(contexts))
 
     @classmethod
     def of(
@@ -92,23 +92,22 @@ class Lane:
     def has_begun(self) -> bool:
         return bool(self._read)
 
-    def tokens(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """The tokens that ids are, `(rows, 1)` both; `None` if one is several symbols, so that the lane ends before it."""
-        tokens = self._tokens[ids]
-        return None if int(tokens.min()) == SEVERAL else tokens
-
-    def step(self, ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def step(self, ids: torch.Tensor) -> torch.Tensor | None:
         """
-        Read an id in each row and the token that it is, `(rows, 1)` both. Returns the log-probs of the next id, `(rows, ids)`, all of them
-        equal where nothing is known.
+        Read an id in each row, `(rows, 1)`. Returns the log-probs of the next id, `(rows, ids)`, all of them equal where nothing is known;
+        `None` if an id is several symbols, so that the lane ends before it.
         """
-        weights = self._tables.gather(1, tokens.clamp(min=0))
-        known = (tokens != NONE) & (weights > -math.inf)
-        if not (self._all_known and bool(known.all())):
+        tokens = self._tokens.take(ids)
+        lowest = int(tokens.min())
+        if lowest == SEVERAL:
+            return None
+        weights = self._tables.gather(1, tokens.clamp(min=0) if lowest == NONE else tokens)
+        if not self._all_known or lowest == NONE or float(weights.min()) == -math.inf:
+            known = (tokens != NONE) & (weights > -math.inf)
             self._known, self._all_known = self._known & known, False
             tokens = torch.where(self._known, tokens, 0)
         self._log_probs = self._log_probs + weights
-        logits = self._covers.run(self._batch, tokens, self._placed, 1, list(range(len(ids))))
+        logits = self._covers.run(self._batch, tokens, self._placed, 1, self._rows)
         self._batch.columns += 1
         if self._placed["attention_mask"] is not None:
             mask, positions = self._placed["attention_mask"], self._placed["position_ids"]
@@ -119,7 +118,9 @@ class Lane:
         self._covers.cost.symbols += len(ids)
         self._covers.cost.tokens += len(ids)
         said = self._said()
-        return said if self._all_known else torch.where(self._known, said, self._nothing)
+        if self._all_known:
+            return said
+        return torch.where(self._known, said, taken(said.new_zeros(1, self._covers.lexicon.symbols + 1), self._ids))
 
     def _said(self) -> torch.Tensor:
         """The log-probs of the next id, if all is known, `(rows, ids)`."""

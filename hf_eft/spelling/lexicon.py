@@ -114,7 +114,7 @@ class Lexicon:
         following = self.taken(tables, self._one)
         symbols, ids, counts = self._several
         if len(symbols):
-            following[:, symbols] = grouped_log_sum(tables.index_select(1, ids), counts)
+            following.index_copy_(1, symbols, grouped_log_sum(tables.index_select(1, ids), counts))
         if len(self._ends) > 1:
             following[:, -1] = tables.index_select(1, self._ends).logsumexp(-1)
         return following

@@ -198,11 +198,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
         mask = _checked_mask(attention_mask, rows, cached + new, type(self).__name__)
         ids = readable(input_ids, mask, {type(self).__name__: self.config.vocab_size}).cpu()
         seen = mask.numpy()
-        if (going := self._in_lane(ids, seen, cached, cache)) is not None:
-            written, lane, tokens = going
-            after = self._whole(lambda: lane.step(ids, tokens))
-            self._hold(cast(Cache, cache), ids, torch.zeros_like(ids))
-            written.keys, written.seen = held(cast(Cache, cache)), seen
+        if (after := self._in_lane(ids, seen, cached, cache)) is not None:
             return after
         positions = keep(torch.arange(new)[None], logits_to_keep)[0].tolist()
         states = self._read(self._asked(ids.numpy(), seen, cached, cache, positions))
@@ -212,20 +208,18 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
             self._written.value.lane = Lane.of(self._covers, last, self._tokens, self._columns, STATES, self._era)
         return taken(after, self._columns)
 
-    def _in_lane(
-        self, ids: torch.Tensor, seen: Any, cached: int, cache: Cache | None
-    ) -> tuple[Written, Lane, torch.Tensor] | None:
-        """What rows have written, the lane in which they go on, and by what tokens; a lane that they leave has its states made."""
+    def _in_lane(self, ids: torch.Tensor, seen: Any, cached: int, cache: Cache | None) -> torch.Tensor | None:
+        """The log-probs of the next id of rows that go on in a lane, `(rows, ids)`; a lane that they leave has its states made."""
         written: Written | None = self._written.value
         lane = None if written is None else written.lane
         if written is None or lane is None:
             return None
-        goes_on = (
-            ids.shape[1] == 1 and bool(cached) and bool(seen[:, cached:].all()) and written.goes_on(cache, seen[:, :cached])
-        )
         is_good = lane.era is self._era
-        if is_good and goes_on and (tokens := lane.tokens(ids)) is not None:
-            return written, lane, tokens
+        goes_on = ids.shape[1] == 1 and bool(cached) and seen[:, cached:].all() and written.goes_on(cache, seen[:, :cached])
+        if is_good and goes_on and (after := self._whole(lambda: lane.step(ids))) is not None:
+            self._hold(cast(Cache, cache), ids, torch.zeros_like(ids))
+            written.keys, written.seen = held(cast(Cache, cache)), seen
+            return after
         if lane.has_begun:
             if is_good:
                 lane.settle(written.texts, lambda row, *known: self._reader.know(written.boundaries[row], *known))
@@ -258,7 +252,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
     def _hold(self, cache: Cache, ids: torch.Tensor, ends: torch.Tensor) -> Any:
         """Put ids and, beside each, where the prompt ends into a cache, `(rows, new)` both; returns all that it holds."""
         device = held(cache).device if cache.get_seq_length() else self.device
-        return cache.update(*(each[:, None, :, None].to(device) for each in (ids, ends)), 0)
+        return cache.update(*(each.to(device).unsqueeze(1).unsqueeze(-1) for each in (ids, ends)), 0)
 
     def _begun(self, ids: Any, seen: Any) -> Any:
         """How many ids are a prompt at least, `(rows, 1)`: up to the last special one that text follows, or that follows none."""

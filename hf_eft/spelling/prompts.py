@@ -124,7 +124,8 @@ class PromptReader:
         return (ids, 0, self.alphabet.cut(rest)) if self.covers.lexicon.is_plain else (ids, len(ids) - kept, symbols)
 
     def _cuts(self, texts: list[str]) -> list[list[int]]:
-        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+        options = dict.fromkeys(("add_special_tokens", "return_attention_mask", "return_token_type_ids"), False)
+        return list(self.tokenizer(texts, **options)["input_ids"]) if texts else []
 
     def _cut(self, text: str) -> list[int]:
         return self._cuts([text])[0]

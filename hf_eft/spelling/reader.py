@@ -6,6 +6,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -20,8 +21,7 @@ _WIDTH = 4  # bytes of an id in a key
 Key = tuple[int, bytes]  # where the prompt ends, and the ids of the text
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A text (its ids as int32, one after the other), where its prompt ends, and after how many of its ids the state is asked for."""
 
     content: bytes

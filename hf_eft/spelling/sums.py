@@ -18,17 +18,23 @@ def measure(states: Sequence[State], lexicon: Lexicon) -> None:
     todo = [state for state in states if state.said is None and state.covers]
     ended = [context for state in todo for context, node in state.covers if node.depth == 0]
     behind = lexicon.next(tables_of(ended)) if ended else None  # (ended, symbols + 1)
-    several: list[tuple[State, int]] = []  # of texts with several covers, also the first row that is behind one of theirs
+    alone: list[tuple[int, int]] = []  # of texts with one cover, whose token has ended, their place and their row behind it
+    several: list[tuple[int, int]] = []  # of the others, their place and the first row that is behind one of their covers
     at = 0
-    for state in todo:
+    for i, state in enumerate(todo):
         count = sum(node.depth == 0 for _, node in state.covers)
-        if count == len(state.covers) == 1:
-            state.said, state.row, state.log_prob = behind, at, state.covers[0][0].log_prob
-        else:
-            several.append((state, at))
+        (alone if count == len(state.covers) == 1 else several).append((i, at))
         at += count
+    said, log_probs = behind, {i: todo[i].covers[0][0].log_prob for i, _ in alone}
     if several:
-        _sum(several, behind, lexicon.symbols + 1)
+        summed, totals = _sum([(todo[i], first) for i, first in several], behind, lexicon.symbols + 1)
+        log_probs |= {i: total for (i, _), total in zip(several, totals, strict=True)}
+        said = summed.new_empty(len(todo), lexicon.symbols + 1)
+        said[[i for i, _ in several]] = summed
+        if behind is not None and alone:
+            said[[i for i, _ in alone]] = behind[[row for _, row in alone]]
+    for i, state in enumerate(todo):
+        state.said, state.row, state.log_prob = said, i, log_probs[i]
 
 
 def following(states: Sequence[State], lexicon: Lexicon) -> torch.Tensor:
@@ -76,10 +82,10 @@ def tables_of(contexts: Sequence[Context]) -> torch.Tensor:
     return tables if rows == list(range(len(tables))) else tables[rows]
 
 
-def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, count: int) -> None:
+def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, count: int) -> tuple[torch.Tensor, list[float]]:
     """
-    What follows texts with several covers: of each, `behind` has, from a row on, what follows those whose token has ended. Weights are
-    taken relative to the heaviest, so that long texts lose no digits.
+    What follows texts with several covers, `(texts, count)`, and how probable they are: of each, `behind` has, from a row on, what follows
+    those whose token has ended. Weights are taken relative to the heaviest, so that long texts lose no digits.
     """
     states = [state for state, _ in several]
     heaviest = [max(context.log_prob for context, _ in state.covers) for state in states]
@@ -107,8 +113,7 @@ def _sum(several: Sequence[tuple[State, int]], behind: torch.Tensor | None, coun
         _add(dense.view(-1), inside, count)
     totals = dense.logsumexp(-1)
     said = dense - totals.clamp(min=-1e30)[:, None]
-    for row, (state, total, most) in enumerate(zip(states, totals.tolist(), heaviest, strict=True)):
-        state.said, state.row, state.log_prob = said, row, most + total
+    return said, [most + total for total, most in zip(totals.tolist(), heaviest, strict=True)]
 
 
 def _add(flat: torch.Tensor, inside: Sequence[tuple[int, Context, Node, float]], count: int) -> None:

@@ -12,8 +12,6 @@ import torch
 from .lexicon import Node
 from .states import Place
 
-_FEW = 3  # numbers, which are taken out one by one sooner than together
-
 
 @dataclass(eq=False)
 class Context:
@@ -48,13 +46,8 @@ def entries(wanted: Sequence[tuple[torch.Tensor, int, int]]) -> list[float]:
         by_matrix.setdefault(id(matrix), []).append(i)
     found = [0.0] * len(wanted)
     for places in by_matrix.values():
-        if len(places) <= _FEW:
-            for i in places:
-                matrix, row, column = wanted[i]
-                found[i] = matrix[row, column].item()
-            continue
         matrix, rows, columns = wanted[places[0]][0], [wanted[i][1] for i in places], [wanted[i][2] for i in places]
-        for i, value in zip(places, matrix[rows, columns].tolist(), strict=True):
+        for i, value in zip(places, matrix.numpy()[rows, columns].tolist(), strict=True):
             found[i] = value
     return found
 

@@ -126,6 +126,22 @@ def test_a_row_that_ends_and_an_id_of_several_units(tuned: Any) -> None:
     text.check(text.read(torch.tensor([[2], [6]])), has_begun=False)  # `aba` is `ab a`
 
 
+def test_a_token_that_the_model_rules_out(tuned: Any) -> None:
+    """Nothing is known of what follows it, and of other rows all is."""
+    ruled_out = cutters_of(PAIR)["tuned"].convert_tokens_to_ids("b")
+
+    def rule_out(_model: Any, _inputs: Any, out: Any) -> Any:
+        out.logits[..., ruled_out] = -torch.inf
+        return out
+
+    tuned.model.register_forward_hook(rule_out)
+    text = Text(tuned)
+    text.read(torch.tensor([[3], [3]]))
+    said = text.read(torch.tensor([[4], [5]]))
+    text.check(said)
+    assert [row[row.isfinite()].unique().numel() == 1 for row in said] == [True, False]
+
+
 def test_states_that_were_freed_meanwhile(tuned: Any) -> None:
     """As by a call of another thread, or by weights that were changed in place."""
     text = Text(tuned)
