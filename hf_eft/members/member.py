@@ -35,7 +35,8 @@ class Member:
     def of(cls, name: str, model: PreTrainedModel) -> Member:
         parameters = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        return cls(name, model, frozenset(parameters), takes_any, table_rows(model))
+        kind = View if getattr(model, "is_view", False) else cls
+        return kind(name, model, frozenset(parameters), takes_any, table_rows(model))
 
     @property
     def cache_argument(self) -> str:
@@ -125,6 +126,17 @@ class Member:
         if "logits_to_keep" not in self.accepts:
             outputs.logits = keep(outputs.logits, logits_to_keep)
         return outputs
+
+
+class View(Member):
+    """A member that reads by another model (`model.is_view`): that one is a [`Member`] there, so that how it reads is looked at there."""
+
+    def forward(self, **inputs: Any) -> Any:
+        given = {key: inputs[key] for key in ("input_ids", "inputs_embeds", "attention_mask", "use_cache", "logits_to_keep")}
+        try:
+            return self.model(**given, **{self.cache_argument: inputs["cache"]})
+        except ValueError as error:
+            raise ValueError(f"The member {self.name!r} cannot read on. {error}") from error
 
 
 def _length(given: Mapping[str, Any]) -> Any:

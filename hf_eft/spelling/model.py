@@ -65,6 +65,7 @@ class SpelledModel(PreTrainedModel, GenerationMixin):
     config_class = SpelledConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    is_view = True  # a member reads by it as it is, see `hf_eft.members.member.View`
     _is_stateful = False
     _supports_sdpa = True
     _supports_flash_attn = True
