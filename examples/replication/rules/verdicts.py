@@ -12,6 +12,7 @@ from candidates import CONSTANT, PLAIN
 from measuring import RECOMMENDED
 from resampling import Found, Seeds, of_difference, of_means, of_share
 from rows import ROWS
+from sizes import SECONDS
 
 from hf_eft.evaluation.intervals import Items
 from hf_eft.evaluation.intervals import of_difference as of_items
@@ -30,6 +31,9 @@ def collect(work: Path) -> dict[str, Any]:
         "dates": set(),
         "seconds": {},
     }
+    models = [path.parent for path in work.rglob("model.safetensors")]
+    if models and all((model / SECONDS).exists() for model in models):
+        found["seconds"]["training"] = round(sum(json.loads((model / SECONDS).read_text()) for model in models))
     for stage in ("validation", "test", "frontiers"):
         paths = sorted((work / stage).glob("*.json" if stage == "validation" else "seed-*/*.json"))
         of_stage: dict[str, Any] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ SIZES: dict[str, dict[str, int]] = {
 # Small models take larger steps.
 _PEAKS = {"small": 5e-3, "medium": 3e-3, "large": 1.5e-3}
 _TUNING_PEAK = 0.6  # of the pre-training's
+SECONDS = "seconds.json"  # beside a model, what training it took
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,20 @@ class Effort:
 
 
 QUICK = Effort(pretraining_steps=1200, people=100)
+
+
+def trained(where: Path, train: Callable[[], Any], need: Callable[[], Any]) -> None:
+    """
+    Train a model into a folder, if it is not there; the seconds of processor time that it took lie beside it, without those of what is
+    needed first.
+    """
+    if (where / "model.safetensors").exists():
+        return
+    need()
+    started, part = time.process_time(), where.with_name(f"{where.name}.part")
+    train().save_pretrained(part)
+    (part / SECONDS).write_text(json.dumps(round(time.process_time() - started, 1)) + "\n")
+    part.rename(where)  # a run that is stopped leaves nothing half written
 
 
 class Family:
@@ -73,8 +90,7 @@ class Family:
         key = (size, stage)
         if key not in self._loaded:
             where = self.folder / f"{size}-{stage}"
-            if not (where / "model.safetensors").exists():
-                self._train(size, stage).save_pretrained(where)
+            trained(where, lambda: self._train(size, stage), lambda: stage == "base" or self.model(size, "base"))
             self._loaded[key] = AutoModelForCausalLM.from_pretrained(where).eval()
         return self._loaded[key]
 
@@ -86,7 +102,6 @@ class Family:
             return pretrain(
                 model, self.world, self.tokenizer, self.effort.pretraining_steps, _PEAKS[size], self.seed + 10, label
             )
-        self.model(size, "base")
         model = AutoModelForCausalLM.from_pretrained(self.folder / f"{size}-base")
         shown = self.world.behaviour(stage, random.Random(self.seed + 20))
         replayed = self.world.biographies(random.Random(self.seed + 21))

@@ -16,7 +16,7 @@ from make_tiny import BATCH, finetune, packed, train
 from peft import LoraConfig, get_peft_model
 from second import SecondWorld
 from settings import Setting
-from sizes import _PEAKS, _TUNING_PEAK, Family
+from sizes import _PEAKS, _TUNING_PEAK, Family, trained
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from world import VALUES
@@ -85,8 +85,8 @@ class Bench:
         # How it is used says nothing about what it learnt.
         name = setting.name.removeprefix("small tuned alone").removeprefix("ordinary").strip(", ") or "x1"
         where = self.folder / (name if setting.alpha is None else setting.name)
-        if not (where / "model.safetensors").exists():
-            self._train(setting, watch).save_pretrained(where)
+        read = (setting.size, *(setting.bases if setting.alpha is not None else ()))
+        trained(where, lambda: self._train(setting, watch), lambda: [self.family.model(size, "base") for size in read])
         return AutoModelForCausalLM.from_pretrained(where).eval()
 
     def forget(self) -> None:
