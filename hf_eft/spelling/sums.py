@@ -25,16 +25,19 @@ def measure(states: Sequence[State], lexicon: Lexicon) -> None:
         count = sum(node.depth == 0 for _, node in state.covers)
         (alone if count == len(state.covers) == 1 else several).append((i, at))
         at += count
-    said, log_probs = behind, {i: todo[i].covers[0][0].log_prob for i, _ in alone}
+    said = behind
+    for i, _ in alone:
+        todo[i].log_prob = todo[i].covers[0][0].log_prob
     if several:
         summed, totals = _sum([(todo[i], first) for i, first in several], behind, lexicon.symbols + 1)
-        log_probs |= {i: total for (i, _), total in zip(several, totals, strict=True)}
+        for (i, _), total in zip(several, totals, strict=True):
+            todo[i].log_prob = total
         said = summed.new_empty(len(todo), lexicon.symbols + 1)
         said[[i for i, _ in several]] = summed
         if behind is not None and alone:
             said[[i for i, _ in alone]] = behind[[row for _, row in alone]]
     for i, state in enumerate(todo):
-        state.said, state.row, state.log_prob = said, i, log_probs[i]
+        state.said, state.row = said, i
 
 
 def following(states: Sequence[State], lexicon: Lexicon) -> torch.Tensor:

@@ -212,9 +212,9 @@ def page(results: Any) -> str:
     }
     days = " to ".join(dict.fromkeys((results["dates"][0], results["dates"][-1])))
     times = ", ".join(f"{stage} {seconds / 60:.0f} min" for stage, seconds in results["seconds"].items())
-    of_what = "of processor time" if "training" in results["seconds"] else "beside other work and without the training"
+    without = "" if "training" in results["seconds"] else ", without the training"
     head_ = (
-        f"`{results['command']}`, one thread, {results['machine']}, {days}; {times}, {of_what}. Test "
+        f"`{results['command']}`, one thread, {results['machine']}, {days}; {times} of processor time{without}. Test "
         "people, greedy unless a temperature is named. In brackets 95 % intervals of a paired bootstrap over seeds and over the questions "
         "of each; a difference whose interval leaves out 0 is bold. *Better than both*: more form beyond chance than both, and facts "
         f"above −{MARGIN:g}. *Both* is the share of answers with the right fact in the right form; it was added when results were known."
